@@ -1,0 +1,289 @@
+"""One interface to a frozen causal LM: the only code that touches Transformers' internals.
+
+Whatever a receiver reads in place of the context (the text itself, vectors at the input, slots in every layer) becomes
+a `Context`: a key/value cache with a mask. Scoring and generation then know only contexts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.backbone.anatomy import SLIDING, decoder_layers, describe
+from latentwire.backbone.load import load_model, load_tokenizer
+from latentwire.core.errors import ModelError
+
+
+@dataclass
+class Context:
+    """What a receiver has read before the question, left-padded.
+
+    cache: keys and values of K positions in every layer; mask: (batch, K), True where a position is real.
+    The question starts right after: at position `mask.sum(1)`.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+
+    def repeat(self, counts: Sequence[int]) -> Context:
+        """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
+        index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.mask.device)
+        cache = DynamicCache()
+        for i, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys[index], layer.values[index], i)
+        return Context(cache, self.mask[index])
+
+
+@dataclass
+class KeysValues:
+    """Keys before RoPE and values, one entry a layer, each (batch, tokens, kv_heads, head_dim)."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class LanguageModel:
+    """A causal LM with its tokenizer."""
+
+    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise ModelError(f"model {name!r}: a fast tokenizer is needed (windows are aligned by character offsets)")
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.anatomy = describe(model.config, name)
+
+    @classmethod
+    def load(
+        cls, name: str, *, dtype: str = "bfloat16", attn_implementation: str = "auto", device: str = "cpu",
+        load_4bit: bool = False,
+    ) -> LanguageModel:
+        """Load by built-in alias, Hub id, local folder or .gguf file; every parameter is frozen."""
+        if attn_implementation == "auto":
+            attn_implementation = "eager" if torch.device(device).type == "cpu" else "sdpa"
+        model = load_model(
+            name, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, device=device,
+            load_4bit=load_4bit,
+        )
+        return cls(name, model, load_tokenizer(name))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def bos_id(self) -> int | None:
+        """BOS, or for families without one (Qwen) their end-of-text token, which takes the same part."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return bos if bos is not None else eos
+
+    @property
+    def pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids and their character spans, without special tokens."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def autocast(self) -> torch.autocast:
+        """bf16 compute for what is kept in fp32 beside a bf16 model (LoRA); nothing for an fp32 model."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _decode(self, **inputs: Any) -> Tensor:
+        with self.autocast():
+            return self.model.get_decoder()(**inputs).last_hidden_state
+
+    # ---- plain forward passes -------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the first layer sees of token ids (batch, tokens): (batch, tokens, hidden_size)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits in fp32 of final hidden states (..., hidden_size): (..., vocabulary)."""
+        logits = self.model.get_output_embeddings()(hidden).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def prefill(self, mask: Tensor, *, ids: Tensor | None = None, embeds: Tensor | None = None) -> Context:
+        """Read left-padded token ids (batch, K) or embeddings (batch, K, hidden_size); mask is (batch, K)."""
+        cache = DynamicCache()
+        if mask.shape[1]:
+            given: dict[str, Any] = {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds.to(self.dtype)}
+            self._decode(
+                **given,
+                attention_mask=self._attention_mask(mask[:, None, :] & _causal(mask), mask),
+                position_ids=positions_of(mask),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return Context(cache, mask.bool())
+
+    def continue_from(self, context: Context, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Final hidden states (batch, Q, hidden_size) of tokens (batch, Q) read after a context.
+
+        With `segments` (batch, Q), a row holds several questions packed one behind the other: each sees the context
+        and itself, and its positions start right after the context. The context's cache is extended in place.
+        """
+        if segments is None:
+            segments = torch.ones_like(ids)
+        same = (segments[:, :, None] == segments[:, None, :]) & mask[:, None, :].bool() & _causal(ids)
+        known = context.mask[:, None, :].expand(-1, ids.shape[1], -1)
+        start = context.mask.sum(1, keepdim=True)
+        positions = start + same.sum(-1).sub(1).clamp(min=0)
+        return self._decode(
+            input_ids=ids,
+            attention_mask=self._attention_mask(torch.cat([known, same], 2), torch.cat([context.mask, mask.bool()], 1)),
+            position_ids=positions,
+            past_key_values=context.cache,
+            use_cache=True,
+        )
+
+    @torch.no_grad()
+    def generate(self, context: Context, ids: Tensor, mask: Tensor, max_new_tokens: int, stop: list[int]) -> Tensor:
+        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
+        cached = context.mask.shape[1]
+        with self.autocast():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.cat([context.mask.long(), mask.long()], 1),
+                past_key_values=context.cache if cached else None,
+                generation_config=GenerationConfig(
+                    max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
+                ),
+            )
+        return out[:, ids.shape[1] :]
+
+    # ---- inside the layers ----------------------------------------------------------------------------------------
+
+    def hidden_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
+        """Hidden states of right-padded ids (batch, T): (batch, T, len(layers), hidden_size); 0 is the embedding."""
+        blocks = decoder_layers(self.model)
+        seen: dict[int, Tensor] = {}
+
+        def keep(index: int) -> Any:
+            return lambda module, args, out: seen.__setitem__(index, out[0] if isinstance(out, tuple) else out)
+
+        hooks = []
+        try:
+            for k in sorted(set(layers)):
+                module = self.model.get_input_embeddings() if k == 0 else blocks[k - 1]
+                hooks.append(module.register_forward_hook(keep(k)))
+            self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([seen[k] for k in layers], 2)
+
+    def truncate(self, layers: int) -> None:
+        """Keep only the first `layers` blocks: all that a sender needs."""
+        decoder = self.model.get_decoder()
+        decoder.layers = decoder.layers[:layers]
+
+    @contextmanager
+    def _capture(self) -> Iterator[KeysValues]:
+        source, out, hooks = self.anatomy.source, KeysValues(), []
+        heads, dim = self.anatomy.kv_heads, self.anatomy.head_dim
+
+        def keep_key(module: Any, args: Any, key: Tensor) -> None:
+            key = key.transpose(1, 2) if source.heads_first else key
+            out.keys.append(key.reshape(*key.shape[:2], heads, dim))
+
+        def keep_value(module: Any, args: Any, value: Tensor) -> None:
+            out.values.append(value.reshape(*value.shape[:2], heads, dim))
+
+        try:
+            for block in decoder_layers(self.model):
+                hooks.append(getattr(block.self_attn, source.key).register_forward_hook(keep_key))
+                hooks.append(getattr(block.self_attn, source.value).register_forward_hook(keep_value))
+            yield out
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def keys_values(self, ids: Tensor, mask: Tensor) -> KeysValues:
+        """Keys before RoPE and values of right-padded ids (batch, T), with gradients when they are on."""
+        with self._capture() as out:
+            self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        return out
+
+    def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rotary cos and sin for integer positions (batch, n), one pair a layer, each (batch, n, head_dim), fp32."""
+        rotary = self.model.get_decoder().rotary_emb
+        like = torch.zeros(1, dtype=torch.float32, device=positions.device)
+        if not isinstance(getattr(rotary, "rope_type", None), dict):  # one base for all layers
+            return [rotary(like, positions)] * self.anatomy.layers
+        per_type = {kind: rotary(like, positions, kind) for kind in set(self.anatomy.layer_types)}
+        return [per_type[kind] for kind in self.anatomy.layer_types]
+
+    def _attention_mask(self, allowed: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
+        """Additive mask from allowed (batch, Q, K); sliding layers also forget what lies too far back.
+
+        Distance is counted in cache positions, as Transformers' own masks count it.
+        """
+        queries, keys = allowed.shape[-2:]
+        allowed = allowed | torch.eye(keys, dtype=torch.bool, device=allowed.device)[keys - queries :]
+        full = self._additive(allowed)
+        if self.anatomy.sliding_window is None:
+            return full
+        order = torch.arange(keys, device=allowed.device)
+        near = order[keys - queries :, None] - order[None, :] < self.anatomy.sliding_window
+        return {"full_attention": full, SLIDING: self._additive(allowed & near)}
+
+    def _additive(self, allowed: Tensor) -> Tensor:
+        mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
+
+
+def _causal(like: Tensor) -> Tensor:
+    """(1, n, n), True where a row may see a column, for (batch, n)."""
+    n = like.shape[1]
+    return torch.ones(1, n, n, dtype=torch.bool, device=like.device).tril()
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions of left-padded tokens (batch, K), as `generate` counts them."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embeddings (RoFormer, Su et al. 2021), half-split form; all broadcast over (..., head_dim)."""
+    first, second = keys.chunk(2, dim=-1)
+    return keys * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Left-pad rows of ids: ids (batch, longest) and mask (batch, longest)."""
+    return _pad(rows, pad, device, left=True)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Right-pad rows of ids: ids (batch, longest) and mask (batch, longest)."""
+    return _pad(rows, pad, device, left=False)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, left: bool) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, rows))
+    gap = [(longest - len(r), 0) if left else (0, longest - len(r)) for r in rows]
+    ids = torch.stack([F.pad(torch.tensor(r, dtype=torch.long), g, value=pad) for r, g in zip(rows, gap, strict=True)])
+    mask = torch.stack([F.pad(torch.ones(len(r), dtype=torch.bool), g) for r, g in zip(rows, gap, strict=True)])
+    return ids.to(device), mask.to(device)

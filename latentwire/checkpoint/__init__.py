@@ -1,0 +1,1 @@
+"""Checkpoints: folders of JSON and safetensors, written whole or not at all."""

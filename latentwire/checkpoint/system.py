@@ -1,0 +1,40 @@
+"""Checkpoints for use: everything but the language models themselves, with the configuration that made it.
+
+    DIR/checkpoint.json            format, files with sizes and SHA-256, resolved configuration, manifest
+        sender.safetensors         encoder, and the sender's LoRA if it has one
+        receivers/<name>.safetensors           reader and LoRA
+        baselines/<name>-text.safetensors      tuned baselines
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
+from latentwire.config import Config, config_from_dict
+from latentwire.core.manifest import run_manifest
+from latentwire.model.system import LatentWire
+
+
+def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), extra: dict[str, Any] | None = None) -> None:
+    """Write a checkpoint in bf16; the training states keep fp32."""
+    config = system.config.model_dump(mode="json")
+    info = {"config": config, "manifest": run_manifest(None, list(command)), **(extra or {})}
+    save_folder(folder, system.state_dict(), info, dtype=torch.bfloat16)
+
+
+def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Config:
+    """The configuration that a checkpoint was made with, with some dotted keys changed."""
+    return config_from_dict(read_info(folder)["config"], str(folder), changes or {})
+
+
+def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:
+    """Build the system that a checkpoint describes and take up its state."""
+    state = load_folder(folder)
+    system = LatentWire.build(config or load_config_of(folder))
+    system.load_state_dict(state)
+    return system

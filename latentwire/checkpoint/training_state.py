@@ -1,0 +1,53 @@
+"""Resumable states of a running stage: folders step_000100, step_000200, ... under the stage's folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+
+OPTIMIZER = "optimizer"
+
+
+@dataclass
+class TrainingState:
+    """Steps done, what is trained as {file stem: tensors}, and the optimizer's moments."""
+
+    step: int
+    weights: dict[str, dict[str, Tensor]]
+    optimizer: dict[str, Tensor]
+
+
+def save_state(folder: Path, state: TrainingState) -> Path:
+    """Write a state; returns its folder."""
+    path = folder / f"step_{state.step:06d}"
+    save_folder(path, {**state.weights, OPTIMIZER: state.optimizer}, {"step": state.step})
+    return path
+
+
+def load_state(path: Path) -> TrainingState:
+    """Read a state back."""
+    weights = load_folder(path)
+    optimizer = weights.pop(OPTIMIZER, {})
+    return TrainingState(read_info(path)["step"], weights, optimizer)
+
+
+def all_states(folder: Path) -> list[Path]:
+    """Complete states under a folder, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / INDEX).is_file())
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The newest complete state, if any."""
+    states = all_states(folder)
+    return states[-1] if states else None
+
+
+def prune_states(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` states."""
+    for path in all_states(folder)[:-keep]:
+        shutil.rmtree(path)

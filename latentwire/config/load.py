@@ -1,0 +1,116 @@
+"""From files, overrides and flags to one checked `Config`. Precedence: file < --override < flag."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from latentwire.config.schema import Config, ModelConfig
+from latentwire.core.errors import ConfigError
+
+
+def load_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a JSON file (which may name another one under "extends"), then apply overrides and flags by dotted key."""
+    values = _read(Path(path), ()) if path else {}
+    changes: dict[str, Any] = {}
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--override {text}: expected key=value, such as data.samples=64")
+        changes[key.strip()] = _parse(value)
+    return config_from_dict(values, str(path or "defaults"), changes | dict(flags or {}))
+
+
+def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:
+    """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key."""
+    values = json.loads(json.dumps(values))
+    for dotted, value in changes.items():
+        _set(values, dotted, value, where)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first(error)}") from None
+
+
+def resolve_receivers(model: ModelConfig) -> dict[str, str]:
+    """Receiver name -> model: the shorthands llama_id and qwen_id, where given, replace the mapping."""
+    short = {"llama": model.llama_id, "qwen": model.qwen_id}
+    chosen = {name: value for name, value in short.items() if value} or dict(model.receivers)
+    if not chosen:
+        raise ConfigError("model.receivers: at least one receiver is needed")
+    for name in chosen:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ConfigError(f"model.receivers: {name!r} is not a plain name (letters, digits, '.', '_', '-')")
+    return chosen
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f"{path}: extends itself")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: could not be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object")
+    base = values.pop("extends", None)
+    return values if base is None else _merge(_read(path.parent / base, (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "receivers"
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *sections, last = dotted.split(".", 2) if dotted.startswith("model.receivers.") else dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: {dotted}: {section} is not a section")
+    values[last] = value
+
+
+def _first(error: ValidationError) -> str:
+    """The first problem in one line, with the dotted path, and how many more there are."""
+    problems = error.errors()
+    first, more = problems[0], len(problems) - 1
+    dotted = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(dotted, list(dotted_keys()), n=1)
+        text = f"{dotted}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+    else:
+        text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    return text + (f" (and {more} more)" if more else "")
+
+
+def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from dotted_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,0 +1,220 @@
+"""Every option of LatentWire, defined once.
+
+One frozen Pydantic model per section. The same definition serves the JSON file, the dotted override
+(`--override data.samples=64`), the command-line flag (`--samples 64`) and the reference in docs/config.md.
+A field's flag is its name; `flag(...)` gives another one where the name alone would be unclear.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+Fraction = Field(ge=0.0, lt=1.0)
+
+
+def flag(name: str | None) -> dict[str, Any]:
+    """Name a field's command-line flag (without dashes); None means that it has no flag of its own."""
+    return {"flag": name}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The receivers and how they are loaded."""
+
+    receivers: dict[str, str] = Field(
+        {"smollm2-135m": "smollm2-135m", "gemma3-270m": "gemma3-270m"},
+        description="Receiver name -> model: built-in alias, Hub id, local folder or .gguf file.",
+        json_schema_extra=flag(None),
+    )
+    llama_id: str | None = Field(None, description="Shorthand: a receiver named 'llama'. Replaces the default receivers.")
+    qwen_id: str | None = Field(None, description="Shorthand: a receiver named 'qwen'. Replaces the default receivers.")
+    reader: Literal["slots", "embedding"] = Field(
+        "slots", description="slots: key/value slots in every layer; embedding: vectors at inputs_embeds."
+    )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Compute and frozen-weight type.")
+    attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
+        "auto", description="auto: eager on CPU (its bf16 backward is the faster one there), sdpa elsewhere."
+    )
+    load_4bit: bool = Field(False, description="Load receivers in 4 bits with bitsandbytes (CUDA only).")
+
+
+class DataConfig(Section):
+    """Questions on passages, and plain text for the closed-form fit."""
+
+    dataset: Literal["squad", "squad_v2", "hotpot", "facts"] = Field("facts", description="Which kind of data.")
+    data_path: str | list[str] | None = Field(
+        None, description="Training file(s) in the dataset's original JSON format; without it, the `datasets` library."
+    )
+    eval_path: str | None = Field(None, description="Held-out file in the same format; without it, the validation split.")
+    text_path: str | None = Field(None, description="Plain text, one paragraph a line: more windows for the closed form.")
+    samples: PositiveInt | None = Field(None, description="Use at most so many training questions.")
+    max_context_tokens: PositiveInt = Field(220, description="Training passages with more sender tokens are left out.")
+    questions_per_passage: PositiveInt = Field(5, description="Most questions packed behind one encoded passage.")
+    seed: int = Field(0, description="Seed of sampling and of the facts generator.", json_schema_extra=flag("data_seed"))
+
+
+class EncoderConfig(Section):
+    """The sender: window features of a pretrained LM, then one linear map to d_z."""
+
+    model: str = Field("smollm2-135m", description="Sender model.", json_schema_extra=flag("sender_id"))
+    layers: list[int] = Field(
+        [0, 10, 20], min_length=1, description="Hidden states taken: 0 is the embedding, k the output of layer k.",
+        json_schema_extra=flag("encoder_layers"),
+    )
+    window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
+    latent_len: PositiveInt | None = Field(
+        None, description="Fixed number of latents M: windows of ceil(T/M) tokens, of which `window` are read."
+    )
+    d_z: PositiveInt = Field(512, description="Width of a latent.")
+    lora_from: str | None = Field(
+        None, description="Start the sender from this receiver's slot-tuned LoRA (it must be the same model)."
+    )
+
+
+class DeepPrefixConfig(Section):
+    """The slot reader."""
+
+    pattern: Literal["interleaved", "strided"] = Field(
+        "interleaved",
+        description="Which token of its window a KV head starts from: another one per head, or the last one in all.",
+    )
+    hidden: int = Field(256, ge=0, description="Width of the MLP beside the linear generator; 0 leaves it out.")
+
+
+class AdapterConfig(Section):
+    """The embedding reader."""
+
+    hidden: int = Field(256, ge=0, description="Width of the MLP beside the linear adapter; 0 leaves it out.")
+    calibration: Literal["none", "embed_rms", "fixed", "train_stats"] = Field(
+        "embed_rms", description="What sets the RMS of the vectors that the receiver reads."
+    )
+    fixed_rms: PositiveFloat = Field(1.0, description="The RMS for calibration='fixed'.")
+
+
+class AnchorConfig(Section):
+    """What stands around the wire in the receiver's prompt. Everything here is counted as positions."""
+
+    text: str = Field("", description="Text between the context and the question.", json_schema_extra=flag("anchor_text"))
+    bos: bool = Field(True, description="Begin every prompt with the receiver's BOS token.", json_schema_extra=flag("use_bos"))
+    chat_template: bool = Field(False, description="Wrap the question in the receiver's chat template.")
+
+
+class FeaturesConfig(Section):
+    """Which optional parts are on."""
+
+    use_lora: bool = Field(False, description="LoRA on the receivers; off leaves them frozen.")
+
+
+class LoraConfig(Section):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
+
+    r: PositiveInt = Field(8, description="Rank.", json_schema_extra=flag("lora_r"))
+    alpha: PositiveFloat = Field(16.0, description="Scale; the update is multiplied by alpha / r.", json_schema_extra=flag("lora_alpha"))
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout"))
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get LoRA.", json_schema_extra=flag("lora_targets")
+    )
+    first_n: PositiveInt | None = Field(None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n"))
+
+
+class TuningStage(Section):
+    """Length and rates of one gradient stage."""
+
+    epochs: PositiveInt = Field(1, description="Passes over the training passages.")
+    max_steps: int | None = Field(None, ge=0, description="Stop after so many steps; 0 skips the stage.")
+    lr_scale: PositiveFloat = Field(1.0, description="Multiplies every learning rate of the stage.")
+
+
+class ClosedFormStage(Section):
+    """Reduced-rank ridge regression of all receivers' targets on the sender's window features."""
+
+    passages: PositiveInt = Field(2000, description="Passages read.")
+    ridge: PositiveFloat = Field(0.1, description="Ridge, as a share of the mean diagonal of the feature covariance.")
+    held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
+
+
+class CurriculumConfig(Section):
+    """The stages of training, in order."""
+
+    slot_tuning: TuningStage = TuningStage(max_steps=300)
+    baselines: TuningStage = TuningStage(max_steps=200)
+    closed_form: ClosedFormStage = ClosedFormStage()
+    end_to_end: TuningStage = TuningStage(max_steps=1000)
+
+
+class OptimizerConfig(Section):
+    """AdamW with fp32 master weights."""
+
+    lr: PositiveFloat = Field(3e-4, description="End to end: LoRA and sinks.")
+    lr_tuning: PositiveFloat = Field(1e-3, description="LoRA in slot tuning and in the tuned baselines.")
+    lr_encoder: PositiveFloat = Field(1e-5, description="End to end: the sender's linear map.")
+    lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
+    batch_size: PositiveInt = Field(8, description="Passages a step.")
+    accumulation: PositiveInt = Field(1, description="Micro-batches a step.")
+    weight_decay: float = Field(0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    warmup_steps: int = Field(20, ge=0)
+    min_lr_ratio: float = Field(0.05, ge=0.0, le=1.0, description="Where the decay ends, as a share of the peak.")
+    max_bad_steps: PositiveInt = Field(5, description="NaN or inf losses in a row after which training stops.")
+
+
+class DiagnosticsConfig(Section):
+    """What is written to diagnostics.jsonl."""
+
+    log_every: PositiveInt = Field(10, description="Steps between two lines.")
+
+
+class CheckpointConfig(Section):
+    """Where a run writes and what it keeps."""
+
+    runs_dir: str = Field("runs", description="Folder of all runs.")
+    every_steps: PositiveInt = Field(100, description="Steps between two resumable checkpoints.")
+    keep: PositiveInt = Field(2, description="Step checkpoints kept; epoch checkpoints are always kept.")
+    tuned_cache: str | None = Field(
+        None, description="Where slot-tuned receivers and tuned baselines are kept; default: the user's cache."
+    )
+
+
+class EvaluationConfig(Section):
+    """Evaluation after training and by `latentwire.cli.eval`."""
+
+    samples: int = Field(200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples"))
+    batch_size: PositiveInt = Field(25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size"))
+    max_new_tokens: PositiveInt = Field(24, description="Longest answer.")
+    bootstrap: PositiveInt = Field(2000, description="Resamples behind each 95 % interval.")
+    latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
+
+
+class SystemConfig(Section):
+    """Machine."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: what torch finds.")
+    seed: int = Field(0, description="Seed of initialisation and of batch order.")
+    cache_features: bool = Field(True, description="Keep the frozen sender's window features in memory.")
+
+
+class Config(Section):
+    """One run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    deep_prefix: DeepPrefixConfig = DeepPrefixConfig()
+    anchor: AnchorConfig = AnchorConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    lora: LoraConfig = LoraConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    system: SystemConfig = SystemConfig()

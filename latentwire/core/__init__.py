@@ -1,0 +1,1 @@
+"""Errors, atomic writes, hashes, seeds and run manifests. No torch."""

@@ -1,0 +1,29 @@
+"""Errors that a user can cause. Each message is one line that names the config path, flag or file."""
+
+
+class LatentWireError(Exception):
+    """Base of all errors that end in one clear line instead of a traceback."""
+
+
+class ConfigError(LatentWireError):
+    """A configuration file, override or flag is wrong."""
+
+
+class DataError(LatentWireError):
+    """A data set is missing, malformed or empty."""
+
+
+class ModelError(LatentWireError):
+    """A language model is missing, unsupported or used beyond its limits."""
+
+
+class CheckpointError(LatentWireError):
+    """A checkpoint is missing, damaged or made for something else."""
+
+
+class WireError(LatentWireError):
+    """A message is malformed, or not for this reader."""
+
+
+class TrainingError(LatentWireError):
+    """Training cannot go on."""

@@ -1,0 +1,5 @@
+"""Passages and their questions, from files, from the `datasets` library, or invented. No torch."""
+
+from latentwire.data.load import load_passages, load_texts
+
+__all__ = ["load_passages", "load_texts"]

@@ -1,0 +1,62 @@
+"""How a question is put to a receiver: the constant head, the tail behind the context, and the answer.
+
+    head | context (text, vectors or slots) | tail: anchor, question, "Answer:" | answer
+
+All readers and all baselines use the same head, tail and answer; only the context differs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentwire.config.schema import AnchorConfig
+from latentwire.core.errors import ConfigError
+
+QUESTION = "\nQuestion: {question}\nAnswer:"
+CONTENT_MARK = "\x02"
+
+
+class PromptFormat:
+    """Token ids of prompts for one tokenizer.
+
+    Plain form: BOS, context, anchor, "\\nQuestion: ...\\nAnswer:", then " answer\\n".
+    Chat form: the context, anchor and question are the user's turn of the tokenizer's own chat template, and the
+    answer is the assistant's, ended by EOS. What the template puts before the context is the head.
+    """
+
+    def __init__(self, tokenizer: Any, anchor: AnchorConfig, bos_id: int | None):
+        self.tokenizer = tokenizer
+        self.anchor = anchor.text
+        self.chat = anchor.chat_template
+        self.end_text = "" if self.chat else "\n"
+        eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        if self.chat:
+            if not getattr(tokenizer, "chat_template", None):
+                raise ConfigError("anchor.chat_template: the tokenizer of a receiver has no chat template")
+            rendered = tokenizer.apply_chat_template(
+                [{"role": "user", "content": CONTENT_MARK}], tokenize=False, add_generation_prompt=True
+            )
+            before, self.after = rendered.split(CONTENT_MARK)
+            self.head = self._ids(before)
+            self.stop = sorted({*eos, self._ids(self.after.lstrip() or "\n")[0]})
+        else:
+            self.head = [bos_id] if anchor.bos and bos_id is not None else []
+            self.after = ""
+            self.stop = sorted({*eos, self._ids("\n")[-1]})
+        self.end_ids = eos if self.chat else []
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def tail(self, question: str) -> list[int]:
+        """Everything between the context and the answer."""
+        return self._ids(self.anchor + QUESTION.format(question=question) + self.after)
+
+    def answer(self, text: str) -> list[int]:
+        """A training answer, with what ends it."""
+        return self._ids(f" {text}{self.end_text}") + self.end_ids
+
+    def read(self, ids: list[int]) -> str:
+        """The answer in generated ids: decoded up to its first line break."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip().split("\n")[0].strip()

@@ -1,0 +1,31 @@
+"""SQuAD v1.1 and v2.0 JSON (Rajpurkar et al. 2016, 2018), also used by many other sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentwire.data.example import Passage, Question
+
+UNANSWERABLE = "unanswerable"
+
+
+def parse_squad(raw: Any, version2: bool = False) -> list[Passage]:
+    """Passages of a parsed file. v1.1 leaves unanswerable questions out.
+
+    v2.0 keeps them with the one answer "unanswerable", which the models are trained to say and are scored on.
+    KeyError or TypeError where the structure is another one.
+    """
+    passages = []
+    for a, article in enumerate(raw["data"]):
+        for p, paragraph in enumerate(article["paragraphs"]):
+            questions = []
+            for q, qa in enumerate(paragraph["qas"]):
+                answers = tuple(dict.fromkeys(answer["text"].strip() for answer in qa.get("answers", [])))
+                answers = tuple(answer for answer in answers if answer)
+                if not answers and version2:
+                    answers = (UNANSWERABLE,)
+                if answers:
+                    questions.append(Question(str(qa.get("id", f"{a}-{p}-{q}")), qa["question"].strip(), answers))
+            if questions:
+                passages.append(Passage(f"{a}-{p}", paragraph["context"].strip(), tuple(questions)))
+    return passages

@@ -1,0 +1,49 @@
+"""Live progress and diagnostics.jsonl."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from latentwire.core.atomic import append_jsonl
+
+
+class StepLog:
+    """Show every step in a progress bar and write every `every`-th one (and every skipped one) to a JSONL file."""
+
+    def __init__(self, path: Path, every: int, total: int, start: int, title: str):
+        self.path = path
+        self.every = every
+        self.total = total
+        self.title = title
+        self.smooth: dict[str, float] = {}
+        live = sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, desc=title, unit="step", disable=not live, dynamic_ncols=True)
+        self.live = live
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        name, loss = record["receiver"], record["loss"]
+        if "skipped" in record:
+            tqdm.write(f"step {record['step']}: loss {loss} of {name}: step skipped", file=sys.stderr)
+        else:
+            self.smooth[name] = 0.95 * self.smooth.get(name, loss) + 0.05 * loss
+        if record["step"] % self.every == 0 or record["step"] == 1 or "skipped" in record:
+            append_jsonl(self.path, record | {f"smooth_loss/{n}": round(v, 4) for n, v in self.smooth.items()})
+            if not self.live:
+                losses = ", ".join(f"{n} {v:.3f}" for n, v in self.smooth.items())
+                print(
+                    f"{self.title}: step {record['step']}/{self.total}: loss {losses}, "
+                    f"{record['tokens_per_s']:.0f} tokens/s",
+                    flush=True,
+                )
+        self.bar.set_postfix({"loss": f"{self.smooth.get(name, loss):.3f}", "tok/s": record["tokens_per_s"]})
+        self.bar.update()
+
+    def on_epoch(self, epoch: int) -> None:
+        pass
+
+    def on_end(self) -> None:
+        self.bar.close()

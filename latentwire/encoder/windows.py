@@ -1,0 +1,63 @@
+"""Windows: contiguous runs of sender tokens, one behind each latent, and their alignment to other tokenizers.
+
+A window is known to other models by the character at which it starts. A receiver's token belongs to the window in
+which its centre lies. `phases` tokens of each window are taken, in order: phase p of a window with n tokens is its
+min(n - 1, p * n // phases)-th token, so short and long windows are both covered evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one text.
+
+    starts: first character of each window; phase_tokens: (phases, M) indices into the sender's tokens.
+    """
+
+    starts: tuple[int, ...]
+    phase_tokens: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def split(offsets: Sequence[Span], window: int, latent_len: int | None = None) -> Windows:
+    """Cut a text of T sender tokens, given by character spans, into ceil(T / window) windows.
+
+    With `latent_len` M, windows hold ceil(T / M) tokens instead, which gives at most M windows; `window` stays the
+    number of tokens read from each.
+    """
+    size = window if latent_len is None else max(1, -(-len(offsets) // latent_len))
+    members = [list(range(i, min(i + size, len(offsets)))) for i in range(0, len(offsets), size)]
+    return Windows(tuple(offsets[m[0]][0] for m in members), take_phases(members, window))
+
+
+def align(starts: Sequence[int], offsets: Sequence[Span], phases: int) -> list[list[int]]:
+    """(phases, M) indices into another tokenizer's tokens, given by character spans; M = len(starts).
+
+    A window in which no token's centre lies repeats the token before it.
+    """
+    members: list[list[int]] = [[] for _ in starts]
+    window = 0
+    for token, (first, end) in enumerate(offsets):
+        centre = (first + end - 1) / 2
+        while window + 1 < len(starts) and centre >= starts[window + 1]:
+            window += 1
+        members[window].append(token)
+    last = 0
+    for tokens in members:
+        if not tokens:
+            tokens.append(last)
+        last = tokens[-1]
+    return take_phases(members, phases)
+
+
+def take_phases(members: Sequence[Sequence[int]], phases: int) -> list[list[int]]:
+    """(phases, M): the token that stands for each phase of each window."""
+    return [[m[min(len(m) - 1, p * len(m) // phases)] for m in members] for p in range(phases)]

@@ -1,0 +1,151 @@
+"""One named LoRA adapter on one model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from latentwire.config.schema import LoraConfig
+from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.features.base import register
+
+
+@register("lora")
+class LoRA:
+    """LoRA under an adapter name; `active()` switches it on for a while, and every other adapter off."""
+
+    def __init__(self, config: LoraConfig, adapter: str = "latent"):
+        self.config = config
+        self.adapter = adapter
+        self.model: nn.Module | None = None
+
+    @contextmanager
+    def attach(self, model: nn.Module) -> Iterator[None]:
+        """Inject the adapter (B = 0, so that outputs stay as they were), switched off."""
+        targets = self.config.targets
+        names = linear_names(model) if targets == "all-linear" else list(targets)
+        peft_config = PeftLoraConfig(
+            r=self.config.r,
+            lora_alpha=self.config.alpha,
+            lora_dropout=self.config.dropout,
+            target_modules=names,
+            layers_to_transform=None if self.config.first_n is None else list(range(self.config.first_n)),
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+                inject_adapter_in_model(peft_config, model, self.adapter)
+        except ValueError as error:
+            raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}") from error
+        self.model = model
+        for layer in self._layers():
+            layer.cast_input_dtype_enabled = False  # autocast does it, without a copy of the input in fp32
+            for part in (layer.lora_A[self.adapter], layer.lora_B[self.adapter]):
+                part.float()
+        _switch(model, None)
+        try:
+            yield
+        finally:
+            self._detach(model)
+
+    def _detach(self, model: nn.Module) -> None:
+        for name, layer in list(_lora_layers(model)):
+            if self.adapter in layer.lora_A:
+                layer.delete_adapter(self.adapter)
+            if not layer.lora_A:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        self.model = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch this adapter on; what was active before is active again afterwards."""
+        model = self.model
+        assert model is not None, "attach first"
+        before = _active(model)
+        _switch(model, self.adapter)
+        try:
+            yield
+        finally:
+            _switch(model, before)
+
+    def _layers(self) -> Iterator[LoraLayer]:
+        if self.model is not None:
+            for _, layer in _lora_layers(self.model):
+                if self.adapter in layer.lora_A:
+                    yield layer
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        assert self.model is not None, "attach first"
+        for name, layer in _lora_layers(self.model):
+            if self.adapter in layer.lora_A:
+                yield f"{name}.lora_A", layer.lora_A[self.adapter].weight
+                yield f"{name}.lora_B", layer.lora_B[self.adapter].weight
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for _, p in self._named())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._named()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        own = dict(self._named())
+        if set(own) != set(state):
+            odd = sorted(set(own) ^ set(state))[0]
+            raise CheckpointError(f"LoRA {self.adapter!r}: the tensors do not fit the model (first difference: {odd})")
+        with torch.no_grad():
+            for name, p in own.items():
+                if p.shape != state[name].shape:
+                    raise CheckpointError(
+                        f"LoRA {self.adapter!r}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}"
+                    )
+                p.copy_(state[name])
+
+
+@contextmanager
+def base_model(model: nn.Module) -> Iterator[None]:
+    """Switch every adapter of a model off for a while: the untouched receiver."""
+    before = _active(model)
+    _switch(model, None)
+    try:
+        yield
+    finally:
+        _switch(model, before)
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of all linear layers inside the decoder blocks (q_proj, ..., down_proj), also under LoRA."""
+    blocks = model.get_decoder().layers  # type: ignore[operator, union-attr]
+    found = {
+        name.rpartition(".")[2]
+        for name, module in blocks.named_modules()  # type: ignore[union-attr]
+        if isinstance(module, nn.Linear | LoraLayer) and "lora_" not in name and "base_layer" not in name
+    }
+    return sorted(found)
+
+
+def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer))
+
+
+def _active(model: nn.Module) -> str | None:
+    for _, layer in _lora_layers(model):
+        return None if layer.disable_adapters else layer.active_adapters[0]
+    return None
+
+
+def _switch(model: nn.Module, adapter: str | None) -> None:
+    for _, layer in _lora_layers(model):
+        layer.enable_adapters(adapter is not None)
+        if adapter is not None:
+            layer.set_adapter(adapter)
+        # PEFT takes gradients off what it switches off, but a backward pass may still be due.
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)

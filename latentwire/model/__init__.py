@@ -1,0 +1,1 @@
+"""Sender, readers and receivers, put together."""

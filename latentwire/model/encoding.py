@@ -1,0 +1,120 @@
+"""Passages as token ids: once for the sender, once for each receiver, aligned by windows; and their batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.data.example import Passage
+from latentwire.data.prompts import PromptFormat
+from latentwire.encoder import windows
+
+
+@dataclass(frozen=True)
+class SenderText:
+    """A text for the sender: ids (BOS first), the windows' first characters, and (phases, M) indices into ids."""
+
+    ids: list[int]
+    starts: tuple[int, ...]
+    phase_tokens: list[list[int]]
+
+
+@dataclass(frozen=True)
+class ReceiverText:
+    """A text for a receiver: ids (head first), (phases, M) indices into ids, and its questions as (tail, answer)."""
+
+    ids: list[int]
+    head_len: int
+    phase_tokens: list[list[int]]
+    questions: list[tuple[list[int], list[int]]]
+
+    @property
+    def latents(self) -> int:
+        return len(self.phase_tokens[0])
+
+    def cost(self, most: int) -> int:
+        """About how many tokens a step reads of this passage, with at most `most` questions."""
+        asked = sum(len(tail) + len(answer) for tail, answer in self.questions)
+        return len(self.ids) + asked * min(most, len(self.questions)) // max(1, len(self.questions))
+
+    def truncated(self) -> list[int]:
+        """The token budget: as many positions of text as the latents take."""
+        return self.ids[: self.head_len + self.latents]
+
+
+def encode_for_sender(lm: LanguageModel, text: str, window: int, latent_len: int | None) -> SenderText:
+    """Tokenize a text for the sender and cut it into windows."""
+    ids, offsets = lm.tokenize_with_offsets(text)
+    cut = windows.split(offsets, window, latent_len)
+    bos = [] if lm.bos_id is None else [lm.bos_id]
+    return SenderText(bos + ids, cut.starts, _shift(cut.phase_tokens, len(bos)))
+
+
+def encode_for_receiver(
+    lm: LanguageModel, prompt: PromptFormat, passage: Passage, starts: Sequence[int], phases: int
+) -> ReceiverText:
+    """Tokenize a passage and its questions for a receiver and assign its tokens to the sender's windows."""
+    ids, offsets = lm.tokenize_with_offsets(passage.context)
+    aligned = _shift(windows.align(starts, offsets, phases), len(prompt.head))
+    questions = [(prompt.tail(q.text), prompt.answer(q.answers[0])) for q in passage.questions]
+    return ReceiverText(prompt.head + ids, len(prompt.head), aligned, questions)
+
+
+def _shift(table: list[list[int]], by: int) -> list[list[int]]:
+    return [[i + by for i in row] for row in table]
+
+
+def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Right-pad tables (phases, M_i) to (batch, phases, M), and the counts M_i (batch,)."""
+    counts = [len(t[0]) for t in tables]
+    out = torch.zeros(len(tables), len(tables[0]), max(counts), dtype=torch.long)
+    for row, table in enumerate(tables):
+        out[row, :, : counts[row]] = torch.tensor(table)
+    return out.to(device), torch.tensor(counts, device=device)
+
+
+@dataclass
+class QuestionBlock:
+    """Questions packed behind their contexts, one row a context: all (batch, Q).
+
+    segments numbers the questions of a row from 1 (0 is padding); labels hold the answer tokens, -100 elsewhere;
+    first marks each answer's first token.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    segments: Tensor
+    labels: Tensor
+    first: Tensor
+
+
+def pack_questions(
+    rows: Sequence[Sequence[tuple[list[int], list[int]]]], pad: int, device: torch.device | str = "cpu"
+) -> QuestionBlock:
+    """Pack (tail, answer) pairs, several a row. One encoding of a passage then teaches all its questions."""
+    ids, segments, labels, first = [], [], [], []
+    for row in rows:
+        ids.append([t for tail, answer in row for t in tail + answer])
+        segments.append([n for n, (tail, answer) in enumerate(row, 1) for _ in tail + answer])
+        labels.append([t for tail, answer in row for t in [-100] * len(tail) + answer])
+        first.append([f for tail, answer in row for f in [0] * len(tail) + [1] + [0] * (len(answer) - 1)])
+    padded, mask = pad_right(ids, pad, device)
+    return QuestionBlock(
+        padded,
+        mask,
+        pad_right(segments, 0, device)[0],
+        pad_right(labels, -100, device)[0],
+        pad_right(first, 0, device)[0].bool(),
+    )
+
+
+def choose_questions(
+    questions: list[tuple[list[int], list[int]]], most: int, rng: random.Random
+) -> list[tuple[list[int], list[int]]]:
+    """At most `most` of a passage's questions, drawn anew each time."""
+    return questions if len(questions) <= most else rng.sample(questions, most)

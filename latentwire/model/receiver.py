@@ -1,0 +1,155 @@
+"""A receiver: a frozen causal LM, its reader, and the adapters that it may carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
+from latentwire.config.schema import Config
+from latentwire.core.errors import ModelError
+from latentwire.data.prompts import PromptFormat
+from latentwire.features.lora import LoRA
+from latentwire.features.lora.feature import base_model
+from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
+from latentwire.model.encoding import QuestionBlock, ReceiverText, stack_phases
+from latentwire.reader.adapter import EmbeddingReader
+from latentwire.reader.base import Reader
+from latentwire.reader.slots import SlotReader
+
+LATENT, TEXT, TOKEN_BUDGET = "latent", "text", "token_budget"
+"""Names of a receiver's LoRA adapters: what it was tuned to read."""
+
+
+@dataclass
+class AnswerScores:
+    """Teacher-forced scores of answers, one entry an answer."""
+
+    nll: Tensor  # summed over the answer's tokens, nats
+    tokens: Tensor
+    first_correct: Tensor
+
+
+class Receiver:
+    """Reads contexts (text, its own slots, or latents), scores answers and generates them.
+
+    `adapters` maps an adapter name to its LoRA; without LoRA it is empty and the receiver is the untouched model.
+    """
+
+    def __init__(self, name: str, lm: LanguageModel, config: Config):
+        self.name = name
+        self.lm = lm
+        self.config = config
+        self.prompt = PromptFormat(lm.tokenizer, config.anchor, lm.bos_id)
+        self.reader = build_reader(lm, config, len(self.prompt.head))
+        self.reader.reset_head(lm, self.prompt.head)
+        self.reader.to(lm.device)
+        self.adapters: dict[str, LoRA] = {}
+        self._attached = ExitStack()
+
+    # ---- adapters -------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, name: str) -> LoRA:
+        """Attach a fresh LoRA adapter under a name, switched off; the one there already, if any, is returned."""
+        if name not in self.adapters:
+            adapter = LoRA(self.config.lora, name)
+            self._attached.enter_context(adapter.attach(self.lm.model))
+            self.adapters[name] = adapter
+        return self.adapters[name]
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Read with the named adapter if the receiver has it, else with the untouched model (also for None)."""
+        feature = self.adapters.get(adapter) if adapter else None
+        with feature.active() if feature else base_model(self.lm.model):
+            yield
+
+    def close(self) -> None:
+        """Take every adapter off again."""
+        self._attached.close()
+        self.adapters.clear()
+
+    # ---- contexts -------------------------------------------------------------------------------------------------
+
+    def read_text(self, rows: Sequence[list[int]], *, as_embeddings: bool = False) -> Context:
+        """Read token ids (head first), through `inputs_embeds` if asked: the text path and its replay."""
+        limit = self.lm.anatomy.max_positions
+        longest = max(map(len, rows))
+        if longest > limit:
+            raise ModelError(
+                f"receiver {self.name!r}: a passage of {longest} tokens is longer than the model's window of {limit}"
+            )
+        ids, mask = pad_left(rows, self.lm.pad_id, self.lm.device)
+        if as_embeddings:
+            return self.lm.prefill(mask, embeds=self.lm.embed(ids))
+        return self.lm.prefill(mask, ids=ids)
+
+    def targets(self, texts: Sequence[ReceiverText]) -> tuple[Tensor, Tensor]:
+        """What the reader's generator should give for these texts, (batch, M, d_out), and the counts (batch,)."""
+        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.lm.device)
+        phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.lm.device)
+        return self.reader.targets(self.lm, ids, mask, phase_tokens), counts
+
+    def read_own(self, texts: Sequence[ReceiverText]) -> Context:
+        """Read texts through what the receiver itself makes of them in the reader's form: no sender, no latents."""
+        values, counts = self.targets(texts)
+        self.reader.reset_head(self.lm, self.prompt.head)
+        return self.reader.context(self.lm, values, counts)
+
+    def read_latents(self, z: Tensor, counts: Tensor) -> Context:
+        """Read latents (batch, M, d_z), of which counts[i] in row i."""
+        return self.reader(self.lm, z, counts)
+
+    # ---- answers --------------------------------------------------------------------------------------------------
+
+    def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, Tensor]:
+        """Cross-entropy per answer token (nats), and first-token accuracy, of packed questions."""
+        hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
+        labels = block.labels[:, 1:]
+        chosen = labels != -100
+        with self.lm.autocast():
+            logits = self.lm.logits(hidden[:, :-1][chosen])
+        loss = answer_cross_entropy(logits, labels[chosen])
+        return loss, first_token_accuracy(logits.detach(), labels[chosen], block.first[:, 1:][chosen])
+
+    @torch.no_grad()
+    def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:
+        """Score one answer for each row of a context. The context's cache is used up."""
+        ids, mask = pad_left([tail + answer for tail, answer in questions], self.lm.pad_id, self.lm.device)
+        tokens = torch.tensor([len(answer) for _, answer in questions], device=self.lm.device)
+        hidden = self.lm.continue_from(context, ids, mask)
+        longest = int(tokens.max())
+        with self.lm.autocast():
+            logits = self.lm.logits(hidden[:, -longest - 1 : -1])
+        targets = ids[:, -longest:]
+        nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        real = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
+        first = logits.argmax(-1).eq(targets).gather(1, (longest - tokens)[:, None])[:, 0]
+        return AnswerScores((nll * real).sum(1), tokens, first)
+
+    def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        """Greedy answers, one for each row of a context. The context's cache is used up."""
+        ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
+        out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop)
+        return [self.prompt.read(row) for row in out.tolist()]
+
+
+def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
+    """The reader that the configuration asks for."""
+    if config.model.reader == "embedding":
+        return EmbeddingReader(
+            lm, config.encoder.d_z, head_len, hidden=config.adapter.hidden, calibration=config.adapter.calibration,
+            fixed_rms=config.adapter.fixed_rms,
+        )
+    return SlotReader(
+        lm.anatomy, config.encoder.d_z, config.encoder.window, head_len, hidden=config.deep_prefix.hidden,
+        pattern=config.deep_prefix.pattern,
+    )
+
+
+__all__ = ["LATENT", "TEXT", "TOKEN_BUDGET", "AnswerScores", "Receiver", "build_reader"]

@@ -1,0 +1,76 @@
+"""The sender: text to latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.config.schema import Config
+from latentwire.core.errors import ModelError
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.features.lora import LoRA
+from latentwire.model.encoding import SenderText, encode_for_sender, stack_phases
+
+
+class Sender:
+    """A frozen LM under an encoder. One encoding of a text serves all receivers and all questions.
+
+    The LM may carry a LoRA adapter of its own, taken from a slot-tuned receiver of the same model
+    (`encoder.lora_from`); it is always on.
+    """
+
+    def __init__(self, lm: LanguageModel, config: Config):
+        self.config = config.encoder
+        deepest = max(self.config.layers)
+        if deepest > lm.anatomy.layers:
+            raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
+        self.encoder = BackboneEncoder(lm, self.config.layers, self.config.window, self.config.d_z).to(lm.device)
+        self.lora: LoRA | None = None
+        if self.config.lora_from:
+            self.lora = LoRA(config.lora, "sender")
+            self._attached = ExitStack()
+            self._attached.enter_context(self.lora.attach(lm.model))
+            self._attached.enter_context(self.lora.active())
+
+    def load_lora(self, state: dict[str, Tensor]) -> None:
+        """Take up a receiver's LoRA: of the layers that the sender still has."""
+        assert self.lora is not None
+        own = self.lora.state_dict()
+        self.lora.load_state_dict({name: state[name] for name in own if name in state})
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.encoder.lm
+
+    def prepare(self, text: str) -> SenderText:
+        """Tokenize a text and cut it into windows."""
+        prepared = encode_for_sender(self.lm, text, self.config.window, self.config.latent_len)
+        if len(prepared.ids) > self.lm.anatomy.max_positions:
+            raise ModelError(
+                f"encoder.model: a text of {len(prepared.ids)} tokens is longer than the sender's window of "
+                f"{self.lm.anatomy.max_positions}"
+            )
+        return prepared
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """Window features of each text: (M_i, d_features), fp32."""
+        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.lm.device)
+        phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.lm.device)
+        features = self.encoder.features(ids, mask, phase_tokens)
+        return [row[:count] for row, count in zip(features, counts.tolist(), strict=True)]
+
+    def latents(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Latents of texts given by their features: (batch, M, d_z) right-padded, and counts (batch,)."""
+        rows = [self.encoder(f) for f in features]
+        counts = torch.tensor([len(r) for r in rows], device=self.lm.device)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text straight to latents (batch, M, d_z) and counts (batch,)."""
+        return self.latents(self.features([self.prepare(t) for t in texts]))

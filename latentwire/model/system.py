@@ -1,0 +1,110 @@
+"""One sender and its receivers, built from a configuration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latentwire.backbone.lm import LanguageModel
+from latentwire.config import Config, resolve_receivers
+from latentwire.core.errors import CheckpointError
+from latentwire.data.example import Passage
+from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
+from latentwire.model.receiver import Receiver
+from latentwire.model.sender import Sender
+
+
+class LatentWire:
+    """The whole: sender, and receivers by name."""
+
+    def __init__(self, config: Config, sender: Sender, receivers: dict[str, Receiver]):
+        self.config = config
+        self.sender = sender
+        self.receivers = receivers
+
+    @classmethod
+    def build(cls, config: Config) -> LatentWire:
+        """Load every model that the configuration names. Readers and encoder start at random."""
+        device = resolve_device(config.system.device)
+        sender = Sender(load_lm(config.encoder.model, config, device, sender=True), config)
+        receivers = {
+            name: Receiver(name, load_lm(model, config, device), config)
+            for name, model in resolve_receivers(config.model).items()
+        }
+        return cls(config, sender, receivers)
+
+    def prepare(self, passage: Passage) -> tuple[SenderText, dict[str, ReceiverText]]:
+        """A passage as token ids, for the sender and for each receiver."""
+        sent = self.sender.prepare(passage.context)
+        return sent, {name: self.prepare_for(r, passage, sent) for name, r in self.receivers.items()}
+
+    def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
+        return encode_for_receiver(
+            receiver.lm, receiver.prompt, passage, sent.starts, self.config.encoder.window
+        )
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """All that training makes, as {file stem: tensors}; the language models themselves are not in it."""
+        state = {"sender": _merge(encoder=self.sender.encoder.state_dict())}
+        if self.sender.lora:
+            state["sender"] |= _merge(lora=self.sender.lora.state_dict())
+        for name, receiver in self.receivers.items():
+            state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
+            for adapter, lora in receiver.adapters.items():
+                stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
+                state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
+        return state
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
+        missing = [n for n in self.receivers if f"receivers/{n}" not in state]
+        if missing:
+            known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
+            raise CheckpointError(f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})")
+        _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
+        if self.sender.lora:
+            self.sender.lora.load_state_dict(_part(state["sender"], "lora"))
+        for name, receiver in self.receivers.items():
+            _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
+            for adapter in ("latent", "text", "token_budget"):
+                stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
+                lora = _part(state.get(stem, {}), "lora")
+                if lora:
+                    receiver.add_adapter(adapter).load_state_dict(lora)
+
+
+def resolve_device(name: str) -> str:
+    """'auto' takes CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_lm(model: str, config: Config, device: str, *, sender: bool = False) -> LanguageModel:
+    """Load one language model as the configuration says."""
+    return LanguageModel.load(
+        model,
+        dtype=config.model.dtype,
+        attn_implementation=config.model.attn_implementation,
+        device=device,
+        load_4bit=config.model.load_4bit and not sender,
+    )
+
+
+def _merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+
+
+def _part(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+
+
+def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
+    try:
+        module.load_state_dict({k: v.float() for k, v in state.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: {str(error).splitlines()[-1].strip()}") from error
+
+

@@ -1,0 +1,57 @@
+"""What a reader is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.reader.generator import Generator
+
+
+class Reader(nn.Module, ABC):
+    """Brings latents (batch, M, d_z) into one receiver as a `Context` of head + M positions.
+
+    The *head* is the constant beginning of every prompt: BOS, or what the chat template puts before the content.
+    """
+
+    generator: Generator
+
+    @abstractmethod
+    def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
+        """What the generator should give for a known text: (batch, M, d_out). The closed form regresses to it.
+
+        ids: (batch, head + T) right-padded, head first; phase_tokens: (batch, phases, M), indices into ids.
+        """
+
+    @abstractmethod
+    def target_groups(self) -> Tensor:
+        """(d_out,) group of each target number; groups are scaled to equal variance in the closed form."""
+
+    @abstractmethod
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
+        """The context from generated values or targets (batch, M, d_out); counts: (batch,) latents of each row."""
+
+    @abstractmethod
+    def reset_head(self, lm: LanguageModel, head: list[int]) -> None:
+        """Read the constant head again, after the receiver's weights have changed."""
+
+    def forward(self, lm: LanguageModel, z: Tensor, counts: Tensor) -> Context:
+        return self.context(lm, self.generator(z), counts)
+
+
+def left_align(head: Tensor, body: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Put constant head rows (H, ...) before each row's first counts[i] of body (batch, M, ...), left-padded.
+
+    Returns the sequence (batch, H + M, ...) and its mask (batch, H + M).
+    """
+    batch, longest = body.shape[:2]
+    n = head.shape[0]
+    sequence = torch.cat([head.to(body.dtype).expand(batch, *head.shape), body], 1)
+    gap = longest - counts[:, None]
+    place = torch.arange(n + longest, device=body.device)[None]
+    mask = place >= gap
+    index = (place - gap).clamp(min=0)
+    return sequence[torch.arange(batch, device=body.device)[:, None], index], mask

@@ -1,0 +1,90 @@
+"""Slot reader (deep prefix): M key/value slots in every layer, generated from the latents.
+
+Like prefix tuning (Li & Liang 2021, arXiv 2101.00190), but the prefix is a function of the message. Every KV head
+starts from one token of each window, another one per head and layer (phase-interleaved), so that all heads together
+see the whole text in M positions: what query-agnostic eviction per head finds (KVzip, arXiv 2505.23416), without
+scores.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from latentwire.backbone.anatomy import Anatomy
+from latentwire.backbone.lm import Context, LanguageModel, rotate
+from latentwire.reader.base import Reader, left_align
+from latentwire.reader.generator import Generator
+
+
+def phase_table(anatomy: Anatomy, phases: int, pattern: str) -> Tensor:
+    """(layers, kv_heads): the phase of its window from which each head takes its token."""
+    if pattern == "strided":
+        return torch.full((anatomy.layers, anatomy.kv_heads), phases - 1)
+    return (torch.arange(anatomy.layers * anatomy.kv_heads) % phases).view(anatomy.layers, anatomy.kv_heads)
+
+
+class SlotReader(Reader):
+    """Latents to slots (batch, M, layers, kv_heads, 2, head_dim), handed to the receiver as a KV cache.
+
+    Keys are generated before RoPE and rotated when the cache is built. A token that stood d positions before the
+    question in the text stands d positions before it here, although the question now starts right after slot M: keys
+    may get negative positions, the question none, and plain `generate` needs no special position ids.
+    """
+
+    phases_of: Tensor
+
+    def __init__(
+        self, anatomy: Anatomy, d_z: int, phases: int, head_len: int, *, hidden: int = 0, pattern: str = "interleaved"
+    ):
+        super().__init__()
+        self.shape = anatomy.slot_shape
+        self.phases = phases
+        self.generator = Generator(d_z, anatomy.slot_size, hidden)
+        self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
+        self.register_buffer("phases_of", phase_table(anatomy, phases, pattern), persistent=False)
+
+    def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
+        """The receiver's own keys and values of the text, one token of each window per head: (batch, M, slot_size)."""
+        kv = lm.keys_values(ids, mask)
+        heads = torch.arange(self.shape[1], device=ids.device)
+        rows = torch.arange(len(ids), device=ids.device)[:, None, None]
+        slots = []
+        for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
+            token = phase_tokens[:, self.phases_of[layer]].transpose(1, 2)  # (batch, M, kv_heads)
+            slots.append(torch.stack([keys[rows, token, heads], values[rows, token, heads]], 3))
+        return torch.stack(slots, 2).flatten(2)
+
+    def target_groups(self) -> Tensor:
+        layers, heads, kinds, dim = self.shape
+        layer, kind = torch.arange(layers), torch.arange(kinds)
+        groups = (layer[:, None] * kinds + kind[None])[:, None, :, None]
+        return groups.expand(layers, heads, kinds, dim).reshape(-1)
+
+    @torch.no_grad()
+    def reset_head(self, lm: LanguageModel, head: list[int]) -> None:
+        """Set the constant slots to the receiver's own keys and values of the head (the attention sink)."""
+        if head:
+            ids = torch.tensor([head], device=lm.device)
+            kv = lm.keys_values(ids, torch.ones_like(ids))
+            slots = [torch.stack([k[0], v[0]], 2) for k, v in zip(kv.keys, kv.values, strict=True)]
+            self.head.copy_(torch.stack(slots, 1))
+
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
+        batch, longest = values.shape[:2]
+        head_len = self.head.shape[0]
+        slots, mask = left_align(self.head, values.view(batch, longest, *self.shape), counts)
+        # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
+        order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents
+        window, phase = order - head_len, torch.arange(self.phases, device=values.device)[None, :, None]
+        nominal = torch.where(window < 0, order, head_len + self.phases * window + phase)
+        positions = nominal - (self.phases - 1) * counts[:, None, None]
+        rope = lm.rope(positions.flatten(1))
+        cache = DynamicCache()
+        for layer in range(self.shape[0]):
+            keys, vals = slots[:, :, layer].unbind(3)  # (batch, K, kv_heads, head_dim)
+            cos, sin = (t.view(batch, self.phases, -1, t.shape[-1])[:, self.phases_of[layer]] for t in rope[layer])
+            keys = rotate(keys.transpose(1, 2).float(), cos, sin)
+            cache.update(keys.to(lm.dtype), vals.transpose(1, 2).to(lm.dtype), layer)
+        return Context(cache, mask)

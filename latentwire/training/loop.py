@@ -1,0 +1,225 @@
+"""The training loop: knows a train module and callbacks, and nothing of what is trained.
+
+A step is reproducible from its number: batches, draws and the torch seed are functions of it. A resumable checkpoint
+therefore holds weights, optimizer moments and the step, and no generator states.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from latentwire.checkpoint.training_state import TrainingState, latest_state, load_state, prune_states, save_state
+from latentwire.config.schema import Config
+from latentwire.core.errors import TrainingError
+from latentwire.diagnostics.memory import peak_memory_mb
+from latentwire.training.module import StepOutput, TrainModule
+from latentwire.training.schedule import lr_factor
+
+StepRecord = dict[str, Any]
+
+
+class Callback:
+    """Hooks into the loop; every method may be left out."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """After every step, with what would be logged."""
+
+    def on_epoch(self, epoch: int) -> None:
+        """After every pass over the data, counted from 1."""
+
+    def on_end(self) -> None:
+        """When training ends, in whatever way."""
+
+
+class Interrupted(TrainingError):
+    """Training was stopped by the user; everything is saved."""
+
+
+class Trainer:
+    """Runs a module for `total_steps`, with checkpoints under `folder`."""
+
+    def __init__(
+        self, module: TrainModule, config: Config, folder: Path, total_steps: int, *, epochs: int = 1,
+        lr_scale: float = 1.0, callbacks: Sequence[Callback] = (), resume_hint: str = "",
+    ):
+        self.module = module
+        self.config = config
+        self.folder = folder
+        self.total_steps = total_steps
+        self.epochs = epochs
+        self.callbacks = list(callbacks)
+        self.resume_hint = resume_hint
+        self.step = 0
+        self.bad_steps = 0
+        self.accumulation = config.optimizer.accumulation
+        # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+        self.groups = [g for g in module.parameter_groups() if g.parameters]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": g.parameters, "lr": g.lr * lr_scale, "peak": g.lr * lr_scale} for g in self.groups],
+            betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        self._stop = False
+
+    # ---- one step -------------------------------------------------------------------------------------------------
+
+    def take_step(self) -> StepRecord:
+        """Accumulate, clip, step; a step with a NaN or inf loss or gradient changes nothing and says so."""
+        started = time.perf_counter()
+        self._set_lr()
+        outputs: list[StepOutput] = []
+        torch.manual_seed(self.config.system.seed * 1_000_003 + self.step)
+        for part in range(self.accumulation):
+            output = self.module.forward(self.module.batch(self.step * self.accumulation + part))
+            outputs.append(output)
+            if not math.isfinite(output.loss.item()):
+                break
+            self.accelerator.backward(output.loss / self.accumulation)
+        record = self._record(outputs)
+        finite = math.isfinite(record["loss"])
+        if finite:
+            norms = {g.name: _grad_norm(g.parameters) for g in self.groups}
+            total = self.accelerator.clip_grad_norm_(
+                [p for g in self.groups for p in g.parameters], self.config.optimizer.grad_clip
+            )
+            record["grad_norm"] = float(total)
+            record |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            finite = math.isfinite(record["grad_norm"])
+        if finite:
+            self.optimizer.step()
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+            record["skipped"] = True
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        seconds = time.perf_counter() - started
+        return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
+
+    def _record(self, outputs: list[StepOutput]) -> StepRecord:
+        n = len(outputs)
+        record: StepRecord = {
+            "stage": self.module.name,
+            "step": self.step + 1,
+            "receiver": outputs[-1].receiver,
+            "loss": sum(o.loss.item() for o in outputs) / n,
+        }
+        for key in outputs[0].metrics:
+            record[key] = sum(o.metrics[key] for o in outputs) / n
+        lrs = {f"lr/{g.name}": p["lr"] for g, p in zip(self.groups, self.optimizer.param_groups, strict=True)}
+        return record | lrs | {"tokens": sum(o.tokens for o in outputs), "memory_mb": peak_memory_mb()}
+
+    def _set_lr(self) -> None:
+        factor = lr_factor(self.config.optimizer, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    # ---- the whole run --------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the end, from the latest checkpoint under the folder if there is one."""
+        self.restore()
+        with _on_interrupt(self._ask_to_stop):
+            try:
+                while self.step < self.total_steps:
+                    self._one_step()
+                    if self._stop:
+                        self.save()
+                        raise Interrupted(f"stopped at step {self.step} and saved to {self.folder}. {self.resume_hint}")
+            finally:
+                for callback in self.callbacks:
+                    callback.on_end()
+
+    def _one_step(self) -> None:
+        record = self.take_step()
+        for callback in self.callbacks:
+            callback.on_step(record)
+        if self.bad_steps >= self.config.optimizer.max_bad_steps:
+            raise TrainingError(
+                f"{self.module.name}: the loss of receiver {record['receiver']!r} was NaN or inf {self.bad_steps} times "
+                f"in a row, up to step {self.step}; the last good checkpoint is in {self.folder}. A lower "
+                "optimizer.lr may help"
+            )
+        passes = self.step * self.accumulation / self.module.steps_per_epoch
+        if passes.is_integer():
+            for callback in self.callbacks:
+                callback.on_epoch(int(passes))
+        if self.step % self.config.checkpoint.every_steps == 0 and self.bad_steps == 0:
+            self.save()
+
+    def _ask_to_stop(self) -> None:
+        self._stop = True
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a resumable checkpoint and forget the oldest ones."""
+        save_state(self.folder, TrainingState(self.step, self.module.state_dict(), self._optimizer_tensors()))
+        prune_states(self.folder, self.config.checkpoint.keep)
+
+    def restore(self) -> None:
+        """Take up the latest checkpoint under the folder, if there is one."""
+        found = latest_state(self.folder)
+        if found is None:
+            return
+        state = load_state(found)
+        self.module.load_state_dict(state.weights)
+        self._load_optimizer(state.optimizer)
+        self.step = state.step
+
+    def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(f"{g.name}.{i}", p) for g in self.groups for i, p in enumerate(g.parameters)]
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name, p in self._parameters()
+            for key, value in self.optimizer.state.get(p, {}).items()
+        }
+
+    def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, p in self._parameters():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if all(f"{name}.{key}" in tensors for key in keys):
+                self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in keys}
+
+
+def _grad_norm(parameters: list[torch.nn.Parameter]) -> float:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+
+class _on_interrupt:
+    """Turn the first Ctrl-C (or SIGTERM) into a call; a second one kills as usual."""
+
+    def __init__(self, call: Callable[[], None]):
+        self.call = call
+        self.before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.call()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def __enter__(self) -> None:
+        try:
+            self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: signals are somebody else's
+            self.before = {}
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()

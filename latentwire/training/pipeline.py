@@ -1,0 +1,235 @@
+"""A whole run: the stages in order, each skipped when it is done and resumed when it was cut off.
+
+    runs/<name>/
+        config.json  manifest.json  diagnostics.jsonl
+        stages/<stage>/step_000100/ ...      resumable states
+        stages/<stage>/done/                 the finished stage
+        epoch1/ epoch2/ ... last/            checkpoints for evaluation
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentwire.checkpoint.system import save_checkpoint
+from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
+from latentwire.config import Config
+from latentwire.config.schema import TuningStage
+from latentwire.core.atomic import append_jsonl, read_json, write_json
+from latentwire.core.errors import ConfigError
+from latentwire.core.manifest import run_manifest
+from latentwire.core.paths import cache_dir
+from latentwire.core.seeds import seed_everything
+from latentwire.data import load_passages, load_texts
+from latentwire.data.example import Passage
+from latentwire.diagnostics.progress import StepLog
+from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.system import LatentWire
+from latentwire.training.loop import Callback, Trainer
+from latentwire.training.module import TrainModule
+from latentwire.training.stages import closed_form
+from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.slot_tuning import (
+    SlotTuning,
+    cached_folder,
+    data_fingerprint,
+    load_tuned,
+    save_tuned,
+    tuning_key,
+)
+
+STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
+Prepared = tuple[SenderText, dict[str, ReceiverText]]
+
+
+class Run:
+    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded."""
+
+    def __init__(self, config: Config, folder: Path, *, stages: Sequence[str] = STAGES, command: Sequence[str] = ()):
+        self.config = config
+        self.folder = folder
+        self.stages = stages
+        self.command = list(command)
+        self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
+
+    def start(self) -> None:
+        """Write the configuration and manifest, or check that the folder belongs to this very configuration."""
+        path = self.folder / "config.json"
+        now = self.config.model_dump(mode="json")
+        if path.is_file():
+            before = read_json(path)
+            changed = sorted(_differences(before, now))
+            if changed:
+                raise ConfigError(
+                    f"{path}: this run was started with another value of {changed[0]}"
+                    f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
+                )
+        else:
+            write_json(path, now)
+        write_json(self.folder / "manifest.json", run_manifest(now, self.command))
+
+    def execute(self) -> LatentWire:
+        """Run every stage; returns the trained system."""
+        self.start()
+        seed_everything(self.config.system.seed)
+        passages = load_passages(self.config.data, "train", self.config.data.samples)
+        self.system = LatentWire.build(self.config)
+        self.prepared = self._prepare(passages)
+        self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
+        if self.config.features.use_lora:
+            for receiver in self.system.receivers.values():
+                self._tune(receiver, LATENT, self.config.curriculum.slot_tuning, "slot_tuning")
+            self._start_sender()
+        self._closed_form()
+        self._end_to_end()
+        if self.config.features.use_lora:
+            for receiver in self.system.receivers.values():
+                for reads in (TEXT, TOKEN_BUDGET):
+                    self._tune(receiver, reads, self.config.curriculum.baselines, "baselines")
+        save_checkpoint(self.folder / "last", self.system, self.command)
+        return self.system
+
+    # ---- data -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, passages: Sequence[Passage]) -> list[tuple[Passage, Prepared]]:
+        """Tokenize the training passages; those that are too long for data.max_context_tokens are left out."""
+        out = []
+        for passage in passages:
+            sent, texts = self.system.prepare(passage)
+            if len(sent.ids) <= self.config.data.max_context_tokens + 1 and passage.questions:
+                out.append((passage, (sent, texts)))
+        print(f"data: {len(out)} of {len(passages)} training passages have at most "
+              f"{self.config.data.max_context_tokens} tokens", flush=True)
+        return out
+
+    def _texts_for_closed_form(self) -> Iterator[Prepared]:
+        """Training passages and plain text in turn, up to closed_form.passages."""
+        left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
+        known = iter(p for _, p in self.prepared)
+        plain = iter(load_texts(self.config.data.text_path) if self.config.data.text_path else [])
+        while left > 0:
+            before = left
+            for prepared in (next(known, None), self._next_plain(plain)):
+                if prepared is not None and left > 0:
+                    left -= 1
+                    yield prepared
+            if left == before:
+                return
+
+    def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
+        for number, text in enumerate(texts):
+            sent, own = self.system.prepare(Passage(f"text-{number}", text, ()))
+            if 32 < len(sent.ids) <= self.config.data.max_context_tokens + 1:
+                return sent, own
+        return None
+
+    # ---- stages ---------------------------------------------------------------------------------------------------
+
+    def _tune(self, receiver: Receiver, reads: str, stage: TuningStage, kind: str) -> None:
+        texts = [texts[receiver.name] for _, (_, texts) in self.prepared]
+        module = SlotTuning(receiver, texts, self.config, reads)
+        steps = self._steps(module, stage)
+        if not steps:
+            return
+        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps)
+        kept = cached_folder(self.cache, key)
+        if (kept / INDEX).is_file():
+            print(f"{module.name}: taken from {kept}", flush=True)
+            load_tuned(kept, receiver, reads)
+        elif kind in self.stages:
+            self._fit(module, stage)
+            save_tuned(kept, receiver, reads, key)
+
+    def _start_sender(self) -> None:
+        """Give the sender the slot-tuned LoRA of `encoder.lora_from`."""
+        name = self.config.encoder.lora_from
+        if name is None or self.system.sender.lora is None:
+            return
+        source = self.system.receivers.get(name)
+        if source is None or source.lm.name != self.config.encoder.model:
+            raise ConfigError(f"encoder.lora_from: no receiver {name!r} whose model is {self.config.encoder.model!r}")
+        self.system.sender.load_lora(source.adapters[LATENT].state_dict())
+
+    def _closed_form(self) -> None:
+        done = self.folder / "stages" / "closed_form" / "done"
+        if (done / INDEX).is_file():
+            print("closed_form: done before", flush=True)
+            self.system.load_state_dict(load_folder(done))
+        elif "closed_form" in self.stages:
+            stage, started = self.config.curriculum.closed_form, time.perf_counter()
+
+            def report(rows: int) -> None:
+                if rows // 2000 != (rows - 1000) // 2000:
+                    print(f"closed_form: {rows} windows, {time.perf_counter() - started:.0f} s", flush=True)
+
+            scores = closed_form.fit(
+                self.system, self._texts_for_closed_form(), held_out=stage.held_out, ridge=stage.ridge, report=report
+            )
+            seconds = round(time.perf_counter() - started, 1)
+            record = {"stage": "closed_form", "r2": scores, "seconds": seconds}
+            append_jsonl(self.folder / "diagnostics.jsonl", record)
+            print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
+            save_folder(done, self.system.state_dict(), {"r2": scores})
+
+    def _end_to_end(self) -> None:
+        if "end_to_end" not in self.stages:
+            return
+        module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
+        self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
+
+    def _steps(self, module: TrainModule, stage: TuningStage) -> int:
+        full = stage.epochs * module.steps_per_epoch // self.config.optimizer.accumulation
+        return full if stage.max_steps is None else min(full, stage.max_steps)
+
+    def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
+        folder = self.folder / "stages" / module.name.replace("/", "-")
+        total = self._steps(module, stage)
+        if (folder / "done" / INDEX).is_file():
+            print(f"{module.name}: done before", flush=True)
+            module.load_state_dict(load_folder(folder / "done"))
+            return
+        if not total:
+            return
+        hint = "The same command goes on from there."
+        trainer = Trainer(
+            module, self.config, folder, total, lr_scale=stage.lr_scale, callbacks=callbacks, resume_hint=hint
+        )
+        trainer.restore()
+        if trainer.step:
+            print(f"{module.name}: goes on from step {trainer.step}", flush=True)
+        log = StepLog(
+            self.folder / "diagnostics.jsonl", self.config.diagnostics.log_every, total, trainer.step, module.name
+        )
+        trainer.callbacks.append(log)
+        trainer.fit()
+        save_folder(folder / "done", module.state_dict(), {"step": trainer.step})
+        for state in folder.glob("step_*"):
+            shutil.rmtree(state)
+
+
+class EpochCheckpoints(Callback):
+    """A checkpoint for evaluation after every epoch."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_epoch(self, epoch: int) -> None:
+        save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ; where a run writes and what it evaluates may change."""
+    for key in before.keys() | now.keys():
+        dotted = f"{path}{key}"
+        if dotted in {"checkpoint", "evaluation", "diagnostics"}:
+            continue
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{dotted}.")
+        elif a != b:
+            yield dotted

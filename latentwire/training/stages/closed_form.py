@@ -1,0 +1,175 @@
+"""Stage 2: encoder and all generators at once, in closed form.
+
+Reduced-rank ridge regression (Izenman 1975): the best linear map of rank d_z from the sender's window features to the
+targets of *all* readers together. Its left factor is the encoder, its right factor, cut by receiver, the generators:
+one Z, chosen to serve every reader. Targets are scaled to equal variance a group (a layer's keys, a layer's values).
+
+The normal equations are accumulated batch by batch, so the text may be of any length at constant memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.system import LatentWire
+
+
+class NormalEquations:
+    """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
+
+    Rows are centred on the first batch's means before they are squared, which keeps fp32 sums exact enough.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x: (rows, d_x); y: (rows, d_y)."""
+        if not self.rows:
+            self.origin_x, self.origin_y = x.mean(0), y.mean(0)
+            d_x, d_y = x.shape[1], y.shape[1]
+            self.xx, self.xy = x.new_zeros(d_x, d_x), x.new_zeros(d_x, d_y)
+            self.x, self.y, self.y2 = x.new_zeros(d_x), x.new_zeros(d_y), x.new_zeros(d_y)
+        x, y = x - self.origin_x, y - self.origin_y
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.y2 += y.pow(2).sum(0)
+        self.rows += len(x)
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Means of X and Y, variance of Y, and the centred sums X'X and X'Y (in place: call once)."""
+        mean_x, mean_y = self.x / self.rows, self.y / self.rows
+        variance = (self.y2 / self.rows - mean_y.pow(2)).clamp(min=1e-12)
+        self.xx.addr_(mean_x, mean_x, alpha=-self.rows)
+        self.xy.addr_(mean_x, mean_y, alpha=-self.rows)
+        return mean_x + self.origin_x, mean_y + self.origin_y, variance, self.xx, self.xy
+
+
+@dataclass
+class Factors:
+    """z = (x - mean_x) @ encoder, with unit variance; y = (z @ generator) * scale + mean_y."""
+
+    mean_x: Tensor
+    encoder: Tensor  # (d_x, rank)
+    generator: Tensor  # (rank, d_y)
+    scale: Tensor
+    mean_y: Tensor
+
+
+def solve(equations: NormalEquations, groups: Tensor, rank: int, ridge: float, encoder: Tensor | None = None) -> Factors:
+    """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
+
+    With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
+    mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
+    """
+    mean_x, mean_y, variance, xx, xy = equations.centred()
+    counts = torch.bincount(groups).clamp(min=1)
+    scale = (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+    xy /= scale
+    if encoder is not None:
+        gram = encoder.T @ xx @ encoder
+        gram.diagonal().add_(1e-4 * gram.diagonal().mean())
+        return Factors(mean_x, encoder, torch.linalg.solve(gram, encoder.T @ xy), scale, mean_y)
+    covariance = xx.diagonal().clone()
+    xx.diagonal().add_(ridge * xx.diagonal().mean())
+    lower = torch.linalg.cholesky(xx)
+    # With X'X + ridge = LL' and W = L^-1 X'Y, the fitted values' Gram matrix is W'W: its leading right singular
+    # vectors are the directions of the targets that are predicted best.
+    w = torch.linalg.solve_triangular(lower, xy, upper=False)
+    rank = min(rank, *w.shape)
+    v = torch.svd_lowrank(w, q=min(rank + 64, *w.shape), niter=2)[2][:, :rank]
+    weight = torch.linalg.solve_triangular(lower.T, w @ v, upper=True)
+    lower.tril_()
+    # Unit variance of z, from the centred second moments: diag(E' X'X E) without the ridge.
+    second = (lower.T @ weight).pow(2).sum(0) - ridge * covariance.mean() * weight.pow(2).sum(0)
+    std = (second / equations.rows).clamp(min=1e-8).sqrt()
+    return Factors(mean_x, weight / std, (v * std).T.contiguous(), scale, mean_y)
+
+
+def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
+    """Share of the scaled targets' variance that the factors explain on rows that the fit did not see."""
+    predicted = (x - factors.mean_x) @ factors.encoder @ factors.generator
+    truth = (y - factors.mean_y) / factors.scale
+    return 1.0 - float((truth - predicted).pow(2).sum() / truth.pow(2).sum())
+
+
+Prepared = tuple[SenderText, dict[str, ReceiverText]]
+
+
+@torch.no_grad()
+def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, Receiver]) -> tuple[Tensor, Tensor]:
+    """Window features (rows, d_features) and all readers' targets (rows, sum of d_out) of some passages."""
+    features = torch.cat(system.sender.features([sent for sent, _ in batch])).float()
+    targets = []
+    for name, receiver in receivers.items():
+        with receiver.using(LATENT):
+            values, counts = receiver.targets([texts[name] for _, texts in batch])
+        targets.append(torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float())
+    return features, torch.cat([t.to(features.device) for t in targets], 1)
+
+
+def fit(
+    system: LatentWire, passages: Iterable[Prepared], *, held_out: int, ridge: float, batch_size: int = 8,
+    report: Callable[[int], None] = lambda rows: None,
+) -> dict[str, float]:
+    """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
+
+    The first `held_out` passages are set aside. Heads (attention sinks) are read again with the tuned weights.
+    """
+    receivers = system.receivers
+    for receiver in receivers.values():
+        with receiver.using(LATENT):
+            receiver.reader.reset_head(receiver.lm, receiver.prompt.head)
+    equations, aside = NormalEquations(), []
+    for number, batch in enumerate(_batched(passages, batch_size)):
+        rows = rows_of(system, batch, receivers)
+        if number * batch_size < held_out:
+            aside.append(rows)
+            continue
+        equations.add(*rows)
+        report(equations.rows)
+    groups, offset = [], 0
+    for receiver in receivers.values():
+        own = receiver.reader.target_groups()
+        groups.append(own + offset)
+        offset += int(own.max()) + 1
+    encoder = system.sender.encoder
+    factors = solve(equations, torch.cat(groups).to(encoder.weight.device), encoder.weight.shape[1], ridge)
+    rank = factors.encoder.shape[1]
+    with torch.no_grad():
+        encoder.mean.copy_(factors.mean_x)
+        encoder.weight.zero_()[:, :rank] = factors.encoder
+    x = torch.cat([x for x, _ in aside])
+    y = torch.cat([y for _, y in aside])
+    scores, start = {}, 0
+    for name, receiver in receivers.items():
+        generator = receiver.reader.generator
+        part = slice(start, start := start + generator.linear.shape[1])
+        with torch.no_grad():
+            generator.linear.zero_()[:rank] = factors.generator[:, part]
+            generator.scale.copy_(factors.scale[part])
+            generator.shift.copy_(factors.mean_y[part])
+        own = Factors(
+            factors.mean_x, factors.encoder, factors.generator[:, part], factors.scale[part], factors.mean_y[part]
+        )
+        scores[name] = r_squared(own, x, y[:, part])
+    return scores
+
+
+def _batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
+    batch: list[Prepared] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

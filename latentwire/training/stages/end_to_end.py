@@ -1,0 +1,88 @@
+"""Stage 3: encoder, generators, heads and LoRA on answers, receivers in turn, from one and the same Z."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire.config.schema import Config
+from latentwire.model.encoding import ReceiverText, SenderText, choose_questions, pack_questions
+from latentwire.model.receiver import LATENT
+from latentwire.model.system import LatentWire
+from latentwire.training.module import ParameterGroup, StepOutput, shuffled
+
+Prepared = tuple[SenderText, dict[str, ReceiverText]]
+
+
+class EndToEnd:
+    """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
+
+    The sender's LM is frozen, so its window features are computed once for each passage and kept (bf16) when
+    `system.cache_features` is on.
+    """
+
+    name = "end_to_end"
+
+    def __init__(self, system: LatentWire, passages: Sequence[Prepared], config: Config):
+        self.system = system
+        self.passages = passages
+        self.config = config
+        self.names = list(system.receivers)
+        most = config.data.questions_per_passage
+        self.lengths = {n: [texts[n].cost(most) - len(texts[n].ids) for _, texts in passages] for n in self.names}
+        self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
+        self._features: dict[int, Tensor] = {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        rates = self.config.optimizer
+        groups = [ParameterGroup("encoder", [self.system.sender.encoder.weight], rates.lr_encoder)]
+        for name, receiver in self.system.receivers.items():
+            generator = list(receiver.reader.generator.parameters())
+            groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
+            groups.append(ParameterGroup(f"head/{name}", [receiver.reader.head], rates.lr))  # type: ignore[list-item]
+            if LATENT in receiver.adapters:
+                lora = list(receiver.adapters[LATENT].trainable_parameters())
+                groups.append(ParameterGroup(f"lora/{name}", lora, rates.lr))
+        return groups
+
+    def batch(self, index: int) -> Any:
+        round_, turn = divmod(index, len(self.names))
+        # Each receiver has an order of its own, so that one round does not show both the same passages.
+        chosen, rng = shuffled(
+            self.lengths[self.names[turn]], self.config.optimizer.batch_size, round_, self.config.system.seed * 1009 + turn
+        )
+        name = self.names[turn]
+        receiver = self.system.receivers[name]
+        most = self.config.data.questions_per_passage
+        questions = [choose_questions(self.passages[i][1][name].questions, most, rng) for i in chosen]
+        return name, chosen, pack_questions(questions, receiver.lm.pad_id, receiver.lm.device)
+
+    def features(self, chosen: Sequence[int]) -> list[Tensor]:
+        """Window features of passages, from memory where they are known."""
+        missing = [i for i in chosen if i not in self._features]
+        fresh = self.system.sender.features([self.passages[i][0] for i in missing]) if missing else []
+        found = dict(zip(missing, fresh, strict=True))
+        if self.config.system.cache_features:
+            # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
+            found = {i: f.to(torch.bfloat16) for i, f in found.items()}
+            self._features |= found
+        return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
+
+    def forward(self, batch: Any) -> StepOutput:
+        name, chosen, block = batch
+        receiver = self.system.receivers[name]
+        z, counts = self.system.sender.latents(self.features(chosen))
+        with receiver.using(LATENT):
+            context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device))
+            loss, first = receiver.loss(context, block)
+        metrics = {"answer_ce": loss.item(), "first_acc": first.item(), "z_rms": z.detach().pow(2).mean().sqrt().item()}
+        return StepOutput(loss, int(block.mask.sum()), name, metrics)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {stem: t for stem, t in self.system.state_dict().items() if not stem.startswith("baselines/")}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.system.load_state_dict(state)

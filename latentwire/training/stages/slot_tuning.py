@@ -1,0 +1,115 @@
+"""Stage 1, and the tuned baselines: LoRA on a receiver alone, before there is any wire.
+
+The receiver learns to answer from a context in the form in which it will read it:
+
+    latent        its own slots (or window embeddings) of the text: what the wire will have to give it
+    text          the whole text: the tuned text baseline
+    token_budget  the text cut to as many positions as the latents take
+
+Everything else is the same for the three, which is what makes them comparable. Only the sender's tokenizer is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.config.schema import Config
+from latentwire.core.errors import TrainingError
+from latentwire.core.hashing import stable_hash
+from latentwire.data.example import Passage
+from latentwire.model.encoding import ReceiverText, choose_questions, pack_questions
+from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.training.module import ParameterGroup, StepOutput, shuffled
+
+READS = (LATENT, TEXT, TOKEN_BUDGET)
+
+
+class SlotTuning:
+    """Train module: one receiver's LoRA, reading in one of the three forms."""
+
+    def __init__(self, receiver: Receiver, texts: Sequence[ReceiverText], config: Config, reads: str = LATENT):
+        self.name = f"slot_tuning/{receiver.name}" if reads == LATENT else f"baseline/{receiver.name}/{reads}"
+        self.receiver = receiver
+        self.texts = texts
+        self.config = config
+        self.reads = reads
+        self.lora = receiver.add_adapter(reads)
+        self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
+        self.steps_per_epoch = max(1, len(texts) // config.optimizer.batch_size)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
+
+    def batch(self, index: int) -> tuple[list[ReceiverText], Any]:
+        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, self.config.system.seed)
+        texts = [self.texts[i] for i in chosen]
+        most = self.config.data.questions_per_passage
+        questions = [choose_questions(t.questions, most, rng) for t in texts]
+        return texts, pack_questions(questions, self.receiver.lm.pad_id, self.receiver.lm.device)
+
+    def forward(self, batch: tuple[list[ReceiverText], Any]) -> StepOutput:
+        texts, block = batch
+        with self.lora.active():
+            if self.reads == LATENT:
+                context, tokens = self.receiver.read_own(texts), sum(len(t.ids) for t in texts)
+            else:
+                rows = [t.ids if self.reads == TEXT else t.truncated() for t in texts]
+                context, tokens = self.receiver.read_text(rows), sum(map(len, rows))
+            loss, first = self.receiver.loss(context, block)
+        metrics = {"answer_ce": loss.item(), "first_acc": first.item()}
+        return StepOutput(loss, tokens + int(block.mask.sum()), self.receiver.name, metrics)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"lora": self.lora.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.lora.load_state_dict(state["lora"])
+
+
+def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps: int) -> dict[str, Any]:
+    """All that decides the result of a tuning: two runs with equal keys give the same adapter."""
+    key: dict[str, Any] = {
+        "model": receiver.lm.name,
+        "reads": reads,
+        "dtype": config.model.dtype,
+        "data": data,
+        "steps": steps,
+        "encoder": {"model": config.encoder.model, "window": config.encoder.window, "latent_len": config.encoder.latent_len},
+        "questions_per_passage": config.data.questions_per_passage,
+        "anchor": config.anchor.model_dump(),
+        "lora": config.lora.model_dump(),
+        "optimizer": config.optimizer.model_dump(exclude={"lr", "lr_encoder", "lr_generator", "max_bad_steps"}),
+        "seed": config.system.seed,
+    }
+    if reads == LATENT:
+        key |= {"reader": config.model.reader, "pattern": config.deep_prefix.pattern}
+        key["calibration"] = config.adapter.model_dump(exclude={"hidden"}) if config.model.reader == "embedding" else None
+    return key
+
+
+def cached_folder(cache: Path, key: dict[str, Any]) -> Path:
+    """Where the tuning with this key is kept."""
+    model = str(key["model"]).strip("/").replace("/", "--")
+    return cache / "tuned" / f"{model}-{key['reads']}-{stable_hash(key)[:16]}"
+
+
+def save_tuned(folder: Path, receiver: Receiver, reads: str, key: dict[str, Any]) -> None:
+    """Keep a tuned adapter under its key."""
+    save_folder(folder, {"lora": receiver.adapters[reads].state_dict()}, {"key": key})
+
+
+def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
+    """Put a kept adapter on a receiver."""
+    receiver.add_adapter(reads).load_state_dict(load_folder(folder)["lora"])
+
+
+def data_fingerprint(passages: Sequence[Passage]) -> str:
+    """Hash of the passages and questions that a stage sees."""
+    if not passages:
+        raise TrainingError("data: no training passage is left after filtering by data.max_context_tokens")
+    return stable_hash([[p.context, [[q.text, list(q.answers)] for q in p.questions]] for p in passages])
