@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config, config_from_dict
+from latentwire.core.errors import CheckpointError
 from latentwire.core.manifest import run_manifest
 from latentwire.model.system import LatentWire
 
@@ -25,6 +26,14 @@ def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (
     config = system.config.model_dump(mode="json")
     info = {"config": config, "manifest": run_manifest(None, list(command)), **(extra or {})}
     save_folder(folder, system.state_dict(), info, dtype=torch.bfloat16)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at a path: the folder itself, or the last one of a run's folder."""
+    for folder in (path, path / "last"):
+        if (folder / INDEX).is_file():
+            return folder
+    raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one)")
 
 
 def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Config:

@@ -20,13 +20,19 @@ def load_config(
 ) -> Config:
     """Read a JSON file (which may name another one under "extends"), then apply overrides and flags by dotted key."""
     values = _read(Path(path), ()) if path else {}
-    changes: dict[str, Any] = {}
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise ConfigError(f"--override {text}: expected key=value, such as data.samples=64")
-        changes[key.strip()] = _parse(value)
+    changes = dict(map(parse_override, overrides))
     return config_from_dict(values, str(path or "defaults"), changes | dict(flags or {}))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """The dotted key and the value of "key=value"; the value is JSON, or else plain text."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"--override {text}: expected key=value, such as data.samples=64")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value
 
 
 def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:
@@ -75,13 +81,6 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "receivers"
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any, where: str) -> None:

@@ -189,6 +189,7 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = Field(25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size"))
     max_new_tokens: PositiveInt = Field(24, description="Longest answer.")
     bootstrap: PositiveInt = Field(2000, description="Resamples behind each 95 % interval.")
+    codec: Literal["fp32", "fp16", "int8"] = Field("fp16", description="How latents are put into bytes.")
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
 
 

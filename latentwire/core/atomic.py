@@ -46,9 +46,14 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def dump_json(value: Any) -> str:
+    """Indented JSON with a line end, as all files of this project hold it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, dump_json(value))
 
 
 def read_json(path: str | Path) -> Any:

@@ -52,6 +52,10 @@ class PromptFormat:
         """Everything between the context and the answer."""
         return self._ids(self.anchor + QUESTION.format(question=question) + self.after)
 
+    def gold(self, text: str) -> list[int]:
+        """An answer as it is scored: without what ends it."""
+        return self._ids(f" {text}")
+
     def answer(self, text: str) -> list[int]:
         """A training answer, with what ends it."""
         return self._ids(f" {text}{self.end_text}") + self.end_ids

@@ -1,0 +1,75 @@
+"""`python -m latentwire.cli.eval`: evaluate a checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentwire.cli.run import invoke, run_and_exit
+from latentwire.config.load import parse_override
+from latentwire.core.atomic import read_json
+from latentwire.core.errors import ConfigError
+
+
+@click.command(name="latentwire.cli.eval")
+@click.option("--ckpt", required=True, metavar="DIR", help="Checkpoint, or a run's folder (its last checkpoint).")
+@click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
+@click.option("--data_path", metavar="FILE", help="Held-out file in the dataset's original format.")
+@click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
+@click.option("--out_dir", metavar="DIR", help="Where the results go; default: the checkpoint's folder.")
+@click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
+@click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
+@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration.")
+@click.option("--quiet", is_flag=True, help="Print nothing.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    ckpt: str, dataset: str | None, data_path: str | None, samples: int | None, out_dir: str | None, fresh_eval: bool,
+    receivers: str | None, overrides: tuple[str, ...], quiet: bool, debug: bool,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv and predictions.jsonl.
+
+    Example: python -m latentwire.cli.eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
+    """
+    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.cli.evaluation import evaluate_system
+    from latentwire.config import resolve_receivers
+
+    folder = find_checkpoint(Path(ckpt))
+    changes: dict[str, Any] = dict(map(parse_override, overrides))
+    if dataset:
+        changes |= {"data.dataset": dataset, "data.eval_path": data_path}
+    elif data_path:
+        changes["data.eval_path"] = data_path
+    if samples:
+        changes["evaluation.samples"] = samples
+    if receivers:
+        known = resolve_receivers(load_config_of(folder).model)
+        wanted = [name for name in receivers.split(",") if name]
+        for name in wanted:
+            if name not in known:
+                raise ConfigError(f"--receivers: {folder} has no receiver {name!r} (it has: {', '.join(known)})")
+        changes |= {"model.receivers": {n: known[n] for n in wanted}, "model.llama_id": None, "model.qwen_id": None}
+    config = load_config_of(folder, changes)
+    out = Path(out_dir) if out_dir else folder
+    done = out / "eval.json"
+    if done.is_file() and not fresh_eval:
+        results: dict[str, Any] = read_json(done)
+        if results.get("manifest", {}).get("config") == config.model_dump(mode="json"):
+            if not quiet:
+                print(f"{done} holds these results already; --fresh_eval evaluates again")
+            return results
+    system = load_checkpoint(folder, config)
+    return evaluate_system(system, config, out, command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]], quiet=quiet)
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Evaluate with command-line arguments; returns what eval.json holds. Raises LatentWireError on bad input."""
+    results: dict[str, Any] = invoke(command, args)
+    return results
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,25 @@
+"""Evaluation as the commands run it: held-out questions, files, table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentwire.config import Config
+from latentwire.data import load_passages
+from latentwire.evaluation.evaluate import evaluate, print_table, write_results
+from latentwire.model.system import LatentWire
+
+
+def evaluate_system(
+    system: LatentWire, config: Config, folder: Path, *, command: Sequence[str] = (), quiet: bool = False
+) -> dict[str, Any]:
+    """Evaluate on the held-out split, write eval.json, eval.csv and predictions.jsonl to a folder, print the table."""
+    passages = load_passages(config.data, "validation", config.evaluation.samples or None)
+    results, answers = evaluate(system, passages, config, command=command, quiet=quiet)
+    write_results(folder, results, answers)
+    if not quiet:
+        print_table(results)
+        print(f"results: {folder / 'eval.json'}")
+    return results

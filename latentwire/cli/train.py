@@ -1,0 +1,84 @@
+"""`python -m latentwire.cli.train`: run all training stages, then evaluate."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentwire.cli.run import invoke, run_and_exit
+from latentwire.config import Config, load_config
+from latentwire.config.flags import schema_options
+from latentwire.core.atomic import dump_json
+from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import stable_hash
+
+STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
+
+
+def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
+    """<config file's name>[-<tag>]; without a file and tag, a hash of the configuration."""
+    parts = [Path(config_path).stem if config_path else "run", tag or ""]
+    if not config_path and not tag:
+        parts[1] = stable_hash(config.model_dump(mode="json"))[:8]
+    return "-".join(part for part in parts if part)
+
+
+@click.command(name="latentwire.cli.train", context_settings={"show_default": False})
+@click.option("--config", "config_path", metavar="FILE", help="JSON configuration.")
+@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
+@click.option("--tag", metavar="NAME", help="Added to the run's name.")
+@click.option("--out_dir", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>.")
+@click.option("--stages", default=",".join(STAGES), help="Stages to work on now; finished ones are always loaded.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@click.option("--fresh", is_flag=True, help="Remove what an earlier run left in the folder.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@schema_options
+def command(
+    config_path: str | None, overrides: tuple[str, ...], tag: str | None, out_dir: str | None, stages: str,
+    dry_run: bool, fresh: bool, debug: bool, flags: dict[str, Any],
+) -> dict[str, Any]:
+    """Train a sender and its receivers: slot tuning, closed form, end to end, tuned baselines; then evaluate.
+
+    The same command again goes on where it was cut off.
+
+    Example: python -m latentwire.cli.train --config configs/smoke/lora.json --samples 64
+    """
+    config = load_config(config_path, overrides, flags)
+    chosen = [s for s in stages.split(",") if s]
+    unknown = sorted(set(chosen) - set(STAGES))
+    if unknown:
+        raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")
+    folder = Path(out_dir) if out_dir else Path(config.checkpoint.runs_dir) / run_name(config_path, tag, config)
+    if dry_run:
+        print(dump_json(config.model_dump(mode="json")), end="")
+        return {"run": str(folder), "config": config.model_dump(mode="json")}
+    from latentwire.cli.evaluation import evaluate_system  # torch is loaded only when it is needed
+    from latentwire.training.pipeline import Run
+
+    if fresh and (folder / "config.json").is_file():
+        shutil.rmtree(folder)
+    words = ["python", "-m", "latentwire.cli.train", *sys.argv[1:]]
+    run = Run(config, folder, stages=chosen, command=words)
+    system = run.execute()
+    print(f"checkpoint: {folder / 'last'}")
+    results = None
+    if config.evaluation.samples and "end_to_end" in chosen:
+        results = evaluate_system(system, config, folder, command=words)
+    return {"run": str(folder), "checkpoint": str(folder / "last"), "evaluation": results}
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Train with command-line arguments; returns the run's folder, its checkpoint and its evaluation.
+
+    Raises LatentWireError where the user's input is at fault.
+    """
+    result: dict[str, Any] = invoke(command, args)
+    return result
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,109 @@
+"""Command-line flags, generated from the schema: a flag on the command line wins over file and override."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from latentwire.config.schema import Config
+
+STAGE_SECTION = "curriculum"
+SPECIAL = {"curriculum.end_to_end.epochs": "epochs"}
+"""Flags of the specification whose name is not the field's."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One leaf of the schema, with its flag (without dashes; None where it has none)."""
+
+    dotted: str
+    flag: str | None
+    field: FieldInfo
+
+
+def options(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Option]:
+    """Every leaf of the schema, in order. Fields of a training stage carry the stage's name in their flag."""
+    for name, field in model.model_fields.items():
+        dotted, kind = f"{prefix}{name}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from options(kind, f"{dotted}.")
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        flag: Any = extra.get("flag", name)
+        if prefix.startswith(f"{STAGE_SECTION}."):
+            flag = SPECIAL.get(dotted, f"{prefix.split('.')[1]}_{name}")
+        yield Option(dotted, flag, field)
+
+
+def schema_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a click command function: it gets `flags`, {dotted key: value} of the flags that were really given."""
+    known = {option.flag: option for option in options() if option.flag}
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(f"schema_{name}") for name in known}
+        flags = {known[name].dotted: _value(known[name], v) for name, v in given.items() if v is not None}
+        return command(*args, flags=flags, **kwargs)
+
+    for option in reversed(list(known.values())):
+        wrapped = _decorator(option)(wrapped)
+    return wrapped
+
+
+def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = f"{option.field.description or ''} [{option.dotted}; default: {default_of(option.field)}]".strip()
+    name = f"schema_{option.flag}"
+    if _plain(option.field.annotation) is bool:
+        return click.option(f"--{option.flag}/--no_{option.flag}", name, default=None, help=text)
+    return click.option(f"--{option.flag}", name, default=None, help=text, metavar=type_name(option.field).upper())
+
+
+def default_of(field: FieldInfo) -> str:
+    """A field's default, as it would stand in a JSON file."""
+    if field.default is PydanticUndefined:
+        return "none"
+    return {None: "none", True: "true", False: "false"}.get(field.default, str(field.default)) \
+        if isinstance(field.default, bool | None) else str(field.default)
+
+
+def type_name(field: FieldInfo) -> str:
+    """A short name of a field's type."""
+    choices = [arg for part in _parts(field.annotation) if get_origin(part) is Literal for arg in get_args(part)]
+    if choices:
+        return "|".join(map(str, choices))
+    names = []
+    for part in _parts(field.annotation):
+        base = get_origin(part) or part
+        names.append("list" if base in (list, tuple) else getattr(base, "__name__", str(base)))
+    return "|".join(dict.fromkeys(names))
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The alternatives of a type, without None and without constraints."""
+    if hasattr(annotation, "__metadata__"):
+        return _parts(annotation.__origin__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [p for arg in get_args(annotation) if arg is not type(None) for p in _parts(arg)]
+    return [annotation]
+
+
+def _plain(annotation: Any) -> Any:
+    parts = _parts(annotation)
+    return parts[0] if len(parts) == 1 else None
+
+
+def _value(option: Option, value: Any) -> Any:
+    """What a flag's text stands for. Lists are separated by commas; pydantic turns text into numbers."""
+    if isinstance(value, str):
+        lists = [p for p in _parts(option.field.annotation) if get_origin(p) in (list, tuple)]
+        if lists and ("," in value or len(_parts(option.field.annotation)) == 1):
+            return [part.strip() for part in value.split(",") if part.strip()]
+    return value

@@ -1,0 +1,1 @@
+"""Measuring a system on held-out questions, against every baseline."""

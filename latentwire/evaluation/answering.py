@@ -1,0 +1,153 @@
+"""Run receivers over held-out questions: every answer, score and message, before any mean is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from latentwire.data.example import Passage, Question
+from latentwire.evaluation.metrics import exact_match, f1_score
+from latentwire.evaluation.modes import Given, Mode
+from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.system import LatentWire
+from latentwire.wire.message import Wire
+
+
+@dataclass(frozen=True)
+class Item:
+    """A passage, as text, as the message that carries it, and as each receiver would tokenize it."""
+
+    passage: Passage
+    sent: SenderText
+    message: bytes
+    texts: dict[str, ReceiverText]
+
+
+@dataclass
+class Answer:
+    """One receiver's answer to one question in one mode."""
+
+    prediction: str
+    f1: float
+    em: float
+    nll: float  # nats over the first gold answer's tokens
+    tokens: int
+    first_correct: bool
+
+
+@dataclass
+class Answers:
+    """All answers: [receiver][mode], in the order of `questions`; `clusters` number the passage of each question."""
+
+    questions: list[Question] = field(default_factory=list)
+    clusters: list[int] = field(default_factory=list)
+    by_mode: dict[str, dict[str, list[Answer]]] = field(default_factory=dict)
+    joint: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, batch_size: int = 8) -> list[Item]:
+    """Compress every passage once, into bytes."""
+    items = []
+    for start in range(0, len(passages), batch_size):
+        chunk = passages[start : start + batch_size]
+        prepared = [system.prepare(p) for p in chunk]
+        z, counts = system.sender.latents(system.sender.features([sent for sent, _ in prepared]))
+        for row, (passage, (sent, texts)) in enumerate(zip(chunk, prepared, strict=True)):
+            message = Wire(z[row, : int(counts[row])], codec).to_bytes()
+            items.append(Item(passage, sent, message, texts))
+    return items
+
+
+def batches(items: Sequence[Item], questions: int) -> Iterator[list[Item]]:
+    """Runs of items with about so many questions together."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and sum(len(i.passage.questions) for i in (*batch, item)) > questions:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def given_to(receiver: Receiver, batch: Sequence[Item]) -> Given:
+    """What a receiver can read of some items; the latents come from the messages' bytes."""
+    latents = [Wire.from_bytes(item.message).latents for item in batch]
+    counts = torch.tensor([len(z) for z in latents])
+    return Given([i.texts[receiver.name] for i in batch], torch.nn.utils.rnn.pad_sequence(latents, True), counts)
+
+
+@torch.no_grad()
+def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_tokens: int) -> list[Answer]:
+    """Generate and score every question of a batch in one mode; each context is read once."""
+    questions = [q for item in batch for q in item.passage.questions]
+    counts = [len(item.passage.questions) for item in batch]
+    tails = [receiver.prompt.tail(q.text) for q in questions]
+    golds = [receiver.prompt.gold(q.answers[0]) for q in questions]
+    with receiver.using(mode.adapter):
+        context = mode.read(receiver, given_to(receiver, batch))
+        scores = receiver.score(context.repeat(counts), list(zip(tails, golds, strict=True)))
+        predictions = receiver.generate(context.repeat(counts), tails, max_new_tokens)
+    return [
+        Answer(
+            text, f1_score(text, q.answers), exact_match(text, q.answers), float(scores.nll[i]),
+            int(scores.tokens[i]), bool(scores.first_correct[i]),
+        )
+        for i, (q, text) in enumerate(zip(questions, predictions, strict=True))
+    ]
+
+
+@torch.no_grad()
+def rescore(receivers: Sequence[Receiver], batch: Sequence[Item], candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Joint answer of several receivers: for each question, the candidate with the highest summed log-probability.
+
+    candidates[k] holds the k-th receiver's answers. An empty answer is a candidate only where all are empty.
+    """
+    questions = [q for item in batch for q in item.passage.questions]
+    counts = [len(item.passage.questions) for item in batch]
+    totals = torch.zeros(len(candidates), len(questions))
+    for receiver in receivers:
+        tails = [receiver.prompt.tail(q.text) for q in questions]
+        with receiver.using(LATENT):
+            given = given_to(receiver, batch)
+            context = receiver.read_latents(given.z.to(receiver.lm.device), given.counts.to(receiver.lm.device))
+            for k, texts in enumerate(candidates):
+                answers = [receiver.prompt.answer(text) for text in texts]
+                scores = receiver.score(context.repeat(counts), list(zip(tails, answers, strict=True)))
+                totals[k] -= scores.nll.cpu()
+    empty = torch.tensor([[not text for text in texts] for texts in candidates])
+    best = totals.masked_fill(empty, -1e30).argmax(0).tolist()
+    return [candidates[k][i] for i, k in enumerate(best)]
+
+
+def answer_all(
+    system: LatentWire, items: Sequence[Item], modes_of: Callable[[Receiver], Sequence[Mode]], *, batch_size: int,
+    max_new_tokens: int, report: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Answers:
+    """Every receiver in every mode over all items, and the joint answers of all receivers from the wire."""
+    out = Answers()
+    out.questions = [q for item in items for q in item.passage.questions]
+    out.clusters = [n for n, item in enumerate(items) for _ in item.passage.questions]
+    groups = list(batches(items, batch_size))
+    for name, receiver in system.receivers.items():
+        out.by_mode[name] = {}
+        for mode in modes_of(receiver):
+            answers: list[Answer] = []
+            for batch in groups:
+                answers += answer_batch(receiver, mode, batch, max_new_tokens)
+                report(f"{name} {mode.name}", len(answers), len(out.questions))
+            out.by_mode[name][mode.name] = answers
+    receivers = list(system.receivers.values())
+    if len(receivers) > 1 and all("latent" in modes for modes in out.by_mode.values()):
+        start = 0
+        for batch in groups:
+            end = start + sum(len(item.passage.questions) for item in batch)
+            own = [[a.prediction for a in out.by_mode[r.name]["latent"][start:end]] for r in receivers]
+            out.joint += rescore(receivers, batch, own)
+            report("joint", end, len(out.questions))
+            start = end
+    return out

@@ -1,0 +1,87 @@
+"""What a message costs: positions, bytes, and seconds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import zstandard
+
+from latentwire.evaluation.answering import Item, given_to
+from latentwire.evaluation.modes import Mode
+from latentwire.model.receiver import Receiver
+from latentwire.model.system import LatentWire
+from latentwire.wire.message import Wire
+
+
+def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
+    """Mean prompt positions a question, of the text path and of the latent path: head, context and tail counted."""
+    text, latent = [], []
+    for item in items:
+        own = item.texts[receiver.name]
+        for question in item.passage.questions:
+            tail = len(receiver.prompt.tail(question.text))
+            text.append(len(own.ids) + tail)
+            latent.append(own.head_len + own.latents + tail)
+    return {"text": statistics.fmean(text), "latent": statistics.fmean(latent)}
+
+
+def message_bytes(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
+    """Mean bytes a passage: the serialized wire, and the text as UTF-8, as zstd -19, and as packed token ids."""
+    compressor = zstandard.ZstdCompressor(level=19)
+    bits = math.ceil(math.log2(len(receiver.lm.tokenizer)))
+    texts = [item.passage.context.encode() for item in items]
+    ids = [len(i.texts[receiver.name].ids) - i.texts[receiver.name].head_len for i in items]
+    return {
+        "wire": statistics.fmean(len(item.message) for item in items),
+        "utf8": statistics.fmean(map(len, texts)),
+        "zstd": statistics.fmean(len(compressor.compress(text)) for text in texts),
+        "packed_ids": statistics.fmean(math.ceil(n * bits / 8) for n in ids),
+    }
+
+
+@torch.no_grad()
+def latency(
+    system: LatentWire, receiver: Receiver, mode: Mode, items: Sequence[Item], max_new_tokens: int, codec: str
+) -> dict[str, float]:
+    """Median seconds over items, one question at a time, after one untimed pass.
+
+    encode: text to bytes (0 where nothing is encoded); prefill: from what is given to a context that a question can
+    follow; first_token: the prefill, the question and one answer token; answer: the prefill and the whole answer.
+    """
+    seconds: dict[str, list[float]] = {"encode": [], "prefill": [], "first_token": [], "answer": []}
+    with receiver.using(mode.adapter):
+        for number, item in enumerate([items[0], *items]):
+            tail = receiver.prompt.tail(item.passage.questions[0].text)
+            encode = _timed(system, lambda item=item: _encode(system, item, codec)) if mode.name == "latent" else 0.0
+            given = given_to(receiver, [item])
+            prefill = _timed(system, lambda given=given: mode.read(receiver, given))
+
+            def run(new: int, given: Any = given, tail: list[int] = tail) -> Callable[[], Any]:
+                return lambda: receiver.generate(mode.read(receiver, given), [tail], new)
+
+            first, whole = _timed(system, run(1)), _timed(system, run(max_new_tokens))
+            if number:
+                for key, value in zip(seconds, (encode, prefill, first, whole), strict=True):
+                    seconds[key].append(value)
+    return {key: round(statistics.median(values), 5) for key, values in seconds.items()}
+
+
+def _encode(system: LatentWire, item: Item, codec: str) -> bytes:
+    z, counts = system.sender.encode([item.passage.context])
+    return Wire(z[0, : int(counts[0])], codec).to_bytes()
+
+
+def _timed(system: LatentWire, call: Callable[[], Any]) -> float:
+    cuda = system.sender.lm.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

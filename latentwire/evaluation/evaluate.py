@@ -1,0 +1,156 @@
+"""One evaluation: answers, measures, files, table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from latentwire.config import Config
+from latentwire.core.atomic import write_json, write_text
+from latentwire.core.errors import DataError
+from latentwire.core.manifest import run_manifest
+from latentwire.data.example import Passage
+from latentwire.evaluation.answering import Answers, answer_all, encode_items
+from latentwire.evaluation.efficiency import latency, message_bytes, positions
+from latentwire.evaluation.modes import MODES, modes_for
+from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
+from latentwire.model.system import LatentWire
+
+SCHEMA = 1
+
+
+def evaluate(
+    system: LatentWire, passages: Sequence[Passage], config: Config, *, command: Sequence[str] = (),
+    quiet: bool = False,
+) -> tuple[dict[str, Any], Answers]:
+    """Evaluate a system on passages; returns what eval.json holds, and all single answers."""
+    if not passages:
+        raise DataError("evaluation: no question to evaluate on")
+    own = config.evaluation
+    items = encode_items(system, passages, own.codec)
+    answers = answer_all(
+        system, items, modes_for, batch_size=own.batch_size, max_new_tokens=own.max_new_tokens,
+        report=_silent if quiet else _progress,
+    )
+    receivers: dict[str, dict[str, Any]] = {}
+    for name, receiver in system.receivers.items():
+        measured = {
+            mode: measure(rows, answers.clusters, own.bootstrap) for mode, rows in answers.by_mode[name].items()
+        }
+        for mode in ("text", "text_tuned", "latent"):
+            if mode in measured and own.latency_samples:
+                some = items[: own.latency_samples]
+                times = latency(system, receiver, MODES[mode], some, own.max_new_tokens, own.codec)
+                measured[mode]["latency_s"] = times
+        taken = positions(receiver, items)
+        receivers[name] = {
+            **{mode: measured.get(mode) for mode in MODES},
+            "positions": taken,
+            "compression": taken["text"] / taken["latent"],
+            "bytes": message_bytes(receiver, items),
+        }
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "manifest": run_manifest(config.model_dump(mode="json"), command),
+        "dataset": config.data.dataset,
+        "samples": len(answers.questions),
+        "passages": len(items),
+        "receivers": receivers,
+        "joint": None,
+        **{mode: mean_over_receivers(receivers, mode) for mode in ("text", "text_tuned", "latent", "token_budget")},
+    }
+    if answers.joint:
+        own_answers = {n: [a.prediction for a in modes["latent"]] for n, modes in answers.by_mode.items()}
+        golds = [q.answers for q in answers.questions]
+        results["joint"] = joint_measures(answers.joint, golds, own_answers, answers.clusters, own.bootstrap)
+    return results, answers
+
+
+def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:
+    """Write eval.json, eval.csv and predictions.jsonl, each whole or not at all."""
+    lines = []
+    for i, question in enumerate(answers.questions):
+        row: dict[str, Any] = {"id": question.id, "question": question.text, "answers": list(question.answers)}
+        for name, modes in answers.by_mode.items():
+            row[name] = {m: {"prediction": a[i].prediction, "f1": a[i].f1, "em": a[i].em} for m, a in modes.items()}
+        if answers.joint:
+            row["joint"] = answers.joint[i]
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / "eval.csv", _csv(results))
+    write_json(folder / "eval.json", results)
+
+
+def _csv(results: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    columns = ("f1", "em", "first_token_acc", "nll_per_token")
+    writer.writerow(["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"])
+    for name, receiver in results["receivers"].items():
+        for mode in MODES:
+            m = receiver[mode]
+            if m is not None:
+                cost = [receiver["compression"], receiver["bytes"]["wire"]] if mode == "latent" else [1, ""]
+                writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost])
+    return out.getvalue()
+
+
+def print_table(results: dict[str, Any], console: Console | None = None) -> None:
+    """Print one table of all receivers and modes."""
+    console = console or Console()
+    title = f"{results['samples']} questions on {results['passages']} passages ({results['dataset']})"
+    table = Table(title=title)
+    for column in ("receiver", "reads", "F1 [95 %]", "EM", "first token", "NLL/token", "positions", "bytes", "answer s"):
+        table.add_column(column, justify="left" if column in ("receiver", "reads") else "right", no_wrap=True)
+    for name, receiver in results["receivers"].items():
+        for mode in MODES:
+            m = receiver[mode]
+            if m is None:
+                continue
+            where = "latent" if mode == "latent" else "text"
+            shown = mode in ("text", "text_tuned", "latent", "embedding_replay")
+            table.add_row(
+                name,
+                mode,
+                f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]",
+                f"{m['em']:.3f}",
+                f"{m['first_token_acc']:.3f}",
+                f"{m['nll_per_token']:.2f}",
+                f"{receiver['positions'][where]:.0f}" if shown else "",
+                f"{receiver['bytes']['wire' if mode == 'latent' else 'utf8']:.0f}" if shown else "",
+                f"{m['latency_s']['answer']:.2f}" if m["latency_s"] else "",
+            )
+        table.add_section()
+    console.print(table)
+    for name, receiver in results["receivers"].items():
+        b = receiver["bytes"]
+        console.print(
+            f"{name}: {receiver['compression']:.2f}x fewer positions; wire {b['wire']:.0f} bytes "
+            f"(text {b['utf8']:.0f}, zstd {b['zstd']:.0f}, token ids {b['packed_ids']:.0f})"
+        )
+    if results["joint"]:
+        j = results["joint"]
+        console.print(
+            f"both together: F1 {j['f1']:.3f} [{j['f1_ci'][0]:.3f}, {j['f1_ci'][1]:.3f}], EM {j['em']:.3f}; "
+            f"they agree on {j['agreement']:.0%}, the better of both has F1 {j['oracle_f1']:.3f}"
+        )
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    """One line that is rewritten on a terminal; elsewhere a line for each finished mode."""
+    if sys.stderr.isatty():
+        print(f"\r  {what}: {done}/{total} questions" + " " * 12, end="\n" if done >= total else "", file=sys.stderr)
+    elif done >= total:
+        print(f"  {what}: {total} questions", file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""What a receiver is given in place of the context: the wire, and the baselines it is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentwire.backbone.lm import Context
+from latentwire.model.encoding import ReceiverText
+from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+
+
+@dataclass(frozen=True)
+class Given:
+    """Passages as one receiver may read them: texts, and latents (batch, M, d_z) with counts (batch,)."""
+
+    texts: Sequence[ReceiverText]
+    z: Tensor
+    counts: Tensor
+
+
+Read = Callable[[Receiver, Given], Context]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One column of the comparison: how the context is read, and with which adapter if the receiver has it.
+
+    A mode that `needs_adapter` is left out for a receiver without it.
+    """
+
+    name: str
+    adapter: str | None
+    read: Read
+    needs_adapter: bool = False
+
+
+def _text(receiver: Receiver, given: Given) -> Context:
+    return receiver.read_text([t.ids for t in given.texts])
+
+
+def _replay(receiver: Receiver, given: Given) -> Context:
+    return receiver.read_text([t.ids for t in given.texts], as_embeddings=True)
+
+
+def _budget(receiver: Receiver, given: Given) -> Context:
+    return receiver.read_text([t.truncated() for t in given.texts])
+
+
+def _nothing(receiver: Receiver, given: Given) -> Context:
+    return receiver.read_text([t.ids[: t.head_len] for t in given.texts])
+
+
+def _latent(receiver: Receiver, given: Given) -> Context:
+    return receiver.read_latents(given.z.to(receiver.lm.device), given.counts.to(receiver.lm.device))
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("text", None, _text),
+        Mode("text_tuned", TEXT, _text, needs_adapter=True),
+        Mode("latent", LATENT, _latent),
+        Mode("token_budget", TOKEN_BUDGET, _budget),
+        Mode("no_context", TEXT, _nothing),
+        Mode("embedding_replay", None, _replay),
+    )
+}
+"""In a run with LoRA, token budget and no context are read with the adapters tuned for them, like the text."""
+
+
+def modes_for(receiver: Receiver) -> list[Mode]:
+    """The modes that can be measured on a receiver."""
+    return [m for m in MODES.values() if not m.needs_adapter or m.adapter in receiver.adapters]

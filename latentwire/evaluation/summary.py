@@ -1,0 +1,60 @@
+"""From single answers to the measures of eval.json. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from latentwire.evaluation.metrics import bootstrap_ci, exact_match, f1_score, normalize_answer
+
+
+class ScoredAnswer(Protocol):
+    prediction: str
+    f1: float
+    em: float
+    nll: float
+    tokens: int
+    first_correct: bool
+
+
+def measure(answers: Sequence[ScoredAnswer], clusters: Sequence[int], resamples: int) -> dict[str, Any]:
+    """F1 and EM with 95 % intervals, first-token accuracy, NLL in nats per gold answer token."""
+    f1, em = [a.f1 for a in answers], [a.em for a in answers]
+    return {
+        "f1": statistics.fmean(f1),
+        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
+        "em": statistics.fmean(em),
+        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
+        "first_token_acc": statistics.fmean(a.first_correct for a in answers),
+        "nll_per_token": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
+        "latency_s": None,
+    }
+
+
+def joint_measures(
+    joint: Sequence[str], golds: Sequence[Sequence[str]], own: dict[str, list[str]], clusters: Sequence[int],
+    resamples: int,
+) -> dict[str, Any]:
+    """Rescored answers of all receivers together; agreement (all answers equal after normalisation) and oracle."""
+    f1 = [f1_score(p, g) for p, g in zip(joint, golds, strict=True)]
+    em = [exact_match(p, g) for p, g in zip(joint, golds, strict=True)]
+    each = list(zip(*own.values(), strict=True))
+    return {
+        "f1": statistics.fmean(f1),
+        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
+        "em": statistics.fmean(em),
+        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
+        "agreement": statistics.fmean(len({normalize_answer(p) for p in row}) == 1 for row in each),
+        "oracle_f1": statistics.fmean(max(f1_score(p, g) for p in row) for row, g in zip(each, golds, strict=True)),
+        "oracle_em": statistics.fmean(max(exact_match(p, g) for p in row) for row, g in zip(each, golds, strict=True)),
+    }
+
+
+def mean_over_receivers(receivers: dict[str, dict[str, Any]], mode: str) -> dict[str, Any] | None:
+    """Mean of a mode's plain measures over receivers; intervals and latencies stay with the receivers."""
+    measures = [r[mode] for r in receivers.values()]
+    if any(m is None for m in measures):
+        return None
+    keys = ("f1", "em", "first_token_acc", "nll_per_token")
+    return {key: statistics.fmean(m[key] for m in measures) for key in keys}

@@ -1,0 +1,1 @@
+"""The wire: latents as bytes, and back. `header` needs no torch."""
