@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.backbone.anatomy import SLIDING, decoder_layers, describe
+from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
 from latentwire.backbone.load import load_model, load_tokenizer
 from latentwire.core.errors import ModelError
 
@@ -131,7 +131,7 @@ class LanguageModel:
             given: dict[str, Any] = {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds.to(self.dtype)}
             self._decode(
                 **given,
-                attention_mask=self._attention_mask(mask[:, None, :] & _causal(mask), mask),
+                attention_mask=self._attention_mask(mask[:, None, :] & _causal(mask), positions_of(mask)),
                 position_ids=positions_of(mask),
                 past_key_values=cache,
                 use_cache=True,
@@ -152,7 +152,9 @@ class LanguageModel:
         positions = start + same.sum(-1).sub(1).clamp(min=0)
         return self._decode(
             input_ids=ids,
-            attention_mask=self._attention_mask(torch.cat([known, same], 2), torch.cat([context.mask, mask.bool()], 1)),
+            attention_mask=self._attention_mask(
+                torch.cat([known, same], 2), torch.cat([positions_of(context.mask), positions], 1)
+            ),
             position_ids=positions,
             past_key_values=context.cache,
             use_cache=True,
@@ -235,19 +237,18 @@ class LanguageModel:
         per_type = {kind: rotary(like, positions, kind) for kind in set(self.anatomy.layer_types)}
         return [per_type[kind] for kind in self.anatomy.layer_types]
 
-    def _attention_mask(self, allowed: Tensor, real: Tensor) -> Tensor | dict[str, Tensor]:
+    def _attention_mask(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Additive mask from allowed (batch, Q, K); sliding layers also forget what lies too far back.
 
-        Distance is counted in cache positions, as Transformers' own masks count it.
+        positions: (batch, K) of all keys, the queries being the last Q of them.
         """
         queries, keys = allowed.shape[-2:]
         allowed = allowed | torch.eye(keys, dtype=torch.bool, device=allowed.device)[keys - queries :]
         full = self._additive(allowed)
         if self.anatomy.sliding_window is None:
             return full
-        order = torch.arange(keys, device=allowed.device)
-        near = order[keys - queries :, None] - order[None, :] < self.anatomy.sliding_window
-        return {"full_attention": full, SLIDING: self._additive(allowed & near)}
+        near = positions[:, keys - queries :, None] - positions[:, None, :] < self.anatomy.sliding_window
+        return {FULL: full, SLIDING: self._additive(allowed & near)}
 
     def _additive(self, allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)

@@ -175,6 +175,9 @@ class CheckpointConfig(Section):
     """Where a run writes and what it keeps."""
 
     runs_dir: str = Field("runs", description="Folder of all runs.")
+    init_from: str | None = Field(
+        None, description="Start from this checkpoint, in place of slot tuning and the closed form."
+    )
     every_steps: PositiveInt = Field(100, description="Steps between two resumable checkpoints.")
     keep: PositiveInt = Field(2, description="Step checkpoints kept; epoch checkpoints are always kept.")
     tuned_cache: str | None = Field(

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.system import save_checkpoint
-from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
+from latentwire.checkpoint.system import find_checkpoint, save_checkpoint
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.config.schema import TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
@@ -43,6 +43,9 @@ from latentwire.training.stages.slot_tuning import (
     tuning_key,
 )
 
+MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
+    "evaluation", "diagnostics"
+}
 STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
@@ -55,6 +58,7 @@ class Run:
         self.folder = folder
         self.stages = stages
         self.command = list(command)
+        self.origin: dict[str, Any] | None = None
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
 
     def start(self) -> None:
@@ -81,16 +85,20 @@ class Run:
         self.system = LatentWire.build(self.config)
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
-        if self.config.features.use_lora:
-            for receiver in self.system.receivers.values():
-                self._tune(receiver, LATENT, self.config.curriculum.slot_tuning, "slot_tuning")
-            self._start_sender()
-        self._closed_form()
+        lora, curriculum = self.config.features.use_lora, self.config.curriculum
+        if self.config.checkpoint.init_from:
+            self._start_from(Path(self.config.checkpoint.init_from))
+        else:
+            if lora:
+                for receiver in self.system.receivers.values():
+                    self._tune(receiver, LATENT, curriculum.slot_tuning, "slot_tuning")
+                self._start_sender()
+            self._closed_form()
         self._end_to_end()
-        if self.config.features.use_lora:
-            for receiver in self.system.receivers.values():
-                for reads in (TEXT, TOKEN_BUDGET):
-                    self._tune(receiver, reads, self.config.curriculum.baselines, "baselines")
+        for receiver in self.system.receivers.values():
+            for reads in (TEXT, TOKEN_BUDGET):
+                if lora and curriculum.baselines.max_steps != 0:
+                    self._tune(receiver, reads, curriculum.baselines, "baselines")
         save_checkpoint(self.folder / "last", self.system, self.command)
         return self.system
 
@@ -136,7 +144,7 @@ class Run:
         steps = self._steps(module, stage)
         if not steps:
             return
-        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps)
+        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
         kept = cached_folder(self.cache, key)
         if (kept / INDEX).is_file():
             print(f"{module.name}: taken from {kept}", flush=True)
@@ -144,6 +152,13 @@ class Run:
         elif kind in self.stages:
             self._fit(module, stage)
             save_tuned(kept, receiver, reads, key)
+
+    def _start_from(self, path: Path) -> None:
+        """Take up everything from a checkpoint, in place of slot tuning and the closed form."""
+        folder = find_checkpoint(path)
+        self.system.load_state_dict(load_folder(folder))
+        self.origin = read_info(folder)["files"]
+        print(f"starting from {folder}", flush=True)
 
     def _start_sender(self) -> None:
         """Give the sender the slot-tuned LoRA of `encoder.lora_from`."""
@@ -226,7 +241,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") ->
     """Dotted keys whose values differ; where a run writes and what it evaluates may change."""
     for key in before.keys() | now.keys():
         dotted = f"{path}{key}"
-        if dotted in {"checkpoint", "evaluation", "diagnostics"}:
+        if dotted in MAY_CHANGE:
             continue
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -1,0 +1,100 @@
+"""`python -m latentwire.cli.demo`: one message, two models, and the figures behind it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentwire.cli.run import invoke, run_and_exit
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = 3
+"""Passages shown with their answers before the table."""
+
+
+@click.command(name="latentwire.cli.demo")
+@click.option("--ckpt", default=str(ROOT / "checkpoints" / "default"), metavar="DIR", help="Checkpoint to show.")
+@click.option(
+    "--data_path", default=str(ROOT / "examples" / "questions.json"), metavar="FILE", help="Held-out SQuAD-format file."
+)
+@click.option("--samples", default=100, type=click.IntRange(1), help="Questions in the table.")
+@click.option("--out_dir", default="runs/demo", metavar="DIR", help="Where results go.")
+@click.option("--train/--no_train", default=True, help="Also train a short run on invented facts.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, debug: bool) -> dict[str, Any]:
+    """Two different language models answer questions from one compressed message.
+
+    Example: bash scripts/demo.sh --samples 50 --no_train
+    """
+    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.cli.evaluation import evaluate_system
+    from latentwire.data import load_passages
+
+    out = Path(out_dir)
+    folder = find_checkpoint(Path(ckpt))
+    config = load_config_of(
+        folder, {"data.dataset": "squad", "data.eval_path": data_path, "evaluation.samples": samples}
+    )
+    print("loading the models (the first time, they are unpacked: about a minute)", flush=True)
+    system = load_checkpoint(folder, config)
+    passages = load_passages(config.data, "validation", samples)
+    print("\n== One message, read by different models ==\n")
+    for passage in passages[:SHOWN]:
+        show(system, passage, config.evaluation.codec, config.evaluation.max_new_tokens)
+    print(f"\n== {samples} held-out questions ==\n", flush=True)
+    words = ["python", "-m", "latentwire.cli.demo"]
+    results = {"squad": evaluate_system(system, config, out, command=words)}
+    if train:
+        print("\n== A short training run on invented facts, from the same checkpoint ==\n", flush=True)
+        results["facts"] = train_on_facts(folder, out / "facts")
+    print(f"\nwritten: {out / 'eval.json'}" + (f", {out / 'facts' / 'eval.json'}" if train else ""))
+    return results
+
+
+def show(system: Any, passage: Any, codec: str, max_new_tokens: int) -> None:
+    """Compress one passage and print every receiver's answers from the message, next to those from the text."""
+    from latentwire.evaluation.answering import answer_batch, encode_items
+    from latentwire.evaluation.modes import MODES
+
+    item = encode_items(system, [passage], codec)[0]
+    print(textwrap.fill(passage.context, 110))
+    print(
+        f"\n  -> one message: {item.texts[next(iter(system.receivers))].latents} latents, {len(item.message)} bytes "
+        f"(the text: {len(item.sent.ids) - 1} tokens)\n"
+    )
+    answers = {}
+    for name, receiver in system.receivers.items():
+        text = "text_tuned" if "text" in receiver.adapters else "text"
+        for mode in ("latent", text):
+            answers[name, mode] = answer_batch(receiver, MODES[mode], [item], max_new_tokens)
+    for i, question in enumerate(passage.questions):
+        print(f"  {question.text}   (gold: {question.answers[0]})")
+        for (name, mode), rows in answers.items():
+            source = "message" if mode == "latent" else "text"
+            print(f"    {name:14} from the {source:8} {json.dumps(rows[i].prediction, ensure_ascii=False)}")
+    print()
+
+
+def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Go on from a checkpoint on the built-in facts, for minutes, and evaluate."""
+    from latentwire.cli.train import main as train_main
+
+    result = train_main([
+        "--config", str(ROOT / "configs" / "demo_facts.json"), "--init_from", str(checkpoint), "--out_dir", str(folder),
+    ])
+    evaluation: dict[str, Any] = result["evaluation"]
+    return evaluation
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Run the demo; returns both evaluations."""
+    results: dict[str, Any] = invoke(command, args)
+    return results
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,133 @@
+"""Text, embeddings and slots are read through one interface: they must agree where they carry the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import FAMILIES, tiny_lm
+
+from latentwire.config import Config
+from latentwire.data.example import Passage, Question
+from latentwire.model.encoding import encode_for_receiver, encode_for_sender, pack_questions
+from latentwire.model.receiver import Receiver
+
+PASSAGES = [
+    Passage(
+        "a",
+        "Mira Voss founded the workshop in Talden and sold red lamps there. The keeper of the boat lives in Orlin.",
+        (Question("1", "Where is the workshop?", ("Talden",)), Question("2", "Who sold lamps?", ("Mira Voss",))),
+    ),
+    Passage("b", "The green door is in Brannock.", (Question("3", "What colour is the door?", ("green",)),)),
+]
+
+
+def receiver_of(family: str, window: int, **model: object) -> Receiver:
+    config = Config.model_validate({"encoder": {"window": window, "d_z": 8}, "model": {"dtype": "float32"}})
+    return Receiver(family, tiny_lm(family, **model), config)
+
+
+def texts_of(receiver: Receiver, sender_family: str, window: int) -> list:
+    sender = tiny_lm(sender_family)
+    out = []
+    for passage in PASSAGES:
+        sent = encode_for_sender(sender, passage.context, window, None)
+        out.append(encode_for_receiver(receiver.lm, receiver.prompt, passage, sent.starts, window))
+    return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_own_slots_at_window_1_equal_the_text(family: str) -> None:
+    receiver = receiver_of(family, window=1)
+    texts = texts_of(receiver, family, 1)
+    tails = [receiver.prompt.tail(p.questions[0].text) for p in PASSAGES]
+    block = pack_questions([[(tail, [5, 6])] for tail in tails], receiver.lm.pad_id)
+    text = receiver.lm.continue_from(receiver.read_text([t.ids for t in texts]), block.ids, block.mask)
+    own = receiver.lm.continue_from(receiver.read_own(texts), block.ids, block.mask)
+    keep = block.mask
+    torch.testing.assert_close(receiver.lm.logits(own[keep]), receiver.lm.logits(text[keep]), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_text_in_two_parts_equals_transformers_on_the_whole(family: str) -> None:
+    receiver = receiver_of(family, window=4)
+    text = texts_of(receiver, "llama", 4)[0]
+    tail, answer = receiver.prompt.tail("Where is the workshop?"), receiver.prompt.gold("Talden")
+    whole = torch.tensor([text.ids + tail + answer])
+    logits = receiver.lm.model(whole).logits[0, -len(answer) - 1 : -1].float()
+    expected = -torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None]).sum()
+    scores = receiver.score(receiver.read_text([text.ids]), [(tail, answer)])
+    torch.testing.assert_close(scores.nll[0], expected, atol=1e-4, rtol=1e-4)
+    assert bool(scores.first_correct[0]) == (int(logits[0].argmax()) == answer[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embedding_replay_generates_what_the_text_generates(family: str) -> None:
+    receiver = receiver_of(family, window=4)
+    texts = texts_of(receiver, "qwen2", 4)
+    tails = [receiver.prompt.tail(p.questions[0].text) for p in PASSAGES]
+    rows = [t.ids for t in texts]
+    text = receiver.generate(receiver.read_text(rows), tails, 8)
+    assert receiver.generate(receiver.read_text(rows, as_embeddings=True), tails, 8) == text
+    # ... and it is what plain `generate` makes of the whole prompt.
+    for row, tail, answer in zip(rows, tails, text, strict=True):
+        out = receiver.lm.model.generate(
+            torch.tensor([row + tail]), max_new_tokens=8, do_sample=False, eos_token_id=receiver.prompt.stop,
+            pad_token_id=receiver.lm.pad_id,
+        )
+        assert receiver.prompt.read(out[0, len(row + tail) :].tolist()) == answer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_slots_do_not_depend_on_padding(family: str) -> None:
+    receiver = receiver_of(family, window=4)
+    texts = texts_of(receiver, "llama", 4)
+    assert texts[0].latents != texts[1].latents
+    tails = [receiver.prompt.tail(p.questions[0].text) for p in PASSAGES]
+    pairs = [(tail, receiver.prompt.gold("Talden")) for tail in tails]
+    together = receiver.score(receiver.read_own(texts), pairs).nll
+    alone = [receiver.score(receiver.read_own([t]), [pair]).nll for t, pair in zip(texts, pairs, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+    generated = receiver.generate(receiver.read_own(texts), tails, 6)
+    assert generated == [receiver.generate(receiver.read_own([t]), [tail], 6)[0] for t, tail in zip(texts, tails, strict=True)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_generation_from_slots_equals_recomputation(family: str) -> None:
+    """Each generated token is the best one when everything behind the slots is read again in one pass."""
+    receiver = receiver_of(family, window=4)
+    text = texts_of(receiver, "llama", 4)[0]
+    tail = receiver.prompt.tail("Where is the workshop?")
+    ids, mask = torch.tensor([tail]), torch.ones(1, len(tail), dtype=torch.bool)
+    new = receiver.lm.generate(receiver.read_own([text]), ids, mask, 6, stop=[])[0]
+    both = torch.cat([ids[0], new])[None]
+    hidden = receiver.lm.continue_from(receiver.read_own([text]), both, torch.ones_like(both, dtype=torch.bool))
+    best = receiver.lm.logits(hidden)[0, len(tail) - 1 : -1].argmax(-1)
+    assert best.tolist() == new.tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_packed_questions_equal_single_ones(family: str) -> None:
+    receiver = receiver_of(family, window=4)
+    text = texts_of(receiver, "llama", 4)[0]
+    packed = pack_questions([text.questions], receiver.lm.pad_id)
+    loss, _ = receiver.loss(receiver.read_own([text]), packed)
+    scores = receiver.score(receiver.read_own([text, text]), text.questions)
+    torch.testing.assert_close(loss, scores.nll.sum() / scores.tokens.sum(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_sliding_layers_forget_what_is_too_far_back() -> None:
+    """With a window shorter than the text, our masks and Transformers' own give the same logits."""
+    receiver = receiver_of("gemma3", window=1, sliding_window=8)
+    text = texts_of(receiver, "gemma3", 1)[0]
+    tail, answer = receiver.prompt.tail("Where?"), receiver.prompt.gold("Talden")
+    whole = torch.tensor([text.ids + tail + answer])
+    logits = receiver.lm.model(whole).logits[0, -len(answer) - 1 : -1].float()
+    expected = -torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None]).sum()
+    for context in (receiver.read_text([text.ids]), receiver.read_own([text])):
+        torch.testing.assert_close(receiver.score(context, [(tail, answer)]).nll[0], expected, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,122 @@
+"""Tiny randomly initialised models of every supported family, with tokenizers of their own, built offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from latentwire.backbone.lm import LanguageModel
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+
+SENTENCES = [
+    "The quick brown fox jumps over the lazy dog near the river bank.",
+    "Question: Where was the old castle of the northern king built?",
+    "Answer: on the hill above the harbour, in the year 1432.",
+    "Mira Voss founded the workshop in Talden and sold red lamps there.",
+    "A long message is compressed into a short sequence of latents.",
+    "What colour is the door of the house in the village of Brannock?",
+    "The keeper of the green boat lives in Orlin and plays the harp.",
+]
+
+
+def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """A fast tokenizer that cuts words in this family's own way; llama and gemma have a BOS, the qwens do not."""
+    special = ["<pad>", "<eos>"] + ([] if family.startswith("qwen") else ["<bos>"])
+    if family == "gemma3":
+        core = Tokenizer(models.Unigram())
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        core.decoder = decoders.Metaspace(prepend_scheme="never")
+        alphabet = sorted({c for s in SENTENCES for c in s} | set("\nABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:?'-"))
+        trainer: Any = trainers.UnigramTrainer(
+            vocab_size=180, special_tokens=["<unk>", *special], unk_token="<unk>", initial_alphabet=alphabet,
+            show_progress=False,
+        )
+    else:
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        size = {"llama": 330, "qwen2": 300, "qwen3": 360}[family]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    core.train_from_iterator(SENTENCES, trainer)
+    names = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    if "<bos>" in special:
+        names["bos_token"] = "<bos>"
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A model of about 100,000 parameters in fp32, scaled so that attention is far from uniform."""
+    tokenizer = tiny_tokenizer(family)
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "initializer_range": 0.15,
+    }
+    builders: dict[str, Any] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**(shared | changes))),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**(shared | changes))),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**(shared | changes))),
+        "gemma3": lambda: Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **(
+                    shared
+                    | {
+                        "num_key_value_heads": 1,
+                        "query_pre_attn_scalar": 16,
+                        "sliding_window": 64,
+                        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                        "rope_parameters": {
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                            "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+                        },
+                    }
+                    | changes
+                )
+            )
+        ),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = builders[family]()
+    model.config._attn_implementation = "eager"
+    return model.eval().requires_grad_(False)
+
+
+def tiny_lm(family: str, seed: int = 0, **changes: Any) -> LanguageModel:
+    """Model and tokenizer behind LatentWire's interface."""
+    return LanguageModel(f"tiny-{family}", tiny_model(family, seed, **changes), tiny_tokenizer(family))
+
+
+def save_tiny(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Save a tiny model and its tokenizer as a local folder that `load_model` takes."""
+    tiny_model(family, seed, **changes).save_pretrained(folder)
+    tiny_tokenizer(family).save_pretrained(folder)
+    return folder
