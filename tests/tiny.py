@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
+from string import ascii_letters, digits
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -24,6 +27,7 @@ from latentwire.backbone.lm import LanguageModel
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 
+VOCABULARY = {"llama": 330, "qwen2": 300, "qwen3": 360, "gemma3": 200}
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog near the river bank.",
     "Question: Where was the old castle of the northern king built?",
@@ -36,31 +40,51 @@ SENTENCES = [
 
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """A fast tokenizer that cuts words in this family's own way; llama and gemma have a BOS, the qwens do not."""
-    special = ["<pad>", "<eos>"] + ([] if family.startswith("qwen") else ["<bos>"])
-    if family == "gemma3":
-        core = Tokenizer(models.Unigram())
-        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-        core.decoder = decoders.Metaspace(prepend_scheme="never")
-        alphabet = sorted({c for s in SENTENCES for c in s} | set("\nABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:?'-"))
-        trainer: Any = trainers.UnigramTrainer(
-            vocab_size=180, special_tokens=["<unk>", *special], unk_token="<unk>", initial_alphabet=alphabet,
-            show_progress=False,
-        )
-    else:
-        core = Tokenizer(models.BPE())
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        core.decoder = decoders.ByteLevel()
-        size = {"llama": 330, "qwen2": 300, "qwen3": 360}[family]
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    core.train_from_iterator(SENTENCES, trainer)
-    names = {"pad_token": "<pad>", "eos_token": "<eos>"}
-    if "<bos>" in special:
-        names["bos_token"] = "<bos>"
+    """A fast tokenizer that cuts words in this family's own way; any text survives encoding and decoding.
+
+    As in the real ones, llama and gemma have a BOS and put it before a text unless told not to; the qwens have none.
+    """
+    has_bos = not family.startswith("qwen")
+    special = ("<pad>", "<eos>", "<bos>") if has_bos else ("<pad>", "<eos>")
+    core = Tokenizer.from_str(_metaspace_unigram(special) if family == "gemma3" else _byte_bpe(family, special))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>"} | ({"bos_token": "<bos>"} if has_bos else {})
+    if has_bos:
+        core.post_processor = processors.TemplateProcessing("<bos> $A", None, [("<bos>", core.token_to_id("<bos>"))])
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+@cache
+def _byte_bpe(family: str, special: tuple[str, ...]) -> str:
+    """Byte-level BPE; more merges give longer tokens."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    size = {"llama": 330, "qwen2": 300, "qwen3": 360}[family]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    return core.to_str()
+
+
+@cache
+def _metaspace_unigram(special: tuple[str, ...]) -> str:
+    """Pieces with a visible space; what is not in the vocabulary falls back to bytes, several tokens a character."""
+    tokens = ["<unk>", *special]
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    alphabet = sorted(set("".join(SENTENCES)) | set("\n'-" + ascii_letters + digits))
+    trainer = trainers.UnigramTrainer(
+        vocab_size=180, special_tokens=tokens, unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(SENTENCES, trainer)
+    pieces = [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
+    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    core.model = models.Unigram(pieces, unk_id=0, byte_fallback=True)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.add_special_tokens(tokens)
+    return core.to_str()
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -106,8 +130,21 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = builders[family]()
+        _roughen(model)
     model.config._attn_implementation = "eager"
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _roughen(model: PreTrainedModel) -> None:
+    """Make what is 1 or 0 in a fresh model (norm weights, biases) matter, and attention choose among positions."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.add_(0.3 * torch.randn_like(weight))
+        if name.endswith("q_norm.weight"):  # where queries are normed, the norm sets how sharp attention is
+            weight.add_(1.5)
+        elif name.endswith("q_proj.weight"):
+            weight.mul_(2.5)
 
 
 def tiny_lm(family: str, seed: int = 0, **changes: Any) -> LanguageModel:

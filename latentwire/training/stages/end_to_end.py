@@ -63,8 +63,8 @@ class EndToEnd:
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
         """Window features of passages, from memory where they are known."""
         missing = [i for i in chosen if i not in self._features]
-        fresh = self.system.sender.features([self.passages[i][0] for i in missing]) if missing else []
-        found = dict(zip(missing, fresh, strict=True))
+        # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
+        found = {i: self.system.sender.features([self.passages[i][0]])[0] for i in missing}
         if self.config.system.cache_features:
             # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
             found = {i: f.to(torch.bfloat16) for i, f in found.items()}

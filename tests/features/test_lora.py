@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import FAMILIES, tiny_model
+
+from latentwire.config.schema import LoraConfig
+from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.features.base import FEATURES
+from latentwire.features.lora import LoRA
+from latentwire.features.lora.feature import base_model
+
+IDS = torch.tensor([[3, 7, 9, 4, 12, 5]])
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(IDS).logits
+
+
+def shake(lora: LoRA) -> None:
+    with torch.no_grad():
+        for p in lora.trainable_parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attach_changes_nothing_active_does_and_detach_restores(family: str) -> None:
+    model = tiny_model(family)
+    before, modules = logits(model), [type(m) for m in model.modules()]
+    lora = FEATURES["lora"](LoraConfig(r=2))
+    with lora.attach(model):
+        shake(lora)
+        assert torch.equal(logits(model), before)
+        with lora.active():
+            assert not torch.allclose(logits(model), before)
+        assert torch.equal(logits(model), before)
+    assert torch.equal(logits(model), before)
+    assert [type(m) for m in model.modules()] == modules
+
+
+def test_detach_also_after_an_error() -> None:
+    model = tiny_model("llama")
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(RuntimeError), LoRA(LoraConfig()).attach(model):
+        raise RuntimeError
+    assert [type(m) for m in model.modules()] == before
+
+
+def test_two_adapters_on_one_model_are_apart() -> None:
+    model = tiny_model("qwen3")
+    one, two = LoRA(LoraConfig(r=2), "one"), LoRA(LoraConfig(r=4), "two")
+    with one.attach(model):
+        shake(one)
+        with one.active():
+            with_one = logits(model)
+        with two.attach(model):
+            shake(two)
+            with two.active():
+                assert not torch.allclose(logits(model), with_one)
+                with base_model(model):
+                    without = logits(model)
+            with one.active():
+                assert torch.equal(logits(model), with_one)
+        with one.active():
+            assert torch.equal(logits(model), with_one)
+    assert torch.equal(logits(model), without)
+
+
+def test_gradients_reach_every_parameter_also_when_backward_comes_after_the_switch() -> None:
+    model = tiny_model("gemma3")
+    lora = LoRA(LoraConfig(r=2))
+    with lora.attach(model):
+        shake(lora)
+        with lora.active():
+            loss = logits(model).pow(2).mean()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in lora.trainable_parameters())
+
+
+def test_state_round_trip_and_misfits() -> None:
+    first, second = LoRA(LoraConfig(r=2)), LoRA(LoraConfig(r=2))
+    model, twin = tiny_model("llama"), tiny_model("llama")
+    with first.attach(model), second.attach(twin):
+        shake(first)
+        second.load_state_dict(first.state_dict())
+        with first.active(), second.active():
+            assert torch.equal(logits(model), logits(twin))
+        state = {k: v for k, v in list(first.state_dict().items())[1:]}
+        with pytest.raises(CheckpointError, match="do not fit"):
+            second.load_state_dict(state)
+
+
+def test_first_n_and_targets_limit_what_is_tuned() -> None:
+    model = tiny_model("llama")
+    lora = LoRA(LoraConfig(r=2, first_n=1, targets=["q_proj"]))
+    with lora.attach(model):
+        assert list(lora.state_dict()) == [
+            "model.layers.0.self_attn.q_proj.lora_A", "model.layers.0.self_attn.q_proj.lora_B",
+        ]
+
+
+def test_unknown_target_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="lora.targets"), LoRA(LoraConfig(targets=["nope"])).attach(tiny_model("llama")):
+        pass

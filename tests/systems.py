@@ -1,0 +1,57 @@
+"""Small systems for tests: a tiny sender and tiny receivers behind a real configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tests.tiny import tiny_lm
+
+from latentwire.config import Config
+from latentwire.data.example import Passage, Question
+from latentwire.model.receiver import Receiver
+from latentwire.model.sender import Sender
+from latentwire.model.system import LatentWire
+
+NAMES = ["Mira", "Tomas", "Edda", "Jon", "Sana", "Pavel"]
+TOWNS = ["Talden", "Orlin", "Brannock", "Veyra", "Kestrel", "Mosk"]
+
+
+def small_config(**sections: dict[str, Any]) -> Config:
+    """Two receivers, windows of 4, everything in fp32."""
+    base: dict[str, dict[str, Any]] = {
+        "model": {"dtype": "float32", "receivers": {"a": "tiny-llama", "b": "tiny-gemma3"}},
+        "encoder": {"model": "tiny-llama", "layers": [0, 2], "window": 4, "d_z": 16},
+        "deep_prefix": {"hidden": 8},
+        "adapter": {"hidden": 8},
+        "lora": {"r": 4, "alpha": 8},
+        "optimizer": {"batch_size": 2, "warmup_steps": 2},
+    }
+    for name, values in sections.items():
+        base[name] = base.get(name, {}) | values
+    return Config.model_validate(base)
+
+
+def small_system(config: Config, families: tuple[str, ...] = ("llama", "gemma3"), seed: int = 0) -> LatentWire:
+    """A system of tiny models, one receiver for each family, named a, b, ..."""
+    torch.manual_seed(seed)
+    sender = Sender(tiny_lm("llama", seed), config)
+    receivers = {
+        name: Receiver(name, tiny_lm(family, seed), config) for name, family in zip("abcd", families, strict=False)
+    }
+    return LatentWire(config, sender, receivers)
+
+
+def small_passages(count: int = 6) -> list[Passage]:
+    """Passages with two questions each."""
+    return [
+        Passage(
+            f"p{i}",
+            f"{NAMES[i % 6]} lives in {TOWNS[i % 6]} near the river and sells {i + 2} red lamps on the hill.",
+            (
+                Question(f"{i}-0", f"Where does {NAMES[i % 6]} live?", (TOWNS[i % 6],)),
+                Question(f"{i}-1", "How many lamps?", (str(i + 2),)),
+            ),
+        )
+        for i in range(count)
+    ]

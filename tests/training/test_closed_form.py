@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import torch
+from tests.systems import small_config, small_passages, small_system
+
+from latentwire.training.stages.closed_form import NormalEquations, fit, r_squared, solve
+
+
+def data(rows: int = 400, d_x: int = 12, d_y: int = 20, rank: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(rows, d_x) @ torch.randn(d_x, d_x) + 5.0
+    return x, x @ torch.randn(d_x, rank) @ torch.randn(rank, d_y) * 0.3 + 2.0 + 0.05 * torch.randn(rows, d_y)
+
+
+def equations(x: torch.Tensor, y: torch.Tensor, size: int = 64) -> NormalEquations:
+    out = NormalEquations()
+    for start in range(0, len(x), size):
+        out.add(x[start : start + size], y[start : start + size])
+    return out
+
+
+def test_full_rank_without_ridge_is_least_squares() -> None:
+    x, y = data()
+    groups = torch.zeros(20, dtype=torch.long)
+    factors = solve(equations(x, y), groups, rank=12, ridge=1e-7)
+    fitted = (x - factors.mean_x) @ factors.encoder @ factors.generator * factors.scale + factors.mean_y
+    ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    expected = ones @ torch.linalg.lstsq(ones, y.double()).solution
+    torch.testing.assert_close(fitted, expected.float(), atol=2e-3, rtol=1e-3)
+
+
+def test_low_rank_finds_the_low_rank_map_and_gives_unit_variance() -> None:
+    x, y = data()
+    factors = solve(equations(x, y), torch.arange(20) // 10, rank=3, ridge=1e-6)
+    assert r_squared(factors, x, y) > 0.99
+    z = (x - factors.mean_x) @ factors.encoder
+    torch.testing.assert_close(z.std(0), torch.ones(3), atol=0.02, rtol=0.02)
+    assert r_squared(solve(equations(x, y), torch.arange(20) // 10, rank=1, ridge=1e-6), x, y) < 0.95
+
+
+def test_the_sum_does_not_depend_on_the_batches() -> None:
+    x, y = data()
+    groups = torch.zeros(20, dtype=torch.long)
+    one, other = (solve(equations(x, y, size), groups, 3, 0.1) for size in (400, 37))
+    torch.testing.assert_close(one.encoder @ one.generator, other.encoder @ other.generator, atol=1e-3, rtol=1e-3)
+
+
+def test_groups_share_a_scale() -> None:
+    x, y = data()
+    y = torch.cat([y[:, :10] * 100, y[:, 10:]], 1)
+    factors = solve(equations(x, y), torch.arange(20) // 10, rank=3, ridge=1e-6)
+    assert factors.scale[:10].unique().numel() == 1 and factors.scale[0] > 10 * factors.scale[10]
+
+
+def test_a_fixed_encoder_gets_a_generator_only() -> None:
+    x, y = data()
+    groups = torch.zeros(20, dtype=torch.long)
+    encoder = solve(equations(x, y), groups, rank=3, ridge=1e-6).encoder
+    factors = solve(equations(x, y), groups, rank=3, ridge=1e-6, encoder=encoder)
+    assert factors.encoder is encoder
+    assert r_squared(factors, x, y) > 0.99
+
+
+def test_fit_serves_every_receiver_from_one_latent() -> None:
+    config = small_config(encoder={"d_z": 64})
+    system = small_system(config)
+    prepared = [system.prepare(p) for p in small_passages(30)]
+    scores = fit(system, prepared, held_out=4, ridge=1e-3)
+    assert set(scores) == {"a", "b"}
+    assert scores["a"] > 0.6 and scores["b"] > 0.3, scores
+    random = small_system(config, seed=1)
+    assert float(random.sender.encoder.mean.abs().sum()) == 0.0

@@ -1,0 +1,129 @@
+"""The loop on a real stage of tiny models: it learns, resumes to the identical step, and survives bad losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tests.systems import small_config, small_passages, small_system
+
+from latentwire.checkpoint.training_state import all_states
+from latentwire.core.errors import TrainingError
+from latentwire.diagnostics.progress import StepLog
+from latentwire.training.loop import Callback, Interrupted, Trainer
+from latentwire.training.module import StepOutput, shuffled
+from latentwire.training.stages.end_to_end import EndToEnd
+
+
+class Record(Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.records: list[dict] = []
+
+    def on_step(self, record: dict) -> None:
+        self.losses.append(record["loss"])
+        self.records.append(record)
+
+
+def stage(lora: bool = True, **optimizer: object) -> EndToEnd:
+    config = small_config(optimizer={"batch_size": 2, **optimizer}, checkpoint={"every_steps": 3, "keep": 2})
+    system = small_system(config)
+    if lora:
+        for receiver in system.receivers.values():
+            receiver.add_adapter("latent")
+    return EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+
+
+def trainer(module: EndToEnd, folder: Path, steps: int, **more: object) -> tuple[Trainer, Record]:
+    record = Record()
+    return Trainer(module, module.config, folder, steps, callbacks=[record], **more), record
+
+
+def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
+    whole, expected = trainer(stage(), tmp_path / "whole", 8)
+    whole.fit()
+    first, _ = trainer(stage(), tmp_path / "cut", 8)
+    first.callbacks.append(Stopper(first, at=6))
+    with pytest.raises(Interrupted, match="step 6"):
+        first.fit()
+    second, rest = trainer(stage(), tmp_path / "cut", 8)
+    second.fit()
+    assert rest.losses == expected.losses[6:]
+    assert len(all_states(tmp_path / "whole")) == 2
+
+
+class Stopper(Callback):
+    def __init__(self, trainer: Trainer, at: int) -> None:
+        self.trainer, self.at = trainer, at
+
+    def on_step(self, record: dict) -> None:
+        if record["step"] == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_every_group_gets_gradients_and_the_loss_falls(tmp_path: Path) -> None:
+    run, record = trainer(stage(lr=3e-3, lr_generator=3e-3, lr_encoder=1e-3), tmp_path, 40)
+    run.fit()
+    last = {}
+    for r in record.records:
+        last |= {k: v for k, v in r.items() if k.startswith("grad_norm/") and v > 0}
+    assert {k.split("/", 1)[1] for k in last} == {
+        "encoder", "generator/a", "head/a", "lora/a", "generator/b", "head/b", "lora/b",
+    }
+    assert sum(record.losses[-4:]) < 0.7 * sum(record.losses[:4])
+
+
+def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    run, _ = trainer(stage(accumulation=2), tmp_path, 1)
+    record = run.take_step()
+    assert record["receiver"] == "b"  # the two micro-batches were read by a and by b
+    assert {k for k in record if k.startswith("grad_norm/generator")} == {"grad_norm/generator/a", "grad_norm/generator/b"}
+    assert record["grad_norm/generator/a"] > 0 and record["grad_norm/generator/b"] > 0
+
+
+class Poisoned(EndToEnd):
+    """Receiver b gives NaN from some step on."""
+
+    bad_from = 2
+
+    def forward(self, batch: object) -> StepOutput:
+        out = super().forward(batch)
+        if out.receiver == "b" and self.seen >= self.bad_from:
+            out.loss = out.loss * float("nan")
+        self.seen += 1
+        return out
+
+    seen = 0
+
+
+def test_a_bad_loss_is_skipped_and_logged_then_stops_the_run(tmp_path: Path) -> None:
+    module = stage(max_bad_steps=2)
+    module.__class__ = Poisoned
+    run, record = trainer(module, tmp_path / "states", 12)
+    run.callbacks.append(StepLog(tmp_path / "d.jsonl", 1, 12, 0, "test"))
+    run.step = 0
+    before = None
+    with pytest.raises(TrainingError, match="receiver 'b'") as caught:
+        while True:
+            before = [p.detach().clone() for g in run.groups for p in g.parameters]
+            run._one_step()
+            if "skipped" in record.records[-1]:
+                after = [p for g in run.groups for p in g.parameters]
+                assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+                module.names = ["b", "b"]  # from here on, nothing but bad steps
+    assert "last good checkpoint" in str(caught.value)
+    lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert [line["receiver"] for line in lines if line.get("skipped")] == ["b", "b"]
+
+
+def test_batches_hold_similar_lengths_and_cover_an_epoch() -> None:
+    lengths = list(range(100))
+    epoch = [shuffled(lengths, 4, i, seed=0)[0] for i in range(25)]
+    assert sorted(i for batch in epoch for i in batch) == lengths
+    assert sum(max(b) - min(b) for b in epoch) / 25 < 20
+    assert epoch != [shuffled(lengths, 4, i, seed=0)[0] for i in range(25, 50)]
+    assert epoch == [shuffled(lengths, 4, i, seed=0)[0] for i in range(25)]
