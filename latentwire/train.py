@@ -8,8 +8,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: its own folder must not shadow top-level packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from latentwire.cli.train import main
 from latentwire.cli.run import run_and_exit
+from latentwire.cli.train import main
 
 __all__ = ["main"]
 

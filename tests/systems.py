@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.tiny import tiny_lm
 
 from latentwire.config import Config
 from latentwire.data.example import Passage, Question
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
+from tests.tiny import tiny_lm
 
 NAMES = ["Mira", "Tomas", "Edda", "Jon", "Sana", "Pavel"]
 TOWNS = ["Talden", "Orlin", "Brannock", "Veyra", "Kestrel", "Mosk"]

@@ -26,8 +26,8 @@ from transformers import (
 from latentwire.backbone.lm import LanguageModel
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+VOCABULARY = {"llama": 330, "qwen2": 300, "qwen3": 360, "gemma3": 440}
 
-VOCABULARY = {"llama": 330, "qwen2": 300, "qwen3": 360, "gemma3": 200}
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog near the river bank.",
     "Question: Where was the old castle of the northern king built?",
@@ -46,7 +46,8 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """
     has_bos = not family.startswith("qwen")
     special = ("<pad>", "<eos>", "<bos>") if has_bos else ("<pad>", "<eos>")
-    core = Tokenizer.from_str(_metaspace_unigram(special) if family == "gemma3" else _byte_bpe(family, special))
+    build = _metaspace_bpe if family == "gemma3" else _byte_bpe
+    core = Tokenizer.from_str(build(family, special))
     names = {"pad_token": "<pad>", "eos_token": "<eos>"} | ({"bos_token": "<bos>"} if has_bos else {})
     if has_bos:
         core.post_processor = processors.TemplateProcessing("<bos> $A", None, [("<bos>", core.token_to_id("<bos>"))])
@@ -59,31 +60,30 @@ def _byte_bpe(family: str, special: tuple[str, ...]) -> str:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    size = {"llama": 330, "qwen2": 300, "qwen3": 360}[family]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(special), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(SENTENCES, trainer)
-    return core.to_str()
+    return _train(core, family, list(special), pre_tokenizers.ByteLevel.alphabet())
 
 
 @cache
-def _metaspace_unigram(special: tuple[str, ...]) -> str:
-    """Pieces with a visible space; what is not in the vocabulary falls back to bytes, several tokens a character."""
-    tokens = ["<unk>", *special]
-    core = Tokenizer(models.Unigram())
+def _metaspace_bpe(family: str, special: tuple[str, ...]) -> str:
+    """Gemma's kind: a visible space, and characters outside the vocabulary as bytes, several tokens a character.
+
+    BPE, not unigram: the unigram trainer does not give the same scores twice.
+    """
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     alphabet = sorted(set("".join(SENTENCES)) | set("\n'-" + ascii_letters + digits))
-    trainer = trainers.UnigramTrainer(
-        vocab_size=180, special_tokens=tokens, unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+    trained = json.loads(_train(core, family, ["<unk>", *special, *bytes_], alphabet))
+    trained["added_tokens"] = [t for t in trained["added_tokens"] if t["content"] not in bytes_]  # no special tokens
+    return json.dumps(trained)
+
+
+def _train(core: Tokenizer, family: str, special: list[str], alphabet: list[str]) -> str:
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY[family], special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     core.train_from_iterator(SENTENCES, trainer)
-    pieces = [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
-    pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
-    core.model = models.Unigram(pieces, unk_id=0, byte_fallback=True)
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    core.add_special_tokens(tokens)
     return core.to_str()
 
 
@@ -142,9 +142,9 @@ def _roughen(model: PreTrainedModel) -> None:
         if weight.ndim == 1:
             weight.add_(0.3 * torch.randn_like(weight))
         if name.endswith("q_norm.weight"):  # where queries are normed, the norm sets how sharp attention is
-            weight.add_(1.5)
+            weight.add_(0.5)
         elif name.endswith("q_proj.weight"):
-            weight.mul_(2.5)
+            weight.mul_(1.5)
 
 
 def tiny_lm(family: str, seed: int = 0, **changes: Any) -> LanguageModel:

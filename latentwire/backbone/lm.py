@@ -62,14 +62,22 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, name: str, *, dtype: str = "bfloat16", attn_implementation: str = "auto", device: str = "cpu",
+        cls,
+        name: str,
+        *,
+        dtype: str = "bfloat16",
+        attn_implementation: str = "auto",
+        device: str = "cpu",
         load_4bit: bool = False,
     ) -> LanguageModel:
         """Load by built-in alias, Hub id, local folder or .gguf file; every parameter is frozen."""
         if attn_implementation == "auto":
             attn_implementation = "eager" if torch.device(device).type == "cpu" else "sdpa"
         model = load_model(
-            name, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, device=device,
+            name,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            device=device,
             load_4bit=load_4bit,
         )
         return cls(name, model, load_tokenizer(name))

@@ -68,7 +68,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype, attn_implementation: str, device: str | torch.device = "cpu",
+    name: str,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    device: str | torch.device = "cpu",
     load_4bit: bool = False,
 ) -> PreTrainedModel:
     """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had."""
@@ -76,8 +80,12 @@ def load_model(
     folder = resolve(name)
     try:
         model: PreTrainedModel = _quietly(
-            AutoModelForCausalLM.from_pretrained, folder, dtype=dtype, attn_implementation=attn_implementation,
-            use_safetensors=True, **extra,
+            AutoModelForCausalLM.from_pretrained,
+            folder,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            **extra,
         )
     except BAD_FILES as error:
         raise ModelError(f"model {name!r}: cannot be loaded from {folder}: {_one_line(error)}") from error
@@ -225,7 +233,10 @@ def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
     with redirect_stderr(io.StringIO()):  # this one bar does not heed Transformers' own switch
         model = _quietly(
-            AutoModelForCausalLM.from_pretrained, path.parent, gguf_file=path.name, dtype=torch.bfloat16,
+            AutoModelForCausalLM.from_pretrained,
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),  # packed weights could not be saved
         )
     return model, tokenizer

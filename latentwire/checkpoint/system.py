@@ -1,9 +1,9 @@
 """Checkpoints for use: everything but the language models themselves, with the configuration that made it.
 
-    DIR/checkpoint.json            format, files with sizes and SHA-256, resolved configuration, manifest
-        sender.safetensors         encoder, and the sender's LoRA if it has one
-        receivers/<name>.safetensors           reader and LoRA
-        baselines/<name>-text.safetensors      tuned baselines
+DIR/checkpoint.json            format, files with sizes and SHA-256, resolved configuration, manifest
+    sender.safetensors         encoder, and the sender's LoRA if it has one
+    receivers/<name>.safetensors           reader and LoRA
+    baselines/<name>-text.safetensors      tuned baselines
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from latentwire.core.manifest import run_manifest
 from latentwire.model.system import LatentWire
 
 
-def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), extra: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    folder: Path, system: LatentWire, command: Sequence[str] = (), extra: dict[str, Any] | None = None
+) -> None:
     """Write a checkpoint in bf16; the training states keep fp32."""
     config = system.config.model_dump(mode="json")
     info = {"config": config, "manifest": run_manifest(None, list(command)), **(extra or {})}

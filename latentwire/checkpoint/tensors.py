@@ -71,7 +71,9 @@ def load_folder(folder: Path, stems: list[str] | None = None) -> dict[str, dict[
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
         if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path}: truncated or changed ({path.stat().st_size} bytes, not {expected['bytes']})")
+            raise CheckpointError(
+                f"{path}: truncated or changed ({path.stat().st_size} bytes, not {expected['bytes']})"
+            )
         if sha256_file(path) != expected["sha256"]:
             raise CheckpointError(f"{path}: its SHA-256 is not the one in {INDEX}: the file was changed")
         try:

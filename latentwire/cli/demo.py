@@ -83,9 +83,16 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Go on from a checkpoint on the built-in facts, for minutes, and evaluate."""
     from latentwire.cli.train import main as train_main
 
-    result = train_main([
-        "--config", str(ROOT / "configs" / "demo_facts.json"), "--init_from", str(checkpoint), "--out_dir", str(folder),
-    ])
+    result = train_main(
+        [
+            "--config",
+            str(ROOT / "configs" / "demo_facts.json"),
+            "--init_from",
+            str(checkpoint),
+            "--out_dir",
+            str(folder),
+        ]
+    )
     evaluation: dict[str, Any] = result["evaluation"]
     return evaluation
 

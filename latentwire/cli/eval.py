@@ -22,12 +22,22 @@ from latentwire.core.errors import ConfigError
 @click.option("--out_dir", metavar="DIR", help="Where the results go; default: the checkpoint's folder.")
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
 @click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
-@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration.")
+@click.option(
+    "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
-    ckpt: str, dataset: str | None, data_path: str | None, samples: int | None, out_dir: str | None, fresh_eval: bool,
-    receivers: str | None, overrides: tuple[str, ...], quiet: bool, debug: bool,
+    ckpt: str,
+    dataset: str | None,
+    data_path: str | None,
+    samples: int | None,
+    out_dir: str | None,
+    fresh_eval: bool,
+    receivers: str | None,
+    overrides: tuple[str, ...],
+    quiet: bool,
+    debug: bool,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv and predictions.jsonl.
 
@@ -62,7 +72,9 @@ def command(
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results
     system = load_checkpoint(folder, config)
-    return evaluate_system(system, config, out, command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]], quiet=quiet)
+    return evaluate_system(
+        system, config, out, command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]], quiet=quiet
+    )
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -38,8 +38,15 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @schema_options
 def command(
-    config_path: str | None, overrides: tuple[str, ...], tag: str | None, out_dir: str | None, stages: str,
-    dry_run: bool, fresh: bool, debug: bool, flags: dict[str, Any],
+    config_path: str | None,
+    overrides: tuple[str, ...],
+    tag: str | None,
+    out_dir: str | None,
+    stages: str,
+    dry_run: bool,
+    fresh: bool,
+    debug: bool,
+    flags: dict[str, Any],
 ) -> dict[str, Any]:
     """Train a sender and its receivers: slot tuning, closed form, end to end, tuned baselines; then evaluate.
 

@@ -47,12 +47,12 @@ def schema_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a click command function: it gets `flags`, {dotted key: value} of the flags that were really given."""
     known = {option.flag: option for option in options() if option.flag}
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         given = {name: kwargs.pop(f"schema_{name}") for name in known}
         flags = {known[name].dotted: _value(known[name], v) for name, v in given.items() if v is not None}
         return command(*args, flags=flags, **kwargs)
 
+    wrapped: Callable[..., Any] = functools.update_wrapper(run, command)
     for option in reversed(list(known.values())):
         wrapped = _decorator(option)(wrapped)
     return wrapped
@@ -70,8 +70,11 @@ def default_of(field: FieldInfo) -> str:
     """A field's default, as it would stand in a JSON file."""
     if field.default is PydanticUndefined:
         return "none"
-    return {None: "none", True: "true", False: "false"}.get(field.default, str(field.default)) \
-        if isinstance(field.default, bool | None) else str(field.default)
+    return (
+        {None: "none", True: "true", False: "false"}.get(field.default, str(field.default))
+        if isinstance(field.default, bool | None)
+        else str(field.default)
+    )
 
 
 def type_name(field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Fraction = Field(ge=0.0, lt=1.0)
 
@@ -31,7 +31,9 @@ class ModelConfig(Section):
         description="Receiver name -> model: built-in alias, Hub id, local folder or .gguf file.",
         json_schema_extra=flag(None),
     )
-    llama_id: str | None = Field(None, description="Shorthand: a receiver named 'llama'. Replaces the default receivers.")
+    llama_id: str | None = Field(
+        None, description="Shorthand: a receiver named 'llama'. Replaces the default receivers."
+    )
     qwen_id: str | None = Field(None, description="Shorthand: a receiver named 'qwen'. Replaces the default receivers.")
     reader: Literal["slots", "embedding"] = Field(
         "slots", description="slots: key/value slots in every layer; embedding: vectors at inputs_embeds."
@@ -50,12 +52,18 @@ class DataConfig(Section):
     data_path: str | list[str] | None = Field(
         None, description="Training file(s) in the dataset's original JSON format; without it, the `datasets` library."
     )
-    eval_path: str | None = Field(None, description="Held-out file in the same format; without it, the validation split.")
-    text_path: str | None = Field(None, description="Plain text, one paragraph a line: more windows for the closed form.")
+    eval_path: str | None = Field(
+        None, description="Held-out file in the same format; without it, the validation split."
+    )
+    text_path: str | None = Field(
+        None, description="Plain text, one paragraph a line: more windows for the closed form."
+    )
     samples: PositiveInt | None = Field(None, description="Use at most so many training questions.")
     max_context_tokens: PositiveInt = Field(220, description="Training passages with more sender tokens are left out.")
     questions_per_passage: PositiveInt = Field(5, description="Most questions packed behind one encoded passage.")
-    seed: int = Field(0, description="Seed of sampling and of the facts generator.", json_schema_extra=flag("data_seed"))
+    seed: int = Field(
+        0, description="Seed of sampling and of the facts generator.", json_schema_extra=flag("data_seed")
+    )
 
 
 class EncoderConfig(Section):
@@ -63,7 +71,9 @@ class EncoderConfig(Section):
 
     model: str = Field("smollm2-135m", description="Sender model.", json_schema_extra=flag("sender_id"))
     layers: list[int] = Field(
-        [0, 10, 20], min_length=1, description="Hidden states taken: 0 is the embedding, k the output of layer k.",
+        [0, 10, 20],
+        min_length=1,
+        description="Hidden states taken: 0 is the embedding, k the output of layer k.",
         json_schema_extra=flag("encoder_layers"),
     )
     window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
@@ -99,8 +109,12 @@ class AdapterConfig(Section):
 class AnchorConfig(Section):
     """What stands around the wire in the receiver's prompt. Everything here is counted as positions."""
 
-    text: str = Field("", description="Text between the context and the question.", json_schema_extra=flag("anchor_text"))
-    bos: bool = Field(True, description="Begin every prompt with the receiver's BOS token.", json_schema_extra=flag("use_bos"))
+    text: str = Field(
+        "", description="Text between the context and the question.", json_schema_extra=flag("anchor_text")
+    )
+    bos: bool = Field(
+        True, description="Begin every prompt with the receiver's BOS token.", json_schema_extra=flag("use_bos")
+    )
     chat_template: bool = Field(False, description="Wrap the question in the receiver's chat template.")
 
 
@@ -114,12 +128,18 @@ class LoraConfig(Section):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
 
     r: PositiveInt = Field(8, description="Rank.", json_schema_extra=flag("lora_r"))
-    alpha: PositiveFloat = Field(16.0, description="Scale; the update is multiplied by alpha / r.", json_schema_extra=flag("lora_alpha"))
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout"))
+    alpha: PositiveFloat = Field(
+        16.0, description="Scale; the update is multiplied by alpha / r.", json_schema_extra=flag("lora_alpha")
+    )
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout")
+    )
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of the linear layers that get LoRA.", json_schema_extra=flag("lora_targets")
     )
-    first_n: PositiveInt | None = Field(None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n"))
+    first_n: PositiveInt | None = Field(
+        None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n")
+    )
 
 
 class TuningStage(Section):
@@ -188,8 +208,12 @@ class CheckpointConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation after training and by `latentwire.cli.eval`."""
 
-    samples: int = Field(200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples"))
-    batch_size: PositiveInt = Field(25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size"))
+    samples: int = Field(
+        200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples")
+    )
+    batch_size: PositiveInt = Field(
+        25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size")
+    )
     max_new_tokens: PositiveInt = Field(24, description="Longest answer.")
     bootstrap: PositiveInt = Field(2000, description="Resamples behind each 95 % interval.")
     codec: Literal["fp32", "fp16", "int8"] = Field("fp16", description="How latents are put into bytes.")

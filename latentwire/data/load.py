@@ -9,18 +9,32 @@ from typing import Any
 from latentwire.config.schema import DataConfig
 from latentwire.core.errors import DataError
 from latentwire.data.example import Passage
+from latentwire.data.facts import make_facts
+from latentwire.data.hotpot import parse_hotpot
+from latentwire.data.hub import load_from_hub
 from latentwire.data.squad import parse_squad
+
+FACTS_QUESTIONS = {"train": 20_000, "validation": 2_000}
+"""Questions that `facts` makes when no number is asked for."""
 
 
 def load_passages(config: DataConfig, split: str, limit: int | None = None) -> list[Passage]:
-    """Passages of the "train" or "validation" split, with at most `limit` questions in all."""
-    key = "data_path" if split == "train" else "eval_path"
-    paths = config.data_path if split == "train" else config.eval_path
-    passages: list[Passage] = []
-    for path in [paths] if isinstance(paths, str) else paths or []:
-        passages += _read_file(config.dataset, Path(path), f"data.{key}")
+    """Passages of the "train" or "validation" split, with at most `limit` questions in all.
+
+    `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
+    that is not given, through the `datasets` library.
+    """
+    if config.dataset == "facts":
+        return take_questions(make_facts(config.seed, split, limit or FACTS_QUESTIONS[split]), limit)
+    key = "data.data_path" if split == "train" else "data.eval_path"
+    given = config.data_path if split == "train" else config.eval_path
+    if given is None:
+        passages = load_from_hub(config.dataset, split, key)
+    else:
+        paths = [given] if isinstance(given, str) else given
+        passages = [p for path in paths for p in _read_file(config.dataset, Path(path), key)]
     if not passages:
-        raise DataError(f"data.{key}: no question in {paths}")
+        raise DataError(f"{key}: {given or config.dataset}: no question in it")
     return take_questions(passages, limit)
 
 
@@ -32,9 +46,11 @@ def _read_file(dataset: str, path: Path, key: str) -> list[Passage]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{key}: {path}: not a readable JSON file: {error}") from None
     try:
-        return parse_squad(raw, version2=dataset == "squad_v2")
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{key}: {path}: not in the format of {dataset}: {error!r}") from None
+        return parse_hotpot(raw) if dataset == "hotpot" else parse_squad(raw, version2=dataset == "squad_v2")
+    except KeyError as error:
+        raise DataError(f"{key}: {path}: not in the format of {dataset}: key {error} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{key}: {path}: not in the format of {dataset}: {error}") from None
 
 
 def take_questions(passages: list[Passage], limit: int | None) -> list[Passage]:

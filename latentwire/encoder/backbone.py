@@ -19,7 +19,6 @@ class BackboneEncoder(nn.Module):
     The LM itself is not a parameter of this module: it is frozen, and rebuilt from its name.
     """
 
-    weight: Tensor
     mean: Tensor
 
     def __init__(self, lm: LanguageModel, layers: list[int], phases: int, d_z: int):

@@ -94,8 +94,12 @@ def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_
         predictions = receiver.generate(context.repeat(counts), tails, max_new_tokens)
     return [
         Answer(
-            text, f1_score(text, q.answers), exact_match(text, q.answers), float(scores.nll[i]),
-            int(scores.tokens[i]), bool(scores.first_correct[i]),
+            text,
+            f1_score(text, q.answers),
+            exact_match(text, q.answers),
+            float(scores.nll[i]),
+            int(scores.tokens[i]),
+            bool(scores.first_correct[i]),
         )
         for i, (q, text) in enumerate(zip(questions, predictions, strict=True))
     ]
@@ -125,8 +129,13 @@ def rescore(receivers: Sequence[Receiver], batch: Sequence[Item], candidates: Se
 
 
 def answer_all(
-    system: LatentWire, items: Sequence[Item], modes_of: Callable[[Receiver], Sequence[Mode]], *, batch_size: int,
-    max_new_tokens: int, report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    system: LatentWire,
+    items: Sequence[Item],
+    modes_of: Callable[[Receiver], Sequence[Mode]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Answers:
     """Every receiver in every mode over all items, and the joint answers of all receivers from the wire."""
     out = Answers()

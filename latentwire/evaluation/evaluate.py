@@ -28,7 +28,11 @@ SCHEMA = 1
 
 
 def evaluate(
-    system: LatentWire, passages: Sequence[Passage], config: Config, *, command: Sequence[str] = (),
+    system: LatentWire,
+    passages: Sequence[Passage],
+    config: Config,
+    *,
+    command: Sequence[str] = (),
     quiet: bool = False,
 ) -> tuple[dict[str, Any], Answers]:
     """Evaluate a system on passages; returns what eval.json holds, and all single answers."""
@@ -37,7 +41,11 @@ def evaluate(
     own = config.evaluation
     items = encode_items(system, passages, own.codec)
     answers = answer_all(
-        system, items, modes_for, batch_size=own.batch_size, max_new_tokens=own.max_new_tokens,
+        system,
+        items,
+        modes_for,
+        batch_size=own.batch_size,
+        max_new_tokens=own.max_new_tokens,
         report=_silent if quiet else _progress,
     )
     receivers: dict[str, dict[str, Any]] = {}
@@ -108,7 +116,17 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     console = console or Console()
     title = f"{results['samples']} questions on {results['passages']} passages ({results['dataset']})"
     table = Table(title=title)
-    for column in ("receiver", "reads", "F1 [95 %]", "EM", "first token", "NLL/token", "positions", "bytes", "answer s"):
+    for column in (
+        "receiver",
+        "reads",
+        "F1 [95 %]",
+        "EM",
+        "first token",
+        "NLL/token",
+        "positions",
+        "bytes",
+        "answer s",
+    ):
         table.add_column(column, justify="left" if column in ("receiver", "reads") else "right", no_wrap=True)
     for name, receiver in results["receivers"].items():
         for mode in MODES:

@@ -33,7 +33,10 @@ def measure(answers: Sequence[ScoredAnswer], clusters: Sequence[int], resamples:
 
 
 def joint_measures(
-    joint: Sequence[str], golds: Sequence[Sequence[str]], own: dict[str, list[str]], clusters: Sequence[int],
+    joint: Sequence[str],
+    golds: Sequence[Sequence[str]],
+    own: dict[str, list[str]],
+    clusters: Sequence[int],
     resamples: int,
 ) -> dict[str, Any]:
     """Rescored answers of all receivers together; agreement (all answers equal after normalisation) and oracle."""

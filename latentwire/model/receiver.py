@@ -143,11 +143,19 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     """The reader that the configuration asks for."""
     if config.model.reader == "embedding":
         return EmbeddingReader(
-            lm, config.encoder.d_z, head_len, hidden=config.adapter.hidden, calibration=config.adapter.calibration,
+            lm,
+            config.encoder.d_z,
+            head_len,
+            hidden=config.adapter.hidden,
+            calibration=config.adapter.calibration,
             fixed_rms=config.adapter.fixed_rms,
         )
     return SlotReader(
-        lm.anatomy, config.encoder.d_z, config.encoder.window, head_len, hidden=config.deep_prefix.hidden,
+        lm.anatomy,
+        config.encoder.d_z,
+        config.encoder.window,
+        head_len,
+        hidden=config.deep_prefix.hidden,
         pattern=config.deep_prefix.pattern,
     )
 

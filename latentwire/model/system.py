@@ -39,9 +39,7 @@ class LatentWire:
         return sent, {name: self.prepare_for(r, passage, sent) for name, r in self.receivers.items()}
 
     def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
-        return encode_for_receiver(
-            receiver.lm, receiver.prompt, passage, sent.starts, self.config.encoder.window
-        )
+        return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent.starts, self.config.encoder.window)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it."""
@@ -60,7 +58,9 @@ class LatentWire:
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
         if missing:
             known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
-            raise CheckpointError(f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})")
+            raise CheckpointError(
+                f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
+            )
         _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
         if self.sender.lora:
             self.sender.lora.load_state_dict(_part(state["sender"], "lora"))
@@ -106,5 +106,3 @@ def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None
         module.load_state_dict({k: v.float() for k, v in state.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{where}: {str(error).splitlines()[-1].strip()}") from error
-
-

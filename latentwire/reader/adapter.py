@@ -21,7 +21,13 @@ class EmbeddingReader(Reader):
     rms: Tensor
 
     def __init__(
-        self, lm: LanguageModel, d_z: int, head_len: int, *, hidden: int = 0, calibration: str = "embed_rms",
+        self,
+        lm: LanguageModel,
+        d_z: int,
+        head_len: int,
+        *,
+        hidden: int = 0,
+        calibration: str = "embed_rms",
         fixed_rms: float = 1.0,
     ):
         super().__init__()

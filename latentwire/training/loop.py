@@ -48,8 +48,16 @@ class Trainer:
     """Runs a module for `total_steps`, with checkpoints under `folder`."""
 
     def __init__(
-        self, module: TrainModule, config: Config, folder: Path, total_steps: int, *, epochs: int = 1,
-        lr_scale: float = 1.0, callbacks: Sequence[Callback] = (), resume_hint: str = "",
+        self,
+        module: TrainModule,
+        config: Config,
+        folder: Path,
+        total_steps: int,
+        *,
+        epochs: int = 1,
+        lr_scale: float = 1.0,
+        callbacks: Sequence[Callback] = (),
+        resume_hint: str = "",
     ):
         self.module = module
         self.config = config
@@ -66,7 +74,8 @@ class Trainer:
         self.groups = [g for g in module.parameter_groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
             [{"params": g.parameters, "lr": g.lr * lr_scale, "peak": g.lr * lr_scale} for g in self.groups],
-            betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
         self._stop = False
@@ -146,8 +155,8 @@ class Trainer:
             callback.on_step(record)
         if self.bad_steps >= self.config.optimizer.max_bad_steps:
             raise TrainingError(
-                f"{self.module.name}: the loss of receiver {record['receiver']!r} was NaN or inf {self.bad_steps} times "
-                f"in a row, up to step {self.step}; the last good checkpoint is in {self.folder}. A lower "
+                f"{self.module.name}: the loss of receiver {record['receiver']!r} was NaN or inf {self.bad_steps} "
+                f"times in a row, up to step {self.step}; the last good checkpoint is in {self.folder}. A lower "
                 "optimizer.lr may help"
             )
         passes = self.step * self.accumulation / self.module.steps_per_epoch

@@ -1,10 +1,10 @@
 """A whole run: the stages in order, each skipped when it is done and resumed when it was cut off.
 
-    runs/<name>/
-        config.json  manifest.json  diagnostics.jsonl
-        stages/<stage>/step_000100/ ...      resumable states
-        stages/<stage>/done/                 the finished stage
-        epoch1/ epoch2/ ... last/            checkpoints for evaluation
+runs/<name>/
+    config.json  manifest.json  diagnostics.jsonl
+    stages/<stage>/step_000100/ ...      resumable states
+    stages/<stage>/done/                 the finished stage
+    epoch1/ epoch2/ ... last/            checkpoints for evaluation
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from latentwire.training.stages.slot_tuning import (
 )
 
 MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
-    "evaluation", "diagnostics"
+    "evaluation",
+    "diagnostics",
 }
 STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
@@ -111,8 +112,11 @@ class Run:
             sent, texts = self.system.prepare(passage)
             if len(sent.ids) <= self.config.data.max_context_tokens + 1 and passage.questions:
                 out.append((passage, (sent, texts)))
-        print(f"data: {len(out)} of {len(passages)} training passages have at most "
-              f"{self.config.data.max_context_tokens} tokens", flush=True)
+        print(
+            f"data: {len(out)} of {len(passages)} training passages have at most "
+            f"{self.config.data.max_context_tokens} tokens",
+            flush=True,
+        )
         return out
 
     def _texts_for_closed_form(self) -> Iterator[Prepared]:
@@ -178,9 +182,13 @@ class Run:
         elif "closed_form" in self.stages:
             stage, started = self.config.curriculum.closed_form, time.perf_counter()
 
+            seen = 0
+
             def report(rows: int) -> None:
-                if rows // 2000 != (rows - 1000) // 2000:
-                    print(f"closed_form: {rows} windows, {time.perf_counter() - started:.0f} s", flush=True)
+                nonlocal seen
+                seen += rows
+                if seen // 2000 != (seen - rows) // 2000:
+                    print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
             scores = closed_form.fit(
                 self.system, self._texts_for_closed_form(), held_out=stage.held_out, ridge=stage.ridge, report=report

@@ -1,13 +1,13 @@
 """The frame around a payload. No torch.
 
-    offset  bytes  content
-    0       4      magic "LWIR"
-    4       1      version (1)
-    5       1      codec id
-    6       2      latents M, little-endian
-    8       2      width d_z, little-endian
-    10      4      CRC-32 of bytes 0-9 and the payload, little-endian
-    14      ...    payload
+offset  bytes  content
+0       4      magic "LWIR"
+4       1      version (1)
+5       1      codec id
+6       2      latents M, little-endian
+8       2      width d_z, little-endian
+10      4      CRC-32 of bytes 0-9 and the payload, little-endian
+14      ...    payload
 """
 
 from __future__ import annotations

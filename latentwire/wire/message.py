@@ -24,7 +24,8 @@ class Wire:
         if not torch.isfinite(self.latents).all():
             raise WireError("latents hold NaN or inf")
         codec = CODECS[self.codec]
-        return header.pack(codec.id, *self.latents.shape, codec.encode(self.latents))
+        latents, d_z = self.latents.shape
+        return header.pack(codec.id, latents, d_z, codec.encode(self.latents))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Wire:

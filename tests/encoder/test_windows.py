@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +35,7 @@ def test_an_empty_window_repeats_the_token_before_it() -> None:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 8))
 def test_alignment_is_complete_and_in_order(widths: list[int], window: int, phases: int) -> None:
     edges = [sum(widths[:i]) for i in range(len(widths) + 1)]
-    offsets = list(zip(edges, edges[1:], strict=False))
+    offsets = list(pairwise(edges))
     cut = split(offsets, window)
     table = align(cut.starts, offsets, phases)
     assert len(table) == phases and all(len(row) == len(cut) for row in table)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import FAMILIES, tiny_model
 
 from latentwire.config.schema import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.features.base import FEATURES
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
+from tests.tiny import FAMILIES, tiny_model
 
 IDS = torch.tensor([[3, 7, 9, 4, 12, 5]])
 
@@ -95,10 +95,14 @@ def test_first_n_and_targets_limit_what_is_tuned() -> None:
     lora = LoRA(LoraConfig(r=2, first_n=1, targets=["q_proj"]))
     with lora.attach(model):
         assert list(lora.state_dict()) == [
-            "model.layers.0.self_attn.q_proj.lora_A", "model.layers.0.self_attn.q_proj.lora_B",
+            "model.layers.0.self_attn.q_proj.lora_A",
+            "model.layers.0.self_attn.q_proj.lora_B",
         ]
 
 
 def test_unknown_target_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="lora.targets"), LoRA(LoraConfig(targets=["nope"])).attach(tiny_model("llama")):
+    with (
+        pytest.raises(ConfigError, match=r"lora\.targets"),
+        LoRA(LoraConfig(targets=["nope"])).attach(tiny_model("llama")),
+    ):
         pass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import FAMILIES, tiny_lm
 
 from latentwire.config import Config
 from latentwire.data.example import Passage, Question
 from latentwire.model.encoding import encode_for_receiver, encode_for_sender, pack_questions
 from latentwire.model.receiver import Receiver
+from tests.tiny import FAMILIES, tiny_lm
 
 PASSAGES = [
     Passage(
@@ -73,7 +73,10 @@ def test_embedding_replay_generates_what_the_text_generates(family: str) -> None
     # ... and it is what plain `generate` makes of the whole prompt.
     for row, tail, answer in zip(rows, tails, text, strict=True):
         out = receiver.lm.model.generate(
-            torch.tensor([row + tail]), max_new_tokens=8, do_sample=False, eos_token_id=receiver.prompt.stop,
+            torch.tensor([row + tail]),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=receiver.prompt.stop,
             pad_token_id=receiver.lm.pad_id,
         )
         assert receiver.prompt.read(out[0, len(row + tail) :].tolist()) == answer
@@ -91,7 +94,9 @@ def test_slots_do_not_depend_on_padding(family: str) -> None:
     alone = [receiver.score(receiver.read_own([t]), [pair]).nll for t, pair in zip(texts, pairs, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     generated = receiver.generate(receiver.read_own(texts), tails, 6)
-    assert generated == [receiver.generate(receiver.read_own([t]), [tail], 6)[0] for t, tail in zip(texts, tails, strict=True)]
+    assert generated == [
+        receiver.generate(receiver.read_own([t]), [tail], 6)[0] for t, tail in zip(texts, tails, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

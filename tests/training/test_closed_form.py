@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
-from tests.systems import small_config, small_passages, small_system
 
 from latentwire.training.stages.closed_form import NormalEquations, fit, r_squared, solve
+from tests.systems import small_config, small_passages, small_system
 
 
 def data(rows: int = 400, d_x: int = 12, d_y: int = 20, rank: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

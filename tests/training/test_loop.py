@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.systems import small_config, small_passages, small_system
 
 from latentwire.checkpoint.training_state import all_states
 from latentwire.core.errors import TrainingError
@@ -17,6 +16,7 @@ from latentwire.diagnostics.progress import StepLog
 from latentwire.training.loop import Callback, Interrupted, Trainer
 from latentwire.training.module import StepOutput, shuffled
 from latentwire.training.stages.end_to_end import EndToEnd
+from tests.systems import small_config, small_passages, small_system
 
 
 class Record(Callback):
@@ -72,7 +72,13 @@ def test_every_group_gets_gradients_and_the_loss_falls(tmp_path: Path) -> None:
     for r in record.records:
         last |= {k: v for k, v in r.items() if k.startswith("grad_norm/") and v > 0}
     assert {k.split("/", 1)[1] for k in last} == {
-        "encoder", "generator/a", "head/a", "lora/a", "generator/b", "head/b", "lora/b",
+        "encoder",
+        "generator/a",
+        "head/a",
+        "lora/a",
+        "generator/b",
+        "head/b",
+        "lora/b",
     }
     assert sum(record.losses[-4:]) < 0.7 * sum(record.losses[:4])
 
@@ -81,7 +87,10 @@ def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None
     run, _ = trainer(stage(accumulation=2), tmp_path, 1)
     record = run.take_step()
     assert record["receiver"] == "b"  # the two micro-batches were read by a and by b
-    assert {k for k in record if k.startswith("grad_norm/generator")} == {"grad_norm/generator/a", "grad_norm/generator/b"}
+    assert {k for k in record if k.startswith("grad_norm/generator")} == {
+        "grad_norm/generator/a",
+        "grad_norm/generator/b",
+    }
     assert record["grad_norm/generator/a"] > 0 and record["grad_norm/generator/b"] > 0
 
 

@@ -23,14 +23,26 @@ from latentwire.model.system import LatentWire
 class NormalEquations:
     """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
 
-    Rows are centred on the first batch's means before they are squared, which keeps fp32 sums exact enough.
+    Rows are gathered until there are `chunk` of them, because an update touches the whole of X'X and X'Y; and they
+    are centred on the first chunk's means before they are multiplied, which keeps fp32 sums exact enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int = 2048) -> None:
+        self.chunk = chunk
         self.rows = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x: (rows, d_x); y: (rows, d_y)."""
+        self.waiting.append((x, y))
+        if sum(len(x) for x, _ in self.waiting) >= self.chunk:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting = []
         if not self.rows:
             self.origin_x, self.origin_y = x.mean(0), y.mean(0)
             d_x, d_y = x.shape[1], y.shape[1]
@@ -46,6 +58,7 @@ class NormalEquations:
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means of X and Y, variance of Y, and the centred sums X'X and X'Y (in place: call once)."""
+        self._flush()
         mean_x, mean_y = self.x / self.rows, self.y / self.rows
         variance = (self.y2 / self.rows - mean_y.pow(2)).clamp(min=1e-12)
         self.xx.addr_(mean_x, mean_x, alpha=-self.rows)
@@ -64,7 +77,9 @@ class Factors:
     mean_y: Tensor
 
 
-def solve(equations: NormalEquations, groups: Tensor, rank: int, ridge: float, encoder: Tensor | None = None) -> Factors:
+def solve(
+    equations: NormalEquations, groups: Tensor, rank: int, ridge: float, encoder: Tensor | None = None
+) -> Factors:
     """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
 
     With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
@@ -117,7 +132,12 @@ def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, 
 
 
 def fit(
-    system: LatentWire, passages: Iterable[Prepared], *, held_out: int, ridge: float, batch_size: int = 8,
+    system: LatentWire,
+    passages: Iterable[Prepared],
+    *,
+    held_out: int,
+    ridge: float,
+    batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
@@ -135,7 +155,7 @@ def fit(
             aside.append(rows)
             continue
         equations.add(*rows)
-        report(equations.rows)
+        report(len(rows[0]))
     groups, offset = [], 0
     for receiver in receivers.values():
         own = receiver.reader.target_groups()

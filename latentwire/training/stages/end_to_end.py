@@ -52,7 +52,10 @@ class EndToEnd:
         round_, turn = divmod(index, len(self.names))
         # Each receiver has an order of its own, so that one round does not show both the same passages.
         chosen, rng = shuffled(
-            self.lengths[self.names[turn]], self.config.optimizer.batch_size, round_, self.config.system.seed * 1009 + turn
+            self.lengths[self.names[turn]],
+            self.config.optimizer.batch_size,
+            round_,
+            self.config.system.seed * 1009 + turn,
         )
         name = self.names[turn]
         receiver = self.system.receivers[name]

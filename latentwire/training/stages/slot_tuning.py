@@ -79,7 +79,11 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "dtype": config.model.dtype,
         "data": data,
         "steps": steps,
-        "encoder": {"model": config.encoder.model, "window": config.encoder.window, "latent_len": config.encoder.latent_len},
+        "encoder": {
+            "model": config.encoder.model,
+            "window": config.encoder.window,
+            "latent_len": config.encoder.latent_len,
+        },
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
         "lora": config.lora.model_dump(),
@@ -88,7 +92,9 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
     }
     if reads == LATENT:
         key |= {"reader": config.model.reader, "pattern": config.deep_prefix.pattern}
-        key["calibration"] = config.adapter.model_dump(exclude={"hidden"}) if config.model.reader == "embedding" else None
+        key["calibration"] = (
+            config.adapter.model_dump(exclude={"hidden"}) if config.model.reader == "embedding" else None
+        )
     return key
 
 

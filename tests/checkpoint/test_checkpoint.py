@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentwire.checkpoint import tensors
+from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.core.errors import CheckpointError, LatentWireError
+from tests.systems import small_config, small_system
+
+
+def save(folder: Path) -> Path:
+    save_folder(folder, {"a": {"x": torch.arange(6.0)}, "sub/b": {"y": torch.ones(2, 2)}}, {"note": 1})
+    return folder
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    folder = save(tmp_path / "c")
+    loaded = load_folder(folder)
+    assert set(loaded) == {"a", "sub/b"} and torch.equal(loaded["a"]["x"], torch.arange(6.0))
+    assert read_info(folder)["note"] == 1
+    assert set(load_folder(folder, ["a"])) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / "a.safetensors").unlink(), "missing"),
+        (lambda f: (f / "a.safetensors").write_bytes((f / "a.safetensors").read_bytes()[:-3]), "truncated or changed"),
+        (lambda f: _flip(f / "a.safetensors"), "SHA-256"),
+        (lambda f: (f / INDEX).write_text("{"), "not valid JSON"),
+        (lambda f: (f / INDEX).write_text("[]"), "not a checkpoint"),
+        (lambda f: (f / INDEX).unlink(), "not a checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, harm: object, message: str) -> None:
+    folder = save(tmp_path / "c")
+    harm(folder)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_folder(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "c")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(LatentWireError, match="No space left"):
+        save(folder)
+    monkeypatch.undo()
+    assert torch.equal(load_folder(folder)["a"]["x"], torch.arange(6.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_system_comes_back_with_its_adapters(tmp_path: Path) -> None:
+    config = small_config(features={"use_lora": True})
+    system = small_system(config)
+    for adapter in ("latent", "text"):
+        system.receivers["a"].add_adapter(adapter)
+    save_checkpoint(tmp_path / "run" / "last", system)
+    folder = find_checkpoint(tmp_path / "run")
+    assert load_config_of(folder) == config
+    twin = small_system(load_config_of(folder), seed=5)
+    twin.load_state_dict(load_folder(folder))
+    assert set(twin.receivers["a"].adapters) == {"latent", "text"} and not twin.receivers["b"].adapters
+    for stem, group in system.state_dict().items():
+        for key, value in group.items():
+            assert torch.equal(twin.state_dict()[stem][key], value.to(torch.bfloat16).float()), key
+
+
+def test_a_checkpoint_for_other_receivers_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", small_system(small_config()))
+    other = small_system(small_config(), ("llama", "gemma3", "qwen2"))
+    with pytest.raises(CheckpointError, match=r"not trained for 'c' .it has: a, b"):
+        other.load_state_dict(load_folder(tmp_path / "c"))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", small_system(small_config()))
+    with pytest.raises(CheckpointError, match="sender: size mismatch"):
+        small_system(small_config(encoder={"d_z": 8})).load_state_dict(load_folder(tmp_path / "c"))
+
+
+def test_no_checkpoint_holds_a_pickle(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", small_system(small_config()))
+    names = {p.suffix for p in (tmp_path / "c").rglob("*") if p.is_file()}
+    assert names == {".json", ".safetensors"}
+    assert json.loads((tmp_path / "c" / INDEX).read_text())["manifest"]["versions"]["torch"]
