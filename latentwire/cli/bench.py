@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -106,17 +107,19 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
     parameters = [p for g in module.parameter_groups() for p in g.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
-    tokens, last_seconds, output = 0, 0.0, None
+    tokens, last_seconds = 0, 0.0
+    reader = ""
     for number, index in enumerate(indices):
         parts: dict[str, float] = {}
-        batch = _timed(parts, "data", lambda index=index: module.batch(index))
-        output = _timed(parts, "forward", lambda batch=batch: module.forward(batch))
+        batch = _timed(parts, "data", partial(module.batch, index))
+        output = _timed(parts, "forward", partial(module.forward, batch))
         _timed(parts, "backward", output.loss.backward)
         _timed(parts, "optimizer", optimizer.step)
         optimizer.zero_grad(set_to_none=True)
         if number:
             spent = {key: spent[key] + parts[key] for key in spent}
             tokens += output.tokens
+            reader = output.receiver
             last_seconds = sum(parts.values())
     with FlopCounterMode(display=False) as counter:
         module.forward(module.batch(indices[-1])).loss.backward()
@@ -126,10 +129,13 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
     tflops = flops / last_seconds / 1e12
     return StageSpeed(
         module.name.split("/")[0] if module.name != "end_to_end" else module.name,
-        f"{output.receiver}{'' if module.name == 'end_to_end' else ' ' + module.reads}",
+        f"{reader}{'' if module.name == 'end_to_end' else ' ' + module.reads}",
         tokens / total,
         total / steps,
-        *(spent[key] / total for key in ("data", "forward", "backward", "optimizer")),
+        spent["data"] / total,
+        spent["forward"] / total,
+        spent["backward"] / total,
+        spent["optimizer"] / total,
         tflops,
         tflops / rate,
     )

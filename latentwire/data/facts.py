@@ -73,7 +73,8 @@ def _passage(rng: random.Random, split: str, id: str) -> Passage:
     entities = [names.entity(shape.entity) for _ in range(ENTITIES)]
     facts = [(entity, fact) for entity in entities for fact in rng.sample(shape.facts, 2)]
     rng.shuffle(facts)
-    sentences, asked = [], []
+    sentences: list[str] = []
+    asked: list[Question] = []
     for entity, fact in facts:
         kind, wordings, questions = fact
         value = names.value(kind)

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ def latency(
     with receiver.using(mode.adapter):
         for number, item in enumerate([items[0], *items]):
             tail = receiver.prompt.tail(item.passage.questions[0].text)
-            encode = _timed(system, lambda item=item: _encode(system, item, codec)) if mode.name == "latent" else 0.0
+            encode = _timed(system, partial(_encode, system, item, codec)) if mode.name == "latent" else 0.0
             given = given_to(receiver, [item])
-            prefill = _timed(system, lambda given=given: mode.read(receiver, given))
+            prefill = _timed(system, partial(mode.read, receiver, given))
 
             def run(new: int, given: Any = given, tail: list[int] = tail) -> Callable[[], Any]:
                 return lambda: receiver.generate(mode.read(receiver, given), [tail], new)

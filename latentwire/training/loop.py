@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -27,17 +27,20 @@ from latentwire.training.schedule import lr_factor
 StepRecord = dict[str, Any]
 
 
-class Callback:
-    """Hooks into the loop; every method may be left out."""
+class Callback(Protocol):
+    """Hooks into the loop; a subclass may leave any of them out."""
 
     def on_step(self, record: StepRecord) -> None:
         """After every step, with what would be logged."""
+        return
 
     def on_epoch(self, epoch: int) -> None:
         """After every pass over the data, counted from 1."""
+        return
 
     def on_end(self) -> None:
         """When training ends, in whatever way."""
+        return
 
 
 class Interrupted(TrainingError):

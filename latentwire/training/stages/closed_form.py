@@ -177,10 +177,10 @@ def fit(
             generator.linear.zero_()[:rank] = factors.generator[:, part]
             generator.scale.copy_(factors.scale[part])
             generator.shift.copy_(factors.mean_y[part])
-        own = Factors(
+        part_factors = Factors(
             factors.mean_x, factors.encoder, factors.generator[:, part], factors.scale[part], factors.mean_y[part]
         )
-        scores[name] = r_squared(own, x, y[:, part])
+        scores[name] = r_squared(part_factors, x, y[:, part])
     return scores
 
 
