@@ -93,13 +93,23 @@ class DeepPrefixConfig(Section):
         "interleaved",
         description="Which token of its window a KV head starts from: another one per head, or the last one in all.",
     )
-    hidden: int = Field(256, ge=0, description="Width of the MLP beside the linear generator; 0 leaves it out.")
+    hidden: int = Field(
+        256,
+        ge=0,
+        description="Width of the MLP beside the linear generator; 0 leaves it out.",
+        json_schema_extra=flag("generator_hidden"),
+    )
 
 
 class AdapterConfig(Section):
     """The embedding reader."""
 
-    hidden: int = Field(256, ge=0, description="Width of the MLP beside the linear adapter; 0 leaves it out.")
+    hidden: int = Field(
+        256,
+        ge=0,
+        description="Width of the MLP beside the linear adapter; 0 leaves it out.",
+        json_schema_extra=flag("adapter_hidden"),
+    )
     calibration: Literal["none", "embed_rms", "fixed", "train_stats"] = Field(
         "embed_rms", description="What sets the RMS of the vectors that the receiver reads."
     )

@@ -25,6 +25,8 @@ class LatentWire:
     @classmethod
     def build(cls, config: Config) -> LatentWire:
         """Load every model that the configuration names. Readers and encoder start at random."""
+        if config.system.threads:
+            torch.set_num_threads(config.system.threads)
         device = resolve_device(config.system.device)
         sender = Sender(load_lm(config.encoder.model, config, device, sender=True), config)
         receivers = {

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from latentwire.core.errors import TrainingError
 from latentwire.training.stages.closed_form import NormalEquations, fit, r_squared, solve
 from tests.systems import small_config, small_passages, small_system
 
@@ -70,3 +72,10 @@ def test_fit_serves_every_receiver_from_one_latent() -> None:
     assert scores["a"] > 0.6 and scores["b"] > 0.3, scores
     random = small_system(config, seed=1)
     assert float(random.sender.encoder.mean.abs().sum()) == 0.0
+
+
+def test_nothing_left_to_fit_on_is_named() -> None:
+    config = small_config()
+    system = small_system(config)
+    with pytest.raises(TrainingError, match=r"curriculum\.closed_form\.held_out"):
+        fit(system, [system.prepare(p) for p in small_passages(2)], held_out=2, ridge=0.1)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from latentwire.core.errors import TrainingError
 from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
@@ -37,6 +39,11 @@ class NormalEquations:
         self.waiting.append((x, y))
         if sum(len(x) for x, _ in self.waiting) >= self.chunk:
             self._flush()
+
+    @property
+    def seen(self) -> bool:
+        """Whether any row was added."""
+        return self.rows > 0 or bool(self.waiting)
 
     def _flush(self) -> None:
         if not self.waiting:
@@ -148,14 +155,17 @@ def fit(
     for receiver in receivers.values():
         with receiver.using(LATENT):
             receiver.reader.reset_head(receiver.lm, receiver.prompt.head)
-    equations, aside = NormalEquations(), []
-    for number, batch in enumerate(_batched(passages, batch_size)):
+    passages = iter(passages)
+    aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
+    equations = NormalEquations()
+    for batch in _batched(passages, batch_size):
         rows = rows_of(system, batch, receivers)
-        if number * batch_size < held_out:
-            aside.append(rows)
-            continue
         equations.add(*rows)
         report(len(rows[0]))
+    if not equations.seen:
+        raise TrainingError(
+            f"curriculum.closed_form.held_out: no passage is left to fit on after {held_out} are set aside"
+        )
     groups, offset = [], 0
     for receiver in receivers.values():
         own = receiver.reader.target_groups()

@@ -1,0 +1,194 @@
+"""The commands as a user calls them, on tiny models in local folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.run import run_and_exit
+from latentwire.core.errors import LatentWireError
+from latentwire.eval import main as eval_main
+from latentwire.train import main as train_main
+from tests.tiny import save_tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments(folder: Path, **more: object) -> list[str]:
+    """A run of seconds: two tiny receivers, every stage."""
+    flags: dict[str, object] = {
+        "config": ROOT / "configs" / "smoke" / "lora.json",
+        "llama_id": folder / "llama",
+        "qwen_id": folder / "qwen3",
+        "sender_id": folder / "llama",
+        "dtype": "float32",
+        "encoder_layers": "0,2",
+        "d_z": 16,
+        "samples": 24,
+        "batch_size": 2,
+        "max_context_tokens": 400,
+        "slot_tuning_max_steps": 2,
+        "baselines_max_steps": 1,
+        "end_to_end_max_steps": 4,
+        "closed_form_passages": 4,
+        "closed_form_held_out": 2,
+        "eval_samples": 6,
+        "latency_samples": 1,
+        "max_new_tokens": 3,
+        "tuned_cache": folder / "cache",
+    } | more
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for family in ("llama", "qwen3"):
+        save_tiny(family, folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(models: Path) -> dict[str, Any]:
+    return train_main(arguments(models, out_dir=models / "run"))
+
+
+def test_train_writes_a_run_and_evaluates_it(models: Path, trained: dict[str, Any]) -> None:
+    run = models / "run"
+    assert trained["run"] == str(run) and trained["checkpoint"] == str(run / "last")
+    assert trained["evaluation"]["samples"] == 6
+    rows = [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+    assert {r["stage"].split("/")[0] for r in rows} == {"slot_tuning", "closed_form", "end_to_end", "baseline"}
+    last = rows[[r["stage"] for r in rows].index("end_to_end")]
+    assert {"step", "loss", "first_acc", "grad_norm", "answer_ce", "tokens_per_s", "memory_mb"} <= set(last)
+    assert {"lr/encoder", "grad_norm/encoder", "grad_norm/lora/llama"} <= set(last)
+    for name in ("config.json", "manifest.json", "eval.json", "eval.csv", "predictions.jsonl", "last/checkpoint.json"):
+        assert (run / name).is_file(), name
+    own = json.loads((run / "eval.json").read_text())["receivers"]
+    assert set(own) == {"llama", "qwen"} and own["llama"]["text_tuned"] is not None
+
+
+def test_the_same_command_again_does_nothing_twice(
+    models: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = train_main(arguments(models, out_dir=models / "run"))
+    assert capsys.readouterr().out.count("done before") == 2
+    assert again["evaluation"]["latent"] == trained["evaluation"]["latent"]
+
+
+def test_slot_tuning_is_shared_by_runs(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_main(arguments(models, out_dir=tmp_path / "other", end_to_end_max_steps=1, stages="slot_tuning"))
+    assert capsys.readouterr().out.count("taken from") == 6
+
+
+def test_eval_gives_what_training_gave_and_keeps_it(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--ckpt", str(models / "run"), "--samples", "6", "--dataset", "facts", "--out_dir", str(tmp_path)]
+    results = eval_main([*words, "--fresh_eval"])
+    # The checkpoint is kept in bf16, so figures may differ a little from those at the end of training.
+    assert results["latent"]["nll_per_token"] == pytest.approx(
+        trained["evaluation"]["latent"]["nll_per_token"], rel=0.02
+    )
+    written = (tmp_path / "eval.json").stat().st_mtime_ns
+    assert eval_main(words)["latent"]["f1"] == results["latent"]["f1"]
+    assert "holds these results already" in capsys.readouterr().out
+    assert (tmp_path / "eval.json").stat().st_mtime_ns == written
+    eval_main([*words, "--fresh_eval", "--quiet"])
+    assert (tmp_path / "eval.json").stat().st_mtime_ns > written
+
+
+def test_one_receiver_of_a_checkpoint(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    words = [
+        "--ckpt",
+        str(models / "run" / "last"),
+        "--receivers",
+        "qwen",
+        "--samples",
+        "2",
+        "--out_dir",
+        str(tmp_path),
+    ]
+    results = eval_main([*words, "--quiet"])
+    assert list(results["receivers"]) == ["qwen"] and results["joint"] is None
+
+
+def test_another_configuration_in_the_same_folder_is_refused(models: Path, trained: dict[str, Any]) -> None:
+    with pytest.raises(LatentWireError, match=r"config\.json: .*encoder\.d_z.*--fresh"):
+        train_main(arguments(models, out_dir=models / "run", d_z=8))
+
+
+def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command ends, after exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: main(words))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--override", "encoder.windw=4"], "encoder.windw: unknown key (did you mean encoder.window?)"),
+        (["--window", "four"], "encoder.window"),
+        (["--dataset", "nowhere"], "data.dataset"),
+        (["--config", "gone.json"], "gone.json: no such file"),
+        (["--dataset", "squad", "--data_path", "gone.json"], "data.data_path: gone.json: no such file"),
+        (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
+        (["--no_such_flag"], "No such option"),
+        (["--llama_id", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(train_main, words, capsys)
+
+
+def test_bad_checkpoints_end_in_one_line(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no checkpoint there" in fails(eval_main, ["--ckpt", str(tmp_path)], capsys)
+    shutil.copytree(models / "run" / "last", tmp_path / "bad")
+    file = tmp_path / "bad" / "sender.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert "sender.safetensors: truncated or changed" in fails(eval_main, ["--ckpt", str(tmp_path / "bad")], capsys)
+    words = ["--ckpt", str(models / "run"), "--receivers", "gemma"]
+    assert "has no receiver 'gemma' (it has: llama, qwen)" in fails(eval_main, words, capsys)
+    other = json.dumps({"llama": str(models / "llama"), "new": str(models / "qwen3")})
+    words = ["--ckpt", str(models / "run"), "--override", f"model.receivers={other}"]
+    words += ["--override", "model.llama_id=null", "--override", "model.qwen_id=null"]
+    assert "was not trained for 'new'" in fails(eval_main, words, capsys)
+
+
+def test_a_passage_longer_than_the_window_is_named(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {
+        "data": [{"paragraphs": [{"context": "word " * 900, "qas": [{"question": "?", "answers": [{"text": "w"}]}]}]}]
+    }
+    (tmp_path / "long.json").write_text(json.dumps(long))
+    words = ["--ckpt", str(models / "run"), "--dataset", "squad", "--data_path", str(tmp_path / "long.json")]
+    assert "longer than the sender's window of 512" in fails(eval_main, [*words, "--out_dir", str(tmp_path)], capsys)
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_debug_shows_the_traceback_and_files_run_as_scripts() -> None:
+    for script, words in (("train.py", ["--config", "gone.json"]), ("eval.py", ["--ckpt", "gone"])):
+        command = [sys.executable, f"latentwire/{script}", *words]
+        plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert plain.returncode == 2 and "Traceback" not in plain.stderr and "gone" in plain.stderr
+        debug = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
+        assert debug.returncode == 2 and "Traceback" in debug.stderr

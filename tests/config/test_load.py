@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentwire.config import Config, load_config, resolve_receivers
+from latentwire.config.flags import options
+from latentwire.config.load import dotted_keys
+from latentwire.config.reference import markdown
+from latentwire.core.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(path: Path, values: object) -> Path:
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_flag_wins_over_an_override_and_that_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.json", {"data": {"samples": 1, "seed": 5}, "lora": {"r": 2}})
+    config = load_config(path, ["data.samples=2", "lora.r=3"], {"data.samples": 4})
+    assert (config.data.samples, config.data.seed, config.lora.r) == (4, 5, 3)
+
+
+def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> None:
+    write(tmp_path / "base.json", {"data": {"samples": 1, "seed": 5}, "model": {"receivers": {"a": "x"}}})
+    path = write(
+        tmp_path / "c.json", {"extends": "base.json", "data": {"samples": 2}, "model": {"receivers": {"b": "y"}}}
+    )
+    config = load_config(path)
+    assert (config.data.samples, config.data.seed, config.model.receivers) == (2, 5, {"b": "y"})
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "message"),
+    [
+        ({"encoder": {"windw": 4}}, [], r"c\.json: encoder\.windw: unknown key \(did you mean encoder\.window\?\)"),
+        ({"encoder": {"window": "four"}}, [], r"c\.json: encoder\.window: .*got 'four'"),
+        ({"encoder": {"window": 0}}, [], r"encoder\.window: .*greater than 0"),
+        ({"data": 3}, [], r"c\.json: data: "),
+        ({}, ["data.samples"], r"--override data\.samples: expected key=value"),
+        ({}, ["data.samples.deep=3"], r"data\.samples"),
+        ({"extends": "gone.json"}, [], r"gone\.json: no such file"),
+        ({"extends": "c.json"}, [], r"c\.json: extends itself"),
+        ([], [], r"c\.json: expected a JSON object"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path: Path, values: object, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(tmp_path / "c.json", values), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_json_and_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"c\.json: not valid JSON"):
+        load_config(tmp_path / "c.json")
+    with pytest.raises(ConfigError, match=r"d\.json: no such file"):
+        load_config(tmp_path / "d.json")
+
+
+def test_receivers_by_shorthand_and_by_name() -> None:
+    assert list(resolve_receivers(Config().model)) == ["smollm2-135m", "gemma3-270m"]
+    assert resolve_receivers(load_config(None, [], {"model.qwen_id": "Q"}).model) == {"qwen": "Q"}
+    with pytest.raises(ConfigError, match=r"model\.receivers: .*plain name"):
+        resolve_receivers(load_config(None, ['model.receivers={"../x": "y"}']).model)
+
+
+def test_every_key_has_one_flag_and_no_two_share_one() -> None:
+    flags = [option.flag for option in options() if option.flag]
+    assert len(flags) == len(set(flags))
+    assert [option.dotted for option in options()] == list(dotted_keys())
+    assert {"use_lora", "lora_r", "lora_alpha", "samples", "epochs", "batch_size", "latent_len", "d_z"} <= set(flags)
+
+
+def test_the_reference_page_is_the_schema() -> None:
+    assert (ROOT / "docs" / "config.md").read_text() == markdown()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.json")), ids=lambda p: p.name)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    load_config(path)
+
+
+def test_help_and_dry_run_need_no_torch() -> None:
+    code = (
+        "import sys; from latentwire.train import main; "
+        "main(['--config', 'configs/smoke/lora.json', '--dry-run']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["features"]["use_lora"] is True

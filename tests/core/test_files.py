@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from latentwire.core.atomic import atomic_dir, write_json
+from latentwire.core.errors import LatentWireError
+from latentwire.core.manifest import run_manifest
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "eval.json"
+    write_json(path, {"old": 1})
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LatentWireError, match=r"eval\.json: could not be written: No space left on device"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["eval.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_dir(tmp_path / "d") as new:
+        (new / "a").write_text("1")
+    with pytest.raises(ValueError), atomic_dir(tmp_path / "d") as new:
+        (new / "a").write_text("2")
+        raise ValueError
+    assert (tmp_path / "d" / "a").read_text() == "1"
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LatentWireError, match=r"file/eval\.json: could not be written"):
+        write_json(tmp_path / "file" / "eval.json", {})
+
+
+def test_the_manifest_is_plain_json() -> None:
+    manifest = run_manifest({"a": 1}, ["python"])
+    assert json.loads(json.dumps(manifest)) == manifest
+    assert manifest["versions"]["torch"] and manifest["config"] == {"a": 1}

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.config import Config
+from latentwire.core.errors import DataError
+from latentwire.data import load_passages, load_texts
+from latentwire.data.facts import make_facts, split_of
+from latentwire.data.hotpot import parse_hotpot
+from latentwire.data.hub import rows_to_passages
+from latentwire.data.squad import parse_squad
+
+SQUAD = {
+    "data": [
+        {
+            "paragraphs": [
+                {
+                    "context": " Mira lives in Talden. ",
+                    "qas": [
+                        {"id": "1", "question": "Who?", "answers": [{"text": "Mira"}, {"text": "Mira"}]},
+                        {"id": "2", "question": "When?", "answers": [], "is_impossible": True},
+                    ],
+                },
+                {"context": "Nothing is asked.", "qas": []},
+            ]
+        }
+    ]
+}
+HOTPOT = [
+    {
+        "_id": "7",
+        "question": "Where?",
+        "answer": "Orlin",
+        "supporting_facts": [["A", 0], ["C", 1]],
+        "context": [["A", ["One.", " Two."]], ["B", ["No."]], ["C", ["Three."]]],
+    }
+]
+
+
+def test_squad_in_both_versions() -> None:
+    (passage,) = parse_squad(SQUAD)
+    assert passage.context == "Mira lives in Talden."
+    assert [(q.id, q.answers) for q in passage.questions] == [("1", ("Mira",))]
+    assert parse_squad(SQUAD, version2=True)[0].questions[1].answers == ("unanswerable",)
+
+
+def test_hotpot_keeps_the_paragraphs_that_the_answer_needs() -> None:
+    (passage,) = parse_hotpot(HOTPOT)
+    assert passage.context == "A: One. Two.\nC: Three."
+    assert passage.questions[0].answers == ("Orlin",)
+
+
+def test_hub_rows_become_the_same_passages() -> None:
+    rows = [
+        {"id": "1", "context": "X is a city.", "question": "What is X?", "answers": {"text": ["a city"]}},
+        {"id": "2", "context": "X is a city.", "question": "What is a city?", "answers": {"text": ["X"]}},
+        {"id": "3", "context": "X is a city.", "question": "Why?", "answers": {"text": []}},
+    ]
+    assert [len(p.questions) for p in rows_to_passages("squad", rows)] == [2]
+    assert rows_to_passages("squad_v2", rows)[0].questions[2].answers == ("unanswerable",)
+    hub: dict[str, Any] = {
+        "id": "7",
+        "question": "Where?",
+        "answer": "Orlin",
+        "supporting_facts": {"title": ["A", "C"], "sent_id": [0, 1]},
+        "context": {"title": ["A", "B", "C"], "sentences": [["One.", " Two."], ["No."], ["Three."]]},
+    }
+    assert rows_to_passages("hotpot", [hub]) == parse_hotpot(HOTPOT)
+
+
+def test_facts_are_the_same_for_a_seed_and_answers_stand_in_the_text_once() -> None:
+    passages = make_facts(3, "train", 200)
+    assert passages == make_facts(3, "train", 200) != make_facts(4, "train", 200)
+    assert len({p.context for p in passages}) == len(passages)
+    for passage in passages:
+        for question in passage.questions:
+            assert passage.context.count(question.answers[0]) == 1, (passage.context, question)
+            assert question.answers[0] not in question.text
+
+
+def test_the_splits_of_facts_share_no_name() -> None:
+    invented = re.compile(r"\b[A-Z][a-z]{4,}\b")
+    train, held_out = (
+        {word for p in make_facts(0, split, 1500) for q in p.questions for word in invented.findall(q.answers[0])}
+        for split in ("train", "validation")
+    )
+    # What the two have in common are words of the fixed lists (colours, trades), never a made-up name.
+    made_up = {word for word in train | held_out if word not in train & held_out}
+    assert made_up and {split_of(w) for w in held_out & made_up} == {"validation"}
+    assert all(split_of(word) == "train" for word in train & made_up)
+    names = {q.text for p in make_facts(0, "train", 1500) for q in p.questions}
+    assert not names & {q.text for p in make_facts(0, "validation", 1500) for q in p.questions}
+
+
+def config(**data: Any) -> Any:
+    return Config.model_validate({"data": data}).data
+
+
+def test_files_and_limits(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(SQUAD))
+    assert len(load_passages(config(dataset="squad", data_path=[str(path), str(path)]), "train")) == 2
+    facts = load_passages(config(dataset="facts"), "validation", 7)
+    assert sum(len(p.questions) for p in facts) == 7
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text", "message"),
+    [
+        ("squad", None, r"data\.data_path: .*set\.json: no such file"),
+        ("squad", "{", r"set\.json: not a readable JSON file"),
+        ("squad", '{"data": [{}]}', r"not in the format of squad: key 'paragraphs' is missing"),
+        ("squad", "[1]", r"not in the format of squad"),
+        ("squad", '{"data": []}', r"no question in it"),
+        ("hotpot", json.dumps(SQUAD), r"not in the format of hotpot"),
+    ],
+)
+def test_bad_files_end_in_one_line(tmp_path: Path, dataset: str, text: str | None, message: str) -> None:
+    path = tmp_path / "set.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load_passages(config(dataset=dataset, data_path=str(path)), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_are_paragraphs(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("one\n\n two \n")
+    assert load_texts(str(path)) == ["one", "two"]
+    path.write_text("\n")
+    with pytest.raises(DataError, match="no text in it"):
+        load_texts(str(path))
