@@ -147,7 +147,7 @@ def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.Cap
         (["--dataset", "squad", "--data_path", "gone.json"], "data.data_path: gone.json: no such file"),
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
         (["--no_such_flag"], "No such option"),
-        (["--llama_id", "/no/such/folder"], "/no/such/folder"),
+        (["--llama_id", "/no/such/folder", "--sender_id", "/no/such/folder"], "/no/such/folder"),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -192,3 +192,26 @@ def test_debug_shows_the_traceback_and_files_run_as_scripts() -> None:
         assert plain.returncode == 2 and "Traceback" not in plain.stderr and "gone" in plain.stderr
         debug = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
         assert debug.returncode == 2 and "Traceback" in debug.stderr
+
+
+def test_the_demo_shows_one_message_and_writes_its_results(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli.demo import main as demo_main
+
+    words = ["--ckpt", str(models / "run"), "--samples", "4", "--no_train", "--out_dir", str(tmp_path)]
+    results = demo_main([*words, "--data_path", str(ROOT / "examples" / "questions.json")])
+    shown = capsys.readouterr().out
+    assert "one message:" in shown and "from the message" in shown and "from the text" in shown
+    assert results["squad"]["samples"] == 4 and (tmp_path / "eval.json").is_file()
+
+
+def test_the_benchmark_measures_every_stage(models: Path) -> None:
+    from latentwire.cli.bench import main as bench_main
+
+    flags = arguments(models)
+    result = bench_main([*flags, "--steps", "1"])
+    assert [row["stage"] for row in result["stages"]] == ["slot_tuning", "baseline"] * 2 + ["end_to_end"] * 2
+    for row in result["stages"]:
+        assert row["tokens_per_s"] > 0 and row["gemm_share"] > 0
+        assert sum(row[part] for part in ("data", "forward", "backward", "optimizer")) == pytest.approx(1)

@@ -15,6 +15,7 @@ from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import rows_to_passages
 from latentwire.data.squad import parse_squad
 
+ROOT = Path(__file__).resolve().parents[2]
 SQUAD = {
     "data": [
         {
@@ -136,3 +137,13 @@ def test_texts_are_paragraphs(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(DataError, match="no text in it"):
         load_texts(str(path))
+
+
+def test_the_example_questions_are_sound() -> None:
+    raw = json.loads((ROOT / "examples" / "questions.json").read_text())
+    assert len(parse_squad(raw)) == 25 and sum(len(p.questions) for p in parse_squad(raw)) == 100
+    for article in raw["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                (answer,) = qa["answers"]
+                assert paragraph["context"][answer["answer_start"] :].startswith(answer["text"])
