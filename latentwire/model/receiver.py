@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Receiver:
         self.reader.to(lm.device)
         self.adapters: dict[str, LoRA] = {}
         self._attached = ExitStack()
+        weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     # ---- adapters -------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -32,9 +33,10 @@ class Sender:
         self.lora: LoRA | None = None
         if self.config.lora_from:
             self.lora = LoRA(config.lora, "sender")
-            self._attached = ExitStack()
-            self._attached.enter_context(self.lora.attach(lm.model))
-            self._attached.enter_context(self.lora.active())
+            attached = ExitStack()
+            attached.enter_context(self.lora.attach(lm.model))
+            attached.enter_context(self.lora.active())
+            weakref.finalize(self, attached.close)
 
     def load_lora(self, state: dict[str, Tensor]) -> None:
         """Take up a receiver's LoRA: of the layers that the sender still has."""

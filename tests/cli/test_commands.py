@@ -107,6 +107,13 @@ def test_eval_gives_what_training_gave_and_keeps_it(
     assert (tmp_path / "eval.json").stat().st_mtime_ns > written
 
 
+def test_a_program_ends_without_a_word_on_stderr(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    words = ["--ckpt", str(models / "run"), "--samples", "2", "--out_dir", str(tmp_path), "--quiet"]
+    command = [sys.executable, "latentwire/eval.py", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_one_receiver_of_a_checkpoint(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     words = [
         "--ckpt",

@@ -58,7 +58,9 @@ class LoRA:
     def _detach(self, model: nn.Module) -> None:
         for name, layer in list(_lora_layers(model)):
             if self.adapter in layer.lora_A:
-                layer.delete_adapter(self.adapter)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+                    layer.delete_adapter(self.adapter)
             if not layer.lora_A:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, layer.get_base_layer())
