@@ -55,9 +55,8 @@ def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, ba
     for start in range(0, len(passages), batch_size):
         chunk = passages[start : start + batch_size]
         prepared = [system.prepare(p) for p in chunk]
-        z, counts = system.sender.latents(system.sender.features([sent for sent, _ in prepared]))
-        for row, (passage, (sent, texts)) in enumerate(zip(chunk, prepared, strict=True)):
-            message = Wire(z[row, : int(counts[row])], codec).to_bytes()
+        messages = system.messages([sent for sent, _ in prepared], codec)
+        for passage, (sent, texts), message in zip(chunk, prepared, messages, strict=True):
             items.append(Item(passage, sent, message, texts))
     return items
 

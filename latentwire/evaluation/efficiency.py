@@ -16,7 +16,6 @@ from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Mode
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.wire.message import Wire
 
 
 def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
@@ -58,7 +57,11 @@ def latency(
     with receiver.using(mode.adapter):
         for number, item in enumerate([items[0], *items]):
             tail = receiver.prompt.tail(item.passage.questions[0].text)
-            encode = _timed(system, partial(_encode, system, item, codec)) if mode.name == "latent" else 0.0
+            encode = (
+                _timed(system, partial(system.compress, [item.passage.context], codec))
+                if mode.name == "latent"
+                else 0.0
+            )
             given = given_to(receiver, [item])
             prefill = _timed(system, partial(mode.read, receiver, given))
 
@@ -70,11 +73,6 @@ def latency(
                 for key, value in zip(seconds, (encode, prefill, first, whole), strict=True):
                     seconds[key].append(value)
     return {key: round(statistics.median(values), 5) for key, values in seconds.items()}
-
-
-def _encode(system: LatentWire, item: Item, codec: str) -> bytes:
-    z, counts = system.sender.encode([item.passage.context])
-    return Wire(z[0, : int(counts[0])], codec).to_bytes()
 
 
 def _timed(system: LatentWire, call: Callable[[], Any]) -> float:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
 from latentwire.config.schema import Config
-from latentwire.core.errors import ModelError
+from latentwire.core.errors import ModelError, WireError
 from latentwire.data.prompts import PromptFormat
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
@@ -22,6 +22,7 @@ from latentwire.model.encoding import QuestionBlock, ReceiverText, stack_phases
 from latentwire.reader.adapter import EmbeddingReader
 from latentwire.reader.base import Reader
 from latentwire.reader.slots import SlotReader
+from latentwire.wire.message import Wire
 
 LATENT, TEXT, TOKEN_BUDGET = "latent", "text", "token_budget"
 """Names of a receiver's LoRA adapters: what it was tuned to read."""
@@ -133,6 +134,18 @@ class Receiver:
         real = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
         first = logits.argmax(-1).eq(targets).gather(1, (longest - tokens)[:, None])[:, 0]
         return AnswerScores((nll * real).sum(1), tokens, first)
+
+    @torch.no_grad()
+    def answer(self, message: bytes, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
+        """Greedy answers to questions on the text behind a message. WireError where it is not for this reader."""
+        latents = Wire.from_bytes(message).latents.to(self.lm.device)
+        expected = self.config.encoder.d_z
+        if latents.shape[1] != expected:
+            raise WireError(f"message with latents of width {latents.shape[1]}; the reader expects {expected}")
+        counts = torch.tensor([len(latents)], device=self.lm.device)
+        with self.using(LATENT):
+            context = self.read_latents(latents[None], counts).repeat([len(questions)])
+            return self.generate(context, [self.prompt.tail(q) for q in questions], max_new_tokens)
 
     def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers, one for each row of a context. The context's cache is used up."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from latentwire.data.example import Passage
 from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
+from latentwire.wire.message import Wire
 
 
 class LatentWire:
@@ -42,6 +45,16 @@ class LatentWire:
 
     def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
         return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent.starts, self.config.encoder.window)
+
+    def compress(self, texts: Sequence[str], codec: str = "fp16") -> list[bytes]:
+        """One message for each text: header and its latents (M, d_z) in the codec's bytes."""
+        return self.messages([self.sender.prepare(text) for text in texts], codec)
+
+    @torch.no_grad()
+    def messages(self, texts: Sequence[SenderText], codec: str) -> list[bytes]:
+        """`compress` for texts that are tokenized already."""
+        z, counts = self.sender.latents(self.sender.features(texts))
+        return [Wire(row[:count], codec).to_bytes() for row, count in zip(z, counts.tolist(), strict=True)]
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it."""
