@@ -40,7 +40,10 @@ def find_checkpoint(path: Path) -> Path:
 
 def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Config:
     """The configuration that a checkpoint was made with, with some dotted keys changed."""
-    return config_from_dict(read_info(folder)["config"], str(folder), changes or {})
+    info = read_info(folder)
+    if "config" not in info:
+        raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
+    return config_from_dict(info["config"], str(folder), changes or {})
 
 
 def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:

@@ -19,7 +19,7 @@ from latentwire.core.errors import ConfigError
 @click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
 @click.option("--data_path", metavar="FILE", help="Held-out file in the dataset's original format.")
 @click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
-@click.option("--out_dir", metavar="DIR", help="Where the results go; default: the checkpoint's folder.")
+@click.option("--out_dir", metavar="DIR", help="Where the results go; default: the folder given as --ckpt.")
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
 @click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
 @click.option(
@@ -44,14 +44,17 @@ def command(
     Example: python -m latentwire.cli.eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
     """
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.config import resolve_receivers
 
     folder = find_checkpoint(Path(ckpt))
     changes: dict[str, Any] = dict(map(parse_override, overrides))
     if dataset:
-        changes |= {"data.dataset": dataset, "data.eval_path": data_path}
-    elif data_path:
+        changes["data.dataset"] = dataset
+        if dataset != load_config_of(folder).data.dataset:
+            changes.setdefault("data.eval_path", None)
+    if data_path:
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
@@ -63,17 +66,24 @@ def command(
                 raise ConfigError(f"--receivers: {folder} has no receiver {name!r} (it has: {', '.join(known)})")
         changes |= {"model.receivers": {n: known[n] for n in wanted}, "model.llama_id": None, "model.qwen_id": None}
     config = load_config_of(folder, changes)
-    out = Path(out_dir) if out_dir else folder
+    out = Path(out_dir or ckpt)
     done = out / "eval.json"
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
-        if results.get("manifest", {}).get("config") == config.model_dump(mode="json"):
+        made_with = results.get("manifest", {})
+        same = made_with.get("config") == config.model_dump(mode="json")
+        if same and made_with.get("checkpoint") == read_info(folder)["files"]:
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results
     system = load_checkpoint(folder, config)
     return evaluate_system(
-        system, config, out, command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]], quiet=quiet
+        system,
+        config,
+        out,
+        command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]],
+        checkpoint=read_info(folder)["files"],
+        quiet=quiet,
     )
 
 

@@ -13,11 +13,18 @@ from latentwire.model.system import LatentWire
 
 
 def evaluate_system(
-    system: LatentWire, config: Config, folder: Path, *, command: Sequence[str] = (), quiet: bool = False
+    system: LatentWire,
+    config: Config,
+    folder: Path,
+    *,
+    command: Sequence[str] = (),
+    checkpoint: dict[str, Any] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on the held-out split, write eval.json, eval.csv and predictions.jsonl to a folder, print the table."""
     passages = load_passages(config.data, "validation", config.evaluation.samples or None)
     results, answers = evaluate(system, passages, config, command=command, quiet=quiet)
+    results["manifest"]["checkpoint"] = checkpoint  # its files with their hashes, where it was read from files
     write_results(folder, results, answers)
     if not quiet:
         print_table(results)

@@ -66,7 +66,7 @@ def command(
     from latentwire.cli.evaluation import evaluate_system  # torch is loaded only when it is needed
     from latentwire.training.pipeline import Run
 
-    if fresh and (folder / "config.json").is_file():
+    if fresh and all((folder / name).is_file() for name in ("config.json", "manifest.json")):
         shutil.rmtree(folder)
     words = ["python", "-m", "latentwire.cli.train", *sys.argv[1:]]
     run = Run(config, folder, stages=chosen, command=words)

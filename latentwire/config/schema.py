@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Fraction = Field(ge=0.0, lt=1.0)
 
@@ -70,7 +70,7 @@ class EncoderConfig(Section):
     """The sender: window features of a pretrained LM, then one linear map to d_z."""
 
     model: str = Field("smollm2-135m", description="Sender model.", json_schema_extra=flag("sender_id"))
-    layers: list[int] = Field(
+    layers: list[NonNegativeInt] = Field(
         [0, 10, 20],
         min_length=1,
         description="Hidden states taken: 0 is the embedding, k the output of layer k.",

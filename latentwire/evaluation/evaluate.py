@@ -106,14 +106,21 @@ def _csv(results: dict[str, Any]) -> str:
         for mode in MODES:
             m = receiver[mode]
             if m is not None:
-                cost = [receiver["compression"], receiver["bytes"]["wire"]] if mode == "latent" else [1, ""]
+                cost = [
+                    receiver["compression"]
+                    if mode in ("latent", "token_budget")
+                    else 1
+                    if mode in ("text", "text_tuned", "embedding_replay")
+                    else "",
+                    receiver["bytes"]["wire"] if mode == "latent" else "",
+                ]
                 writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost])
     return out.getvalue()
 
 
 def print_table(results: dict[str, Any], console: Console | None = None) -> None:
     """Print one table of all receivers and modes."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 130)
     title = f"{results['samples']} questions on {results['passages']} passages ({results['dataset']})"
     table = Table(title=title)
     for column in (

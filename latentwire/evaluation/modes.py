@@ -68,7 +68,7 @@ MODES: dict[str, Mode] = {
         Mode("embedding_replay", None, _replay),
     )
 }
-"""In a run with LoRA, token budget and no context are read with the adapters tuned for them, like the text."""
+"""In a run with LoRA, the token budget is read with the adapter tuned for it, no context with that of the text."""
 
 
 def modes_for(receiver: Receiver) -> list[Mode]:

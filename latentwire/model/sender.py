@@ -35,7 +35,8 @@ class Sender:
             self.lora = LoRA(config.lora, "sender")
             attached = ExitStack()
             attached.enter_context(self.lora.attach(lm.model))
-            attached.enter_context(self.lora.active())
+            with torch.no_grad():  # without dropout
+                attached.enter_context(self.lora.active())
             weakref.finalize(self, attached.close)
 
     def load_lora(self, state: dict[str, Tensor]) -> None:

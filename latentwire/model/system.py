@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config, resolve_receivers
-from latentwire.core.errors import CheckpointError
+from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
 from latentwire.model.receiver import Receiver
@@ -91,6 +91,10 @@ class LatentWire:
 def resolve_device(name: str) -> str:
     """'auto' takes CUDA, then MPS, then the CPU."""
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"system.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
         return name
     if torch.cuda.is_available():
         return "cuda"

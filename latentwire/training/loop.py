@@ -81,6 +81,7 @@ class Trainer:
             weight_decay=config.optimizer.weight_decay,
             fused=True,
         )
+        self.optimizer.zero_grad(set_to_none=True)  # an earlier stage may have left gradients behind
         self._stop = False
 
     # ---- one step -------------------------------------------------------------------------------------------------
@@ -162,10 +163,10 @@ class Trainer:
                 f"times in a row, up to step {self.step}; the last good checkpoint is in {self.folder}. A lower "
                 "optimizer.lr may help"
             )
-        passes = self.step * self.accumulation / self.module.steps_per_epoch
-        if passes.is_integer():
+        before, passes = (n * self.accumulation // self.module.steps_per_epoch for n in (self.step - 1, self.step))
+        if passes > before:
             for callback in self.callbacks:
-                callback.on_epoch(int(passes))
+                callback.on_epoch(passes)
         if self.step % self.config.checkpoint.every_steps == 0 and self.bad_steps == 0:
             self.save()
 

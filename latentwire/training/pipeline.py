@@ -38,12 +38,14 @@ from latentwire.training.stages.slot_tuning import (
     SlotTuning,
     cached_folder,
     data_fingerprint,
+    epoch_steps,
     load_tuned,
     save_tuned,
     tuning_key,
 )
 
 MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
+    "data.eval_path",
     "evaluation",
     "diagnostics",
 }
@@ -80,9 +82,10 @@ class Run:
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system."""
+        passages = load_passages(self.config.data, "train", self.config.data.samples)
+        self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         self.start()
         seed_everything(self.config.system.seed)
-        passages = load_passages(self.config.data, "train", self.config.data.samples)
         self.system = LatentWire.build(self.config)
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
@@ -93,6 +96,7 @@ class Run:
             if lora:
                 for receiver in self.system.receivers.values():
                     self._tune(receiver, LATENT, curriculum.slot_tuning, "slot_tuning")
+                    receiver.add_adapter(LATENT)  # also where slot tuning is left out
                 self._start_sender()
             self._closed_form()
         self._end_to_end()
@@ -100,7 +104,8 @@ class Run:
             for reads in (TEXT, TOKEN_BUDGET):
                 if lora and curriculum.baselines.max_steps != 0:
                     self._tune(receiver, reads, curriculum.baselines, "baselines")
-        save_checkpoint(self.folder / "last", self.system, self.command)
+        if (self.folder / "stages" / EndToEnd.name / "done" / INDEX).is_file():
+            save_checkpoint(self.folder / "last", self.system, self.command)
         return self.system
 
     # ---- data -----------------------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ class Run:
         """Training passages and plain text in turn, up to closed_form.passages."""
         left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
         known = iter(p for _, p in self.prepared)
-        plain = iter(load_texts(self.config.data.text_path) if self.config.data.text_path else [])
+        plain = iter(self.texts)
         while left > 0:
             before = left
             for prepared in (next(known, None), self._next_plain(plain)):
@@ -144,17 +149,19 @@ class Run:
 
     def _tune(self, receiver: Receiver, reads: str, stage: TuningStage, kind: str) -> None:
         texts = [texts[receiver.name] for _, (_, texts) in self.prepared]
-        module = SlotTuning(receiver, texts, self.config, reads)
-        steps = self._steps(module, stage)
+        steps = self._steps(epoch_steps(texts, self.config), stage)
         if not steps:
             return
         key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
+        if stage.lr_scale != 1.0:
+            key["lr_scale"] = stage.lr_scale
         kept = cached_folder(self.cache, key)
         if (kept / INDEX).is_file():
-            print(f"{module.name}: taken from {kept}", flush=True)
+            print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
             load_tuned(kept, receiver, reads)
         elif kind in self.stages:
-            self._fit(module, stage)
+            # Only now, so that no adapter is there that was never trained.
+            self._fit(SlotTuning(receiver, texts, self.config, reads), stage)
             save_tuned(kept, receiver, reads, key)
 
     def _start_from(self, path: Path) -> None:
@@ -200,18 +207,19 @@ class Run:
             save_folder(done, self.system.state_dict(), {"r2": scores})
 
     def _end_to_end(self) -> None:
-        if "end_to_end" not in self.stages:
+        done = self.folder / "stages" / EndToEnd.name / "done"
+        if "end_to_end" not in self.stages and not (done / INDEX).is_file():
             return
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
 
-    def _steps(self, module: TrainModule, stage: TuningStage) -> int:
-        full = stage.epochs * module.steps_per_epoch // self.config.optimizer.accumulation
+    def _steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
+        full = stage.epochs * steps_per_epoch // self.config.optimizer.accumulation
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
         folder = self.folder / "stages" / module.name.replace("/", "-")
-        total = self._steps(module, stage)
+        total = self._steps(module.steps_per_epoch, stage)
         if (folder / "done" / INDEX).is_file():
             print(f"{module.name}: done before", flush=True)
             module.load_state_dict(load_folder(folder / "done"))

@@ -222,3 +222,32 @@ def test_the_benchmark_measures_every_stage(models: Path) -> None:
     for row in result["stages"]:
         assert row["tokens_per_s"] > 0 and row["gemm_share"] > 0
         assert sum(row[part] for part in ("data", "forward", "backward", "optimizer")) == pytest.approx(1)
+
+
+def test_working_on_other_stages_keeps_the_trained_checkpoint(models: Path, trained: dict[str, Any]) -> None:
+    index = models / "run" / "last" / "checkpoint.json"
+    before = json.loads(index.read_text())["files"]
+    train_main(arguments(models, out_dir=models / "run", stages="baselines"))
+    assert json.loads(index.read_text())["files"] == before
+
+
+def test_baselines_that_were_not_trained_are_not_reported(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, stages="slot_tuning,closed_form,end_to_end", baselines_max_steps=3)
+    results = train_main(flags)["evaluation"]
+    assert results["receivers"]["llama"]["text_tuned"] is None
+    assert not (tmp_path / "last" / "baselines").exists()
+
+
+def test_a_training_state_and_an_impossible_device_are_named(
+    models: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = models / "run" / "stages" / "end_to_end" / "done"
+    assert "a training state, not a checkpoint" in fails(eval_main, ["--ckpt", str(state)], capsys)
+    assert "system.device: 'toaster'" in fails(train_main, arguments(models, device="toaster"), capsys)
+
+
+def test_lora_is_trained_also_without_slot_tuning(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, slot_tuning_max_steps=0, baselines_max_steps=0, eval_samples=0)
+    train_main(flags)
+    rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    assert any("grad_norm/lora/llama" in row for row in rows)

@@ -68,11 +68,16 @@ class LoRA:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Switch this adapter on; what was active before is active again afterwards."""
+        """Switch this adapter on; what was active before is active again afterwards.
+
+        Its dropout works where gradients are on.
+        """
         model = self.model
         assert model is not None, "attach first"
         before = _active(model)
         _switch(model, self.adapter)
+        for layer in self._layers():
+            layer.lora_dropout[self.adapter].train(torch.is_grad_enabled())  # the models themselves stay in eval mode
         try:
             yield
         finally:

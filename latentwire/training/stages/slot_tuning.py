@@ -6,15 +6,18 @@ The receiver learns to answer from a context in the form in which it will read i
     text          the whole text: the tuned text baseline
     token_budget  the text cut to as many positions as the latents take
 
-Everything else is the same for the three, which is what makes them comparable. Only the sender's tokenizer is needed.
+LoRA, data, batches and rates are the same for the three; the number of steps is set apart for the baselines
+(`curriculum.baselines`) and is written into diagnostics.jsonl. Only the sender's tokenizer is needed.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from latentwire.checkpoint.tensors import load_folder, save_folder
@@ -38,9 +41,11 @@ class SlotTuning:
         self.texts = texts
         self.config = config
         self.reads = reads
+        # The start must not depend on what ran before in this process.
+        torch.manual_seed(zlib.crc32(f"{config.system.seed}/{receiver.lm.name}/{reads}".encode()))
         self.lora = receiver.add_adapter(reads)
         self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
-        self.steps_per_epoch = max(1, len(texts) // config.optimizer.batch_size)
+        self.steps_per_epoch = epoch_steps(texts, config)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
@@ -69,6 +74,11 @@ class SlotTuning:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.lora.load_state_dict(state["lora"])
+
+
+def epoch_steps(texts: Sequence[ReceiverText], config: Config) -> int:
+    """Micro-batches in one pass over the passages."""
+    return max(1, len(texts) // config.optimizer.batch_size)
 
 
 def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps: int) -> dict[str, Any]:
