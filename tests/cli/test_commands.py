@@ -239,11 +239,13 @@ def test_baselines_that_were_not_trained_are_not_reported(models: Path, tmp_path
 
 
 def test_a_training_state_and_an_impossible_device_are_named(
-    models: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = models / "run" / "stages" / "end_to_end" / "done"
     assert "a training state, not a checkpoint" in fails(eval_main, ["--ckpt", str(state)], capsys)
-    assert "system.device: 'toaster'" in fails(train_main, arguments(models, device="toaster"), capsys)
+    assert "system.device: 'toaster'" in fails(
+        train_main, arguments(models, device="toaster", out_dir=tmp_path), capsys
+    )
 
 
 def test_lora_is_trained_also_without_slot_tuning(models: Path, tmp_path: Path) -> None:
