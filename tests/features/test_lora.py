@@ -106,3 +106,14 @@ def test_unknown_target_is_a_config_error() -> None:
         LoRA(LoraConfig(targets=["nope"])).attach(tiny_model("llama")),
     ):
         pass
+
+
+def test_dropout_works_where_gradients_are_on_and_nowhere_else() -> None:
+    model = tiny_model("llama")
+    lora = LoRA(LoraConfig(r=2, dropout=0.5))
+    with lora.attach(model):
+        shake(lora)
+        with lora.active():
+            assert not torch.equal(logits(model), logits(model))
+        with torch.no_grad(), lora.active():
+            assert torch.equal(logits(model), logits(model))

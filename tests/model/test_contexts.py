@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from latentwire.config import Config
 from latentwire.data.example import Passage, Question
 from latentwire.model.encoding import encode_for_receiver, encode_for_sender, pack_questions
 from latentwire.model.receiver import Receiver
-from tests.tiny import FAMILIES, tiny_lm
+from latentwire.model.system import LatentWire
+from tests.systems import small_config
+from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
 PASSAGES = [
     Passage(
@@ -136,3 +140,18 @@ def test_sliding_layers_forget_what_is_too_far_back() -> None:
     expected = -torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None]).sum()
     for context in (receiver.read_text([text.ids]), receiver.read_own([text])):
         torch.testing.assert_close(receiver.score(context, [(tail, answer)]).nll[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_number_of_threads_is_the_one_asked_for(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        receiver = str(save_tiny("llama", tmp_path))
+        config = small_config(
+            model={"dtype": "float32", "receivers": {"a": receiver}},
+            encoder={"model": receiver, "layers": [0], "window": 4, "d_z": 8},
+            system={"threads": before + 1},
+        )
+        LatentWire.build(config)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
