@@ -49,17 +49,18 @@ def command(
     from latentwire.config import resolve_receivers
 
     folder = find_checkpoint(Path(ckpt))
+    trained, files = load_config_of(folder), read_info(folder)["files"]
     changes: dict[str, Any] = dict(map(parse_override, overrides))
     if dataset:
         changes["data.dataset"] = dataset
-        if dataset != load_config_of(folder).data.dataset:
+        if dataset != trained.data.dataset:
             changes.setdefault("data.eval_path", None)
     if data_path:
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
     if receivers:
-        known = resolve_receivers(load_config_of(folder).model)
+        known = resolve_receivers(trained.model)
         wanted = [name for name in receivers.split(",") if name]
         for name in wanted:
             if name not in known:
@@ -72,7 +73,7 @@ def command(
         results: dict[str, Any] = read_json(done)
         made_with = results.get("manifest", {})
         same = made_with.get("config") == config.model_dump(mode="json")
-        if same and made_with.get("checkpoint") == read_info(folder)["files"]:
+        if same and made_with.get("checkpoint") == files:
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results
@@ -82,7 +83,7 @@ def command(
         config,
         out,
         command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]],
-        checkpoint=read_info(folder)["files"],
+        checkpoint=files,
         quiet=quiet,
     )
 

@@ -106,14 +106,8 @@ def _csv(results: dict[str, Any]) -> str:
         for mode in MODES:
             m = receiver[mode]
             if m is not None:
-                cost = [
-                    receiver["compression"]
-                    if mode in ("latent", "token_budget")
-                    else 1
-                    if mode in ("text", "text_tuned", "embedding_replay")
-                    else "",
-                    receiver["bytes"]["wire"] if mode == "latent" else "",
-                ]
+                saved = {"latent": receiver["compression"], "token_budget": receiver["compression"], "no_context": ""}
+                cost = [saved.get(mode, 1), receiver["bytes"]["wire"] if mode == "latent" else ""]
                 writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost])
     return out.getvalue()
 

@@ -72,8 +72,3 @@ class Sender:
         rows = [self.encoder(f) for f in features]
         counts = torch.tensor([len(r) for r in rows], device=self.lm.device)
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), counts
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Text straight to latents (batch, M, d_z) and counts (batch,)."""
-        return self.latents(self.features([self.prepare(t) for t in texts]))

@@ -57,7 +57,6 @@ class Trainer:
         folder: Path,
         total_steps: int,
         *,
-        epochs: int = 1,
         lr_scale: float = 1.0,
         callbacks: Sequence[Callback] = (),
         resume_hint: str = "",
@@ -66,7 +65,6 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.total_steps = total_steps
-        self.epochs = epochs
         self.callbacks = list(callbacks)
         self.resume_hint = resume_hint
         self.step = 0

@@ -104,7 +104,7 @@ class Run:
             for reads in (TEXT, TOKEN_BUDGET):
                 if lora and curriculum.baselines.max_steps != 0:
                     self._tune(receiver, reads, curriculum.baselines, "baselines")
-        if (self.folder / "stages" / EndToEnd.name / "done" / INDEX).is_file():
+        if _is_done(self._stage(EndToEnd.name)):
             save_checkpoint(self.folder / "last", self.system, self.command)
         return self.system
 
@@ -182,8 +182,8 @@ class Run:
         self.system.sender.load_lora(source.adapters[LATENT].state_dict())
 
     def _closed_form(self) -> None:
-        done = self.folder / "stages" / "closed_form" / "done"
-        if (done / INDEX).is_file():
+        done = self._stage("closed_form") / "done"
+        if _is_done(done.parent):
             print("closed_form: done before", flush=True)
             self.system.load_state_dict(load_folder(done))
         elif "closed_form" in self.stages:
@@ -207,20 +207,23 @@ class Run:
             save_folder(done, self.system.state_dict(), {"r2": scores})
 
     def _end_to_end(self) -> None:
-        done = self.folder / "stages" / EndToEnd.name / "done"
-        if "end_to_end" not in self.stages and not (done / INDEX).is_file():
+        if "end_to_end" not in self.stages and not _is_done(self._stage(EndToEnd.name)):
             return
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
+
+    def _stage(self, name: str) -> Path:
+        """The folder of a stage: its resumable states, and done/."""
+        return self.folder / "stages" / name.replace("/", "-")
 
     def _steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
         full = stage.epochs * steps_per_epoch // self.config.optimizer.accumulation
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
-        folder = self.folder / "stages" / module.name.replace("/", "-")
+        folder = self._stage(module.name)
         total = self._steps(module.steps_per_epoch, stage)
-        if (folder / "done" / INDEX).is_file():
+        if _is_done(folder):
             print(f"{module.name}: done before", flush=True)
             module.load_state_dict(load_folder(folder / "done"))
             return
@@ -251,6 +254,10 @@ class EpochCheckpoints(Callback):
 
     def on_epoch(self, epoch: int) -> None:
         save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
+
+
+def _is_done(stage: Path) -> bool:
+    return (stage / "done" / INDEX).is_file()
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
