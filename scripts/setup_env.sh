@@ -7,10 +7,8 @@ setup_env() {
     cd "$root"
     if [ -z "${VIRTUAL_ENV:-}" ]; then
         if [ ! -x .venv/bin/python ]; then
-            python="$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)"
-            python="${PYTHON:-$python}"
-            "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-                echo "LatentWire needs Python 3.11 or newer; $python is older (set PYTHON=...)" >&2
+            python="$(find_python)" || {
+                echo "LatentWire needs Python 3.11 or newer with venv; none was found (set PYTHON=...)" >&2
                 exit 2
             }
             echo "making .venv" >&2
@@ -28,6 +26,19 @@ setup_env() {
             echo "$want" >"$stamp"
         fi
     done
+}
+
+# The first interpreter that runs, is new enough and can make environments; a name alone proves nothing, since version
+# managers put stand-ins for versions that are not there on the PATH.
+find_python() {
+    local name
+    for name in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
 }
 
 pip_install() { python -m pip install --quiet --disable-pip-version-check "$@"; }

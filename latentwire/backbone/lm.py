@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
-from latentwire.backbone.load import load_model, load_tokenizer
+from latentwire.backbone.load import load_model, load_tokenizer, resolve_dtype
 from latentwire.core.errors import ModelError
 
 
@@ -65,7 +65,7 @@ class LanguageModel:
         cls,
         name: str,
         *,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         attn_implementation: str = "auto",
         device: str = "cpu",
         load_4bit: bool = False,
@@ -75,7 +75,7 @@ class LanguageModel:
             attn_implementation = "eager" if torch.device(device).type == "cpu" else "sdpa"
         model = load_model(
             name,
-            dtype=getattr(torch, dtype),
+            dtype=resolve_dtype(dtype, device),
             attn_implementation=attn_implementation,
             device=device,
             load_4bit=load_4bit,

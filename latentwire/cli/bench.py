@@ -64,7 +64,8 @@ def command(
     system = LatentWire.build(config)
     prepared = [system.prepare(p) for p in passages]
     prepared = [p for p in prepared if len(p[0].ids) <= config.data.max_context_tokens + 1]
-    rate = gemm_rate(getattr(torch, config.model.dtype), config.system.device)
+    dtype = system.sender.lm.dtype
+    rate = gemm_rate(dtype, config.system.device)
     rows = []
     for name, receiver in system.receivers.items():
         texts = [texts[name] for _, texts in prepared]
@@ -77,6 +78,7 @@ def command(
     result = {
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
         "gemm_tflops": rate,
         "stages": [asdict(r) for r in rows],
     }
@@ -151,7 +153,7 @@ def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text."""
     lines = [
-        f"{result['cpu']}, {result['threads']} threads, matrix product {result['gemm_tflops']:.2f} TFLOP/s",
+        f"{result['cpu']}, {result['threads']} threads, {result['dtype']} matrix product {result['gemm_tflops']:.2f} TFLOP/s",
         f"{'stage':12} {'receiver reads':26} {'tokens/s':>9} {'step s':>7} {'data':>5} {'fwd':>5} {'bwd':>5} "
         f"{'opt':>5} {'TFLOP/s':>8} {'of GEMM':>8}",
     ]

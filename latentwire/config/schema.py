@@ -38,7 +38,10 @@ class ModelConfig(Section):
     reader: Literal["slots", "embedding"] = Field(
         "slots", description="slots: key/value slots in every layer; embedding: vectors at inputs_embeds."
     )
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Compute and frozen-weight type.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Compute and frozen-weight type; auto: bfloat16 where the machine multiplies it natively.",
+    )
     attn_implementation: Literal["auto", "eager", "sdpa"] = Field(
         "auto", description="auto: eager on CPU (its bf16 backward is the faster one there), sdpa elsewhere."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ FACTS_QUESTIONS = {"train": 20_000, "validation": 2_000}
 def load_passages(config: DataConfig, split: str, limit: int | None = None) -> list[Passage]:
     """Passages of the "train" or "validation" split, with at most `limit` questions in all.
 
+    Training passages come in an order drawn with data.seed, so that a limit is a sample rather than a file's beginning.
+
     `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
     that is not given, through the `datasets` library.
     """
@@ -35,6 +38,8 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
         passages = [p for path in paths for p in _read_file(config.dataset, Path(path), key)]
     if not passages:
         raise DataError(f"{key}: {given or config.dataset}: no question in it")
+    if split == "train":
+        random.Random(config.seed).shuffle(passages)
     return take_questions(passages, limit)
 
 

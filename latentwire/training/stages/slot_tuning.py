@@ -86,7 +86,7 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
     key: dict[str, Any] = {
         "model": receiver.lm.name,
         "reads": reads,
-        "dtype": config.model.dtype,
+        "dtype": str(receiver.lm.dtype),
         "data": data,
         "steps": steps,
         "encoder": {
