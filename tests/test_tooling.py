@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -41,3 +43,20 @@ def test_requirements_agree_with_the_package() -> None:
 def test_nothing_is_unpickled() -> None:
     for path in (ROOT / "latentwire").rglob("*.py"):
         assert not re.search(r"\btorch\.load\(|\bpickle\b", path.read_text()), path
+
+
+def test_a_python_that_is_only_a_name_is_passed_over(tmp_path: Path) -> None:
+    """Version managers put stand-ins on the PATH that do nothing but fail."""
+    for name in ("python3.11", "python3.12", "python3.13"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'command not found' >&2\nexit 127\n")
+        (tmp_path / name).chmod(0o755)
+    script = f'source "{ROOT}/scripts/setup_env.sh"; find_python'
+    environment = {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def found(**more: str) -> str:
+        done = subprocess.run(["bash", "-c", script], env=environment | more, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert Path(found()).name == "python3" and str(tmp_path) not in found()
+    (tmp_path / "own").symlink_to(sys.executable)
+    assert found(PYTHON=str(tmp_path / "own")) == str(tmp_path / "own")

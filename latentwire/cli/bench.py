@@ -153,7 +153,8 @@ def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text."""
     lines = [
-        f"{result['cpu']}, {result['threads']} threads, {result['dtype']} matrix product {result['gemm_tflops']:.2f} TFLOP/s",
+        f"{result['cpu']}, {result['threads']} threads, {result['dtype']} matrix product "
+        f"{result['gemm_tflops']:.2f} TFLOP/s",
         f"{'stage':12} {'receiver reads':26} {'tokens/s':>9} {'step s':>7} {'data':>5} {'fwd':>5} {'bwd':>5} "
         f"{'opt':>5} {'TFLOP/s':>8} {'of GEMM':>8}",
     ]

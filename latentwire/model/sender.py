@@ -49,9 +49,13 @@ class Sender:
     def lm(self) -> LanguageModel:
         return self.encoder.lm
 
+    def tokenize(self, text: str) -> SenderText:
+        """A text of any length as token ids and windows."""
+        return encode_for_sender(self.lm, text, self.config.window, self.config.latent_len)
+
     def prepare(self, text: str) -> SenderText:
-        """Tokenize a text and cut it into windows."""
-        prepared = encode_for_sender(self.lm, text, self.config.window, self.config.latent_len)
+        """Tokenize a text and cut it into windows; ModelError where it is longer than the sender can read."""
+        prepared = self.tokenize(text)
         if len(prepared.ids) > self.lm.anatomy.max_positions:
             raise ModelError(
                 f"encoder.model: a text of {len(prepared.ids)} tokens is longer than the sender's window of "

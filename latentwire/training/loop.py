@@ -7,11 +7,9 @@ therefore holds weights, optimizer moments and the step, and no generator states
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +19,7 @@ from latentwire.checkpoint.training_state import TrainingState, latest_state, lo
 from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.memory import peak_memory_mb
+from latentwire.training.interrupt import Interrupted, StopRequest
 from latentwire.training.module import StepOutput, TrainModule
 from latentwire.training.schedule import lr_factor
 
@@ -41,10 +40,6 @@ class Callback(Protocol):
     def on_end(self) -> None:
         """When training ends, in whatever way."""
         return
-
-
-class Interrupted(TrainingError):
-    """Training was stopped by the user; everything is saved."""
 
 
 class Trainer:
@@ -80,7 +75,6 @@ class Trainer:
             fused=True,
         )
         self.optimizer.zero_grad(set_to_none=True)  # an earlier stage may have left gradients behind
-        self._stop = False
 
     # ---- one step -------------------------------------------------------------------------------------------------
 
@@ -140,11 +134,11 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint under the folder if there is one."""
         self.restore()
-        with _on_interrupt(self._ask_to_stop):
+        with StopRequest() as stop:
             try:
                 while self.step < self.total_steps:
                     self._one_step()
-                    if self._stop:
+                    if stop.requested:
                         self.save()
                         raise Interrupted(f"stopped at step {self.step} and saved to {self.folder}. {self.resume_hint}")
             finally:
@@ -167,9 +161,6 @@ class Trainer:
                 callback.on_epoch(passes)
         if self.step % self.config.checkpoint.every_steps == 0 and self.bad_steps == 0:
             self.save()
-
-    def _ask_to_stop(self) -> None:
-        self._stop = True
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -208,29 +199,3 @@ class Trainer:
 def _grad_norm(parameters: list[torch.nn.Parameter]) -> float:
     grads = [p.grad for p in parameters if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
-
-
-class _on_interrupt:
-    """Turn the first Ctrl-C (or SIGTERM) into a call; a second one kills as usual."""
-
-    def __init__(self, call: Callable[[], None]):
-        self.call = call
-        self.before: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.call()
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
-
-    def __enter__(self) -> None:
-        try:
-            self.before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are somebody else's
-            self.before = {}
-
-    def __exit__(self, *exc: object) -> None:
-        self._restore()

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.system import find_checkpoint, save_checkpoint
+from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.config.schema import TuningStage
@@ -82,6 +82,8 @@ class Run:
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system."""
+        if self.config.checkpoint.init_from:
+            _check_same_form(find_checkpoint(Path(self.config.checkpoint.init_from)), self.config)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         self.start()
@@ -114,9 +116,9 @@ class Run:
         """Tokenize the training passages; those that are too long for data.max_context_tokens are left out."""
         out = []
         for passage in passages:
-            sent, texts = self.system.prepare(passage)
-            if len(sent.ids) <= self.config.data.max_context_tokens + 1 and passage.questions:
-                out.append((passage, (sent, texts)))
+            prepared = self._prepare_one(passage)
+            if prepared is not None and passage.questions:
+                out.append((passage, prepared))
         print(
             f"data: {len(out)} of {len(passages)} training passages have at most "
             f"{self.config.data.max_context_tokens} tokens",
@@ -140,10 +142,17 @@ class Run:
 
     def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
         for number, text in enumerate(texts):
-            sent, own = self.system.prepare(Passage(f"text-{number}", text, ()))
-            if 32 < len(sent.ids) <= self.config.data.max_context_tokens + 1:
-                return sent, own
+            prepared = self._prepare_one(Passage(f"text-{number}", text, ()))
+            if prepared is not None and len(prepared[0].ids) > 32:
+                return prepared
         return None
+
+    def _prepare_one(self, passage: Passage) -> Prepared | None:
+        """A passage as token ids, or None where it is longer than what is trained on."""
+        sent = self.system.sender.tokenize(passage.context)
+        if len(sent.ids) > min(self.config.data.max_context_tokens + 1, self.system.sender.lm.anatomy.max_positions):
+            return None
+        return sent, {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +172,8 @@ class Run:
             # Only now, so that no adapter is there that was never trained.
             self._fit(SlotTuning(receiver, texts, self.config, reads), stage)
             save_tuned(kept, receiver, reads, key)
+        elif reads == LATENT:
+            self._refuse_to_go_on(kind, f" of {receiver.name!r}")
 
     def _start_from(self, path: Path) -> None:
         """Take up everything from a checkpoint, in place of slot tuning and the closed form."""
@@ -186,7 +197,9 @@ class Run:
         if _is_done(done.parent):
             print("closed_form: done before", flush=True)
             self.system.load_state_dict(load_folder(done))
-        elif "closed_form" in self.stages:
+        elif "closed_form" not in self.stages:
+            self._refuse_to_go_on("closed_form")
+        else:
             stage, started = self.config.curriculum.closed_form, time.perf_counter()
 
             seen = 0
@@ -197,20 +210,33 @@ class Run:
                 if seen // 2000 != (seen - rows) // 2000:
                     print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
+            sums = done.parent / "sums"
             scores = closed_form.fit(
-                self.system, self._texts_for_closed_form(), held_out=stage.held_out, ridge=stage.ridge, report=report
+                self.system,
+                self._texts_for_closed_form(),
+                held_out=stage.held_out,
+                ridge=stage.ridge,
+                report=report,
+                state=sums,
             )
             seconds = round(time.perf_counter() - started, 1)
             record = {"stage": "closed_form", "r2": scores, "seconds": seconds}
             append_jsonl(self.folder / "diagnostics.jsonl", record)
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
+            shutil.rmtree(sums, ignore_errors=True)
 
     def _end_to_end(self) -> None:
         if "end_to_end" not in self.stages and not _is_done(self._stage(EndToEnd.name)):
             return
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
+
+    def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
+        """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""
+        later = [s for s in STAGES[STAGES.index(missing) + 1 : STAGES.index("baselines")] if s in self.stages]
+        if later:
+            raise ConfigError(f"--stages: {later[0]} needs {missing}{of}, which was not done in {self.folder}")
 
     def _stage(self, name: str) -> Path:
         """The folder of a stage: its resumable states, and done/."""
@@ -254,6 +280,19 @@ class EpochCheckpoints(Callback):
 
     def on_epoch(self, epoch: int) -> None:
         save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
+
+
+SAME_FORM = ("model.reader", "encoder", "anchor", "lora.r", "lora.alpha", "lora.targets", "lora.first_n", "deep_prefix")
+"""What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
+
+
+def _check_same_form(folder: Path, ours: Config) -> None:
+    theirs = load_config_of(folder)
+    for dotted in _differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json")):
+        if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
+            section, key = dotted.split(".")
+            trained, asked = (getattr(getattr(c, section), key) for c in (theirs, ours))
+            raise ConfigError(f"checkpoint.init_from: {folder} was trained with {dotted} = {trained!r}, not {asked!r}")
 
 
 def _is_done(stage: Path) -> bool:

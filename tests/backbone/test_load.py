@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from latentwire.backbone import aliases, load
 from latentwire.backbone.aliases import ALIASES, Alias
-from latentwire.backbone.load import load_model, load_tokenizer, resolve
+from latentwire.backbone.load import load_model, load_tokenizer, resolve, resolve_dtype
 from latentwire.core.errors import ModelError
 from tests.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
@@ -203,7 +203,7 @@ def test_a_damaged_package_leaves_nothing_behind(offline: Path, monkeypatch: pyt
         (scratch / "half").write_bytes(b"GGUF")
         raise ValueError("Assembled file sha256 did not match\nexpected value")
 
-    fake = Alias("a/b", (), broken)
+    fake = Alias("a/b", "MIT", (), broken)
     monkeypatch.setitem(ALIASES, "gemma3-270m", fake)
     one_line(lambda: resolve("gemma3-270m"), "gemma3-270m", "sha256")
     assert [p.name for p in (offline / "models").iterdir()] == [".gemma3-270m.lock"]
@@ -286,3 +286,21 @@ def test_4_bits_need_cuda_and_bitsandbytes(tmp_path: Path, monkeypatch: pytest.M
     one_line(lambda: load_model(folder, **PLAIN, load_4bit=True), "model.load_4bit", "system.device")
     monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
     one_line(lambda: load_model(folder, **PLAIN, device="cuda", load_4bit=True), "model.load_4bit", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"avx2": True}, torch.float32),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_bf16_only_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert resolve_dtype("auto", "cpu") == expected
+    assert resolve_dtype("auto", "cuda") == torch.bfloat16
+    assert resolve_dtype("float32", "cuda") == torch.float32 and resolve_dtype("bfloat16", "cpu") == torch.bfloat16

@@ -100,3 +100,17 @@ def test_no_checkpoint_holds_a_pickle(tmp_path: Path) -> None:
     names = {p.suffix for p in (tmp_path / "c").rglob("*") if p.is_file()}
     assert names == {".json", ".safetensors"}
     assert json.loads((tmp_path / "c" / INDEX).read_text())["manifest"]["versions"]["torch"]
+
+
+def test_packed_matrices_take_half_the_room_and_stay_close(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    group = {"wide": torch.randn(512, 256) * torch.logspace(-2, 1, 512)[:, None], "small": torch.randn(4, 64)}
+    save_folder(tmp_path / "plain", {"a": group}, {}, dtype=torch.bfloat16)
+    save_folder(tmp_path / "packed", {"a": group}, {}, dtype=torch.bfloat16, pack=True)
+    sizes = [read_info(tmp_path / name)["files"]["a.safetensors"]["bytes"] for name in ("packed", "plain")]
+    assert sizes[0] < 0.53 * sizes[1]
+    loaded = load_folder(tmp_path / "packed")["a"]
+    assert set(loaded) == set(group)
+    assert torch.equal(loaded["small"].float(), group["small"].to(torch.bfloat16).float())
+    error = (loaded["wide"] - group["wide"]).pow(2).mean(1) / group["wide"].pow(2).mean(1)
+    assert float(error.max()) < 2e-4  # of each row's own energy, large or small

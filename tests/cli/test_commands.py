@@ -253,3 +253,68 @@ def test_lora_is_trained_also_without_slot_tuning(models: Path, tmp_path: Path) 
     train_main(flags)
     rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
     assert any("grad_norm/lora/llama" in row for row in rows)
+
+
+def test_a_stage_whose_forerunner_is_missing_is_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path / "cache")
+    assert "--stages: end_to_end needs closed_form" in fails(
+        train_main, [*flags, "--stages", "slot_tuning,end_to_end"], capsys
+    )
+    flags = arguments(models, out_dir=tmp_path / "other", tuned_cache=tmp_path / "none")
+    message = fails(train_main, [*flags, "--stages", "closed_form"], capsys)
+    assert "--stages: closed_form needs slot_tuning of 'llama'" in message
+    assert not (tmp_path / "other" / "last").exists()
+
+
+def test_starting_from_a_checkpoint_of_another_form_is_refused(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = {"init_from": models / "run", "out_dir": tmp_path}
+    message = fails(train_main, arguments(models, **start, encoder_layers="0,1"), capsys)
+    assert "checkpoint.init_from" in message and "encoder.layers = [0, 2], not [0, 1]" in message
+    assert "lora.r = 8, not 4" in fails(train_main, arguments(models, **start, lora_r=4), capsys)
+    assert not any(tmp_path.iterdir())
+
+
+def test_training_passages_beyond_the_sender_s_window_are_left_out(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def paragraph(words: int) -> dict[str, Any]:
+        return {"context": "word " * words, "qas": [{"question": "Which?", "answers": [{"text": "word"}]}]}
+
+    (tmp_path / "mixed.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph(n) for n in (9, 900, 9, 9)]}]}))
+    more = {"dataset": "squad", "data_path": tmp_path / "mixed.json", "max_context_tokens": 5000, "eval_samples": 0}
+    train_main(arguments(models, out_dir=tmp_path / "run", stages="slot_tuning", **more))
+    assert "3 of 4 training passages" in capsys.readouterr().out
+
+
+def test_an_exported_checkpoint_works_and_knows_no_path(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli.export import main as export_main
+
+    (tmp_path / "held.json").write_text(
+        json.dumps(
+            {"data": [{"paragraphs": [{"context": "Red.", "qas": [{"question": "?", "answers": [{"text": "r"}]}]}]}]}
+        )
+    )
+    out = tmp_path / "shipped"
+    words = ["--ckpt", str(models / "run"), "--out_dir", str(out)]
+    export_main(words)
+    measure = ["--dataset", "squad", "--data_path", str(tmp_path / "held.json"), "--quiet", "--fresh_eval"]
+    eval_main(["--ckpt", str(out), *measure, "--out_dir", str(tmp_path / "measured")])
+    export_main([*words, "--results", str(tmp_path / "measured" / "eval.json")])
+    assert {"README.md", "training.jsonl", "eval.json", "checkpoint.json"} <= {p.name for p in out.iterdir()}
+    card = (out / "README.md").read_text()
+    assert "| llama | latent |" in card and "invented facts" in card and "latentwire.cli.train" in card
+    for name in ("README.md", "eval.json"):
+        assert str(tmp_path) not in (out / name).read_text(), name
+    config = json.loads((out / "checkpoint.json").read_text())["config"]
+    assert "tuned_cache" not in config["checkpoint"]
+    measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
+    measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(measured))
+    wrong = fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
+    assert "the evaluation of another checkpoint" in wrong

@@ -13,7 +13,9 @@ from latentwire.data import load_passages, load_texts
 from latentwire.data.facts import make_facts, split_of
 from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import rows_to_passages
+from latentwire.data.prompts import PromptFormat
 from latentwire.data.squad import parse_squad
+from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SQUAD = {
@@ -147,3 +149,35 @@ def test_the_example_questions_are_sound() -> None:
             for qa in paragraph["qas"]:
                 (answer,) = qa["answers"]
                 assert paragraph["context"][answer["answer_start"] :].startswith(answer["text"])
+
+
+def test_a_limit_draws_training_passages_and_keeps_the_order_of_held_out_ones(tmp_path: Path) -> None:
+    paragraphs = [
+        {"context": f"Passage {i}.", "qas": [{"question": f"Which {i}?", "answers": [{"text": str(i)}]}]}
+        for i in range(40)
+    ]
+    (tmp_path / "many.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    path = str(tmp_path / "many.json")
+
+    def drawn(seed: int, split: str) -> list[str]:
+        config = Config.model_validate(
+            {"data": {"dataset": "squad", "data_path": path, "eval_path": path, "seed": seed}}
+        )
+        return [p.context for p in load_passages(config.data, split, 8)]
+
+    first = [f"Passage {i}." for i in range(8)]
+    assert drawn(0, "train") == drawn(0, "train") != first and drawn(0, "train") != drawn(1, "train")
+    assert drawn(0, "validation") == drawn(1, "validation") == first
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
+    tokenizer = tiny_tokenizer(family)
+
+    def prompt(**anchor: Any) -> PromptFormat:
+        return PromptFormat(tokenizer, Config.model_validate({"anchor": anchor}).anchor, 2)
+
+    plain, anchored = prompt(), prompt(text=" In short:")
+    assert tokenizer.decode(plain.tail("Who?")) == "\nQuestion: Who?\nAnswer:"
+    assert tokenizer.decode(anchored.tail("Who?")) == " In short:\nQuestion: Who?\nAnswer:"
+    assert plain.head == [2] and prompt(bos=False).head == []

@@ -66,11 +66,12 @@ def test_calibration_sets_the_size_of_what_is_read(calibration: str) -> None:
     system = small_system(small_config(model={"dtype": "float32", "reader": "embedding"}, adapter=adapter), ("llama",))
     receiver = system.receivers["a"]
     prepared = [system.prepare(p) for p in small_passages(2)]
-    receiver.targets([texts["a"] for _, texts in prepared])
+    targets = [receiver.targets([texts["a"]])[0] for _, texts in prepared]  # windows seen in two goes
     seen = {}
     receiver.lm.prefill = lambda mask, embeds: seen.update(rms=embeds[:, 1:].pow(2).mean(-1).sqrt())  # type: ignore
     receiver.reader.context(receiver.lm, torch.randn(2, 5, 48) * 7, torch.tensor([5, 5]))
-    rms = {"fixed": 0.5, "none": None, "embed_rms": None, "train_stats": None}[calibration]
+    of_targets = float(torch.cat(targets, 1).pow(2).mean().sqrt())
+    rms = {"fixed": 0.5, "none": None, "embed_rms": None, "train_stats": of_targets}[calibration]
     if calibration == "none":
         assert seen["rms"].mean() > 4
     else:

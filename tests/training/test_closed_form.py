@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 from latentwire.core.errors import TrainingError
-from latentwire.training.stages.closed_form import NormalEquations, fit, r_squared, solve
+from latentwire.model.system import LatentWire
+from latentwire.training.interrupt import Interrupted
+from latentwire.training.stages.closed_form import NormalEquations, Prepared, fit, r_squared, solve
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -79,3 +86,35 @@ def test_nothing_left_to_fit_on_is_named() -> None:
     system = small_system(config)
     with pytest.raises(TrainingError, match=r"curriculum\.closed_form\.held_out"):
         fit(system, [system.prepare(p) for p in small_passages(2)], held_out=2, ridge=0.1)
+
+
+def test_a_stopped_fit_goes_on_from_its_sums(tmp_path: Path) -> None:
+    config = small_config()
+    passages = small_passages(30)
+    whole, cut = small_system(config), small_system(config)
+    expected = fit(whole, [whole.prepare(p) for p in passages], held_out=4, ridge=1e-3, batch_size=4)
+
+    read: list[int] = []
+
+    def prepared(system: LatentWire, press_at: int | None) -> Iterator[Prepared]:
+        for i, passage in enumerate(passages):
+            if i == press_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            read.append(i)
+            yield system.prepare(passage)
+
+    with pytest.raises(Interrupted, match=r"saved to .*The same command goes on"):
+        fit(cut, prepared(cut, 13), held_out=4, ridge=1e-3, batch_size=4, state=tmp_path / "sums")
+    assert max(read) == 15  # the batch that was begun is finished
+    seen: list[int] = []
+    resumed = fit(
+        cut, prepared(cut, None), held_out=4, ridge=1e-3, batch_size=4, state=tmp_path / "sums", report=seen.append
+    )
+    assert resumed == pytest.approx(expected, abs=1e-3)
+    assert len(seen) == 1 + 4  # the kept sums, then the 14 passages that were left, four at a time
+    torch.testing.assert_close(
+        cut.sender.encoder.weight @ cut.receivers["a"].reader.generator.linear,
+        whole.sender.encoder.weight @ whole.receivers["a"].reader.generator.linear,
+        atol=1e-3,
+        rtol=1e-2,
+    )

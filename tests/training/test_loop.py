@@ -13,8 +13,10 @@ import torch
 from latentwire.checkpoint.training_state import all_states
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.progress import StepLog
-from latentwire.training.loop import Callback, Interrupted, Trainer
+from latentwire.training.interrupt import Interrupted
+from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
+from latentwire.training.schedule import lr_factor
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.systems import small_config, small_passages, small_system
 
@@ -158,3 +160,42 @@ def test_ctrl_c_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
     assert second.step == 2
     second.fit()
     assert second.step == 4
+
+
+def test_weight_decay_shrinks_what_gets_no_gradient(tmp_path: Path) -> None:
+    """The MLP behind a zero output layer has no gradient in the first step, so only decay can move it."""
+    for decay, moved in ((0.0, False), (0.5, True)):
+        module = stage(weight_decay=decay)
+        first = module.system.receivers["a"].reader.generator.mlp[0].weight
+        before = first.detach().clone()
+        trainer(module, tmp_path / str(decay), 1)[0].take_step()
+        assert bool((first.detach().norm() < before.norm()).item()) is moved
+
+
+@pytest.mark.parametrize(("schedule", "low"), [("linear", 0.25), ("cosine", 0.25), ("linear", 0.0), ("constant", 0.25)])
+def test_the_rate_ends_at_its_floor(schedule: str, low: float) -> None:
+    config = small_config(optimizer={"schedule": schedule, "min_lr_ratio": low, "warmup_steps": 4}).optimizer
+    rates = [lr_factor(config, step, 100) for step in range(101)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[100] == pytest.approx(1.0 if schedule == "constant" else low)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_every_nth_step_is_written(tmp_path: Path) -> None:
+    run, _ = trainer(stage(), tmp_path / "states", 7)
+    run.callbacks.append(StepLog(tmp_path / "d.jsonl", 3, 7, 0, "test"))
+    run.fit()
+    assert [json.loads(line)["step"] for line in (tmp_path / "d.jsonl").read_text().splitlines()] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_features_are_computed_once_where_they_are_kept(kept: bool) -> None:
+    module = stage()
+    module.config = small_config(system={"cache_features": kept})
+    calls: list[int] = []
+    compute = module.system.sender.features
+    module.system.sender.features = lambda texts: calls.append(len(texts)) or compute(texts)  # type: ignore
+    first = [f.float() for f in module.features([0, 1])]
+    second = [f.float() for f in module.features([1, 0])]
+    assert len(calls) == (2 if kept else 4)
+    torch.testing.assert_close(first, second[::-1], atol=0, rtol=0)

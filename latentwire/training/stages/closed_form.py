@@ -4,7 +4,8 @@ Reduced-rank ridge regression (Izenman 1975): the best linear map of rank d_z fr
 targets of *all* readers together. Its left factor is the encoder, its right factor, cut by receiver, the generators:
 one Z, chosen to serve every reader. Targets are scaled to equal variance a group (a layer's keys, a layer's values).
 
-The normal equations are accumulated batch by batch, so the text may be of any length at constant memory.
+The normal equations are accumulated batch by batch, so the text may be of any length at constant memory. A fit that is
+stopped keeps its sums and goes on from them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
 from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
+from latentwire.training.interrupt import Interrupted, StopRequest
+
+SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
 
 class NormalEquations:
@@ -62,6 +68,20 @@ class NormalEquations:
         self.y += y.sum(0)
         self.y2 += y.pow(2).sum(0)
         self.rows += len(x)
+
+    def save(self, folder: Path, passages: int) -> None:
+        """Keep the sums over the first `passages` passages."""
+        self._flush()
+        sums = {name: getattr(self, name) for name in SUMS}
+        save_folder(folder, {"sums": sums}, {"rows": self.rows, "passages": passages})
+
+    def load(self, folder: Path) -> int:
+        """Take up kept sums; returns how many passages are in them."""
+        for name, tensor in load_folder(folder)["sums"].items():
+            setattr(self, name, tensor)
+        info = read_info(folder)
+        self.rows = info["rows"]
+        return int(info["passages"])
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Means of X and Y, variance of Y, and the centred sums X'X and X'Y (in place: call once)."""
@@ -146,10 +166,12 @@ def fit(
     ridge: float,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
+    state: Path | None = None,
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
     The first `held_out` passages are set aside. Heads (attention sinks) are read again with the tuned weights.
+    With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers = system.receivers
     for receiver in receivers.values():
@@ -157,11 +179,19 @@ def fit(
             receiver.reader.reset_head(receiver.lm, receiver.prompt.head)
     passages = iter(passages)
     aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
-    equations = NormalEquations()
-    for batch in _batched(passages, batch_size):
-        rows = rows_of(system, batch, receivers)
-        equations.add(*rows)
-        report(len(rows[0]))
+    equations, done = NormalEquations(), 0
+    if state is not None and (state / INDEX).is_file():
+        done = equations.load(state)
+        report(equations.rows)
+    with StopRequest() as stop:
+        for batch in _batched(islice(passages, done, None), batch_size):
+            rows = rows_of(system, batch, receivers)
+            equations.add(*rows)
+            done += len(batch)
+            report(len(rows[0]))
+            if stop.requested and state is not None:
+                equations.save(state, done)
+                raise Interrupted(f"stopped after {done} passages, saved to {state}. The same command goes on there.")
     if not equations.seen:
         raise TrainingError(
             f"curriculum.closed_form.held_out: no passage is left to fit on after {held_out} are set aside"

@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 
 
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 levels (..., n) and fp16 scales (..., 1) of rows (..., n): the largest magnitude of a row becomes 127."""
+    rows = rows.detach().cpu().float()
+    scale = (rows.abs().amax(-1, keepdim=True) / 127).clamp(1e-7, 60000).half()
+    return (rows / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
 class Int8Codec:
     """M fp16 scales, then M x d_z signed bytes; value = byte * scale."""
 
@@ -17,9 +24,7 @@ class Int8Codec:
         return latents * (2 + d_z)
 
     def encode(self, z: Tensor) -> bytes:
-        z = z.detach().cpu().float()
-        scale = (z.abs().amax(1, keepdim=True) / 127).clamp(1e-7, 60000).half()
-        levels = (z / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        levels, scale = quantize_rows(z)
         return scale.numpy().astype("<f2").tobytes() + levels.numpy().tobytes()
 
     def decode(self, payload: bytes, latents: int, d_z: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""What is made of results that lie in files: no model and no torch."""

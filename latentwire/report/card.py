@@ -1,0 +1,86 @@
+"""The model card of a checkpoint that is passed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentwire.backbone.aliases import ALIASES
+
+DATA_LICENCES = {
+    "squad": "SQuAD 1.1 (Rajpurkar et al. 2016), CC BY-SA 4.0",
+    "squad_v2": "SQuAD 2.0 (Rajpurkar et al. 2018), CC BY-SA 4.0",
+    "hotpot": "HotpotQA (Yang et al. 2018), CC BY-SA 4.0",
+    "facts": "invented facts, made by latentwire.data.facts",
+}
+COLUMNS = {"f1": "F1 [95 %]", "em": "EM", "first_token_acc": "first token", "nll_per_token": "NLL/token"}
+MODES = ("text", "text_tuned", "latent", "token_budget", "no_context")
+
+
+def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
+    """Markdown from a checkpoint's index and, where there is one, its eval.json."""
+    config, files = info["config"], info["files"]
+    encoder, data, model = config["encoder"], config["data"], config["model"]
+    short = {"llama": model["llama_id"], "qwen": model["qwen_id"]}
+    receivers = {name: value for name, value in short.items() if value} or model["receivers"]
+    size = sum(file["bytes"] for file in files.values()) / 1e6
+    lines = [
+        "# LatentWire checkpoint",
+        "",
+        f"A sender on `{encoder['model']}` (windows of {encoder['window']} tokens, d_z {encoder['d_z']}, hidden states "
+        f"{encoder['layers']}) and readers of the form `{model['reader']}` for:",
+        "",
+        *(f"- `{name}`: {_model(value)}" for name, value in receivers.items()),
+        "",
+        f"{len(files)} files, {size:.1f} MB, without the language models themselves. `checkpoint.json` holds every "
+        "file's SHA-256, the whole configuration, and the versions and commit of the training; `training.jsonl` is "
+        "its log.",
+        "",
+        "Training data: " + DATA_LICENCES[data["dataset"]] + _files(data) + ".",
+        "",
+        "Training command:",
+        "",
+        f"    {' '.join(info['manifest']['command'])}",
+        "",
+    ]
+    return "\n".join(lines + (_results(results) if results else []))
+
+
+def _model(name: str) -> str:
+    alias = ALIASES.get(name)
+    return f"{alias.hub_id}, {alias.licence}" if alias else name
+
+
+def _files(data: dict[str, Any]) -> str:
+    paths = data["data_path"] or []
+    names = ([paths] if isinstance(paths, str) else list(paths)) + [p for p in (data["text_path"],) if p]
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _results(results: dict[str, Any]) -> list[str]:
+    made = results["manifest"]
+    commit = made["git"]["commit"][:7] if made["git"] else "unknown"
+    lines = [
+        "## Results",
+        "",
+        f"{results['samples']} questions on {results['passages']} held-out passages ({results['dataset']}), read "
+        f"through the message's bytes; commit {commit}, {made['cpu']}. "
+        "`eval.json` has the rest.",
+        "",
+        f"| receiver | reads | {' | '.join(COLUMNS.values())} |",
+        f"|---|---|{'---|' * len(COLUMNS)}",
+    ]
+    for name, receiver in results["receivers"].items():
+        for mode in MODES:
+            m = receiver[mode]
+            if m is not None:
+                f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
+                rest = (f"{m[key]:.3f}" for key in list(COLUMNS)[1:])
+                lines.append(f"| {name} | {mode} | {f1} | {' | '.join(rest)} |")
+    for name, receiver in results["receivers"].items():
+        b = receiver["bytes"]
+        lines += [
+            "",
+            f"{name}: {receiver['compression']:.2f}x fewer positions; {b['wire']:.0f} bytes a message "
+            f"(UTF-8 {b['utf8']:.0f}, zstd {b['zstd']:.0f}, token ids {b['packed_ids']:.0f}).",
+        ]
+    return [*lines, ""]
