@@ -20,8 +20,8 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 class EndToEnd:
     """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
 
-    The sender's LM is frozen, so its window features are computed once for each passage and kept (bf16) when
-    `system.cache_features` is on.
+    Each round of K micro-batches shows every receiver the same passages. The sender's LM is frozen, so its window
+    features are computed once for each passage and kept (bf16) when `system.cache_features` is on.
     """
 
     name = "end_to_end"
@@ -32,7 +32,7 @@ class EndToEnd:
         self.config = config
         self.names = list(system.receivers)
         most = config.data.questions_per_passage
-        self.lengths = {n: [texts[n].cost(most) - len(texts[n].ids) for _, texts in passages] for n in self.names}
+        self.lengths = [sum(t.cost(most) - len(t.ids) for t in texts.values()) for _, texts in passages]
         self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
         self._features: dict[int, Tensor] = {}
 
@@ -50,13 +50,7 @@ class EndToEnd:
 
     def batch(self, index: int) -> Any:
         round_, turn = divmod(index, len(self.names))
-        # Each receiver has an order of its own, so that one round does not show both the same passages.
-        chosen, rng = shuffled(
-            self.lengths[self.names[turn]],
-            self.config.optimizer.batch_size,
-            round_,
-            self.config.system.seed * 1009 + turn,
-        )
+        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
         name = self.names[turn]
         receiver = self.system.receivers[name]
         most = self.config.data.questions_per_passage
