@@ -201,7 +201,7 @@ class OptimizerConfig(Section):
 class DiagnosticsConfig(Section):
     """What is written to diagnostics.jsonl."""
 
-    log_every: PositiveInt = Field(10, description="Steps between two lines.")
+    log_every: PositiveInt = Field(10, description="Steps between two lines of a receiver.")
 
 
 class CheckpointConfig(Section):

@@ -12,7 +12,7 @@ from latentwire.core.atomic import append_jsonl
 
 
 class StepLog:
-    """Show every step in a progress bar and write every `every`-th one (and every skipped one) to a JSONL file."""
+    """Show every step in a progress bar; write one of each receiver in `every` steps, and skipped ones, as JSONL."""
 
     def __init__(self, path: Path, every: int, total: int, start: int, title: str):
         self.path = path
@@ -20,6 +20,7 @@ class StepLog:
         self.total = total
         self.title = title
         self.smooth: dict[str, float] = {}
+        self.due: dict[str, int] = {}
         live = sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, desc=title, unit="step", disable=not live, dynamic_ncols=True)
         self.live = live
@@ -30,7 +31,8 @@ class StepLog:
             tqdm.write(f"step {record['step']}: loss {loss} of {name}: step skipped", file=sys.stderr)
         else:
             self.smooth[name] = 0.95 * self.smooth.get(name, loss) + 0.05 * loss
-        if record["step"] % self.every == 0 or record["step"] == 1 or "skipped" in record:
+        if record["step"] >= self.due.get(name, 0) or "skipped" in record:
+            self.due[name] = record["step"] + self.every
             append_jsonl(self.path, record | {f"smooth_loss/{n}": round(v, 4) for n, v in self.smooth.items()})
             if not self.live:
                 losses = ", ".join(f"{n} {v:.3f}" for n, v in self.smooth.items())

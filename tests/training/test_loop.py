@@ -185,7 +185,8 @@ def test_every_nth_step_is_written(tmp_path: Path) -> None:
     run, _ = trainer(stage(), tmp_path / "states", 7)
     run.callbacks.append(StepLog(tmp_path / "d.jsonl", 3, 7, 0, "test"))
     run.fit()
-    assert [json.loads(line)["step"] for line in (tmp_path / "d.jsonl").read_text().splitlines()] == [1, 3, 6]
+    rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["receiver"]) for r in rows] == [(1, "a"), (2, "b"), (5, "a"), (6, "b")]
 
 
 @pytest.mark.parametrize("kept", [True, False])
