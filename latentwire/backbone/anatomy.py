@@ -43,7 +43,6 @@ class Anatomy:
     """The sizes that a reader needs to know of a causal LM."""
 
     layers: int
-    query_heads: int
     kv_heads: int
     head_dim: int
     hidden_size: int
@@ -76,7 +75,6 @@ def describe(config: PretrainedConfig, name: str) -> Anatomy:
         raise ModelError(f"model {name!r}: attention of type {unknown[0]!r} is not supported")
     return Anatomy(
         layers=layers,
-        query_heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         hidden_size=config.hidden_size,

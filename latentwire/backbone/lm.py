@@ -59,6 +59,8 @@ class LanguageModel:
         self.model = model
         self.tokenizer = tokenizer
         self.anatomy = describe(model.config, name)
+        # A model's own defaults (repetition penalties and the like) would leak into what is asked for: greedy answers.
+        model.generation_config = GenerationConfig()
 
     @classmethod
     def load(
@@ -102,10 +104,6 @@ class LanguageModel:
             if token is not None:
                 return int(token)
         return 0
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and their character spans, without special tokens."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentwire.core.atomic import atomic_dir, read_json, write_json
-from latentwire.core.errors import CheckpointError
+from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.core.hashing import sha256_file
 from latentwire.wire.codecs.int8 import quantize_rows
 
@@ -87,10 +87,13 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: not a checkpoint (no {INDEX})")
     try:
         info = read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    except LatentWireError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("files"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+    for name, file in info["files"].items():
+        if not isinstance(file, dict) or not {"bytes", "sha256"} <= set(file):
+            raise CheckpointError(f"{path}: the entry of {name} has no size and hash")
     return info
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from latentwire.cli.run import invoke, run_and_exit
+from latentwire.cli.run import command_line, invoke, run_and_exit
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = 3
@@ -31,6 +31,7 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
     Example: bash scripts/demo.sh --samples 50 --no_train
     """
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.data import load_passages
 
@@ -46,8 +47,9 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
     for passage in passages[:SHOWN]:
         show(system, passage, config.evaluation.codec, config.evaluation.max_new_tokens)
     print(f"\n== {samples} held-out questions ==\n", flush=True)
-    words = ["python", "-m", "latentwire.cli.demo"]
-    results = {"squad": evaluate_system(system, config, out, command=words)}
+    files = read_info(folder)["files"]
+    results = {"squad": evaluate_system(system, config, out, command=command_line(), checkpoint=files)}
+    del system
     if train:
         print("\n== A short training run on invented facts, from the same checkpoint ==\n", flush=True)
         results["facts"] = train_on_facts(folder, out / "facts")
@@ -91,6 +93,7 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
             str(checkpoint),
             "--out_dir",
             str(folder),
+            "--fresh",
         ]
     )
     evaluation: dict[str, Any] = result["evaluation"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from latentwire.cli.run import invoke, run_and_exit
+from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json
 from latentwire.core.errors import ConfigError
@@ -71,7 +70,7 @@ def command(
     done = out / "eval.json"
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
-        made_with = results.get("manifest", {})
+        made_with = results.get("manifest", {}) if isinstance(results, dict) else {}
         same = made_with.get("config") == config.model_dump(mode="json")
         if same and made_with.get("checkpoint") == files:
             if not quiet:
@@ -82,7 +81,7 @@ def command(
         system,
         config,
         out,
-        command=["python", "-m", "latentwire.cli.eval", *sys.argv[1:]],
+        command=command_line(),
         checkpoint=files,
         quiet=quiet,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentwire.cli.run import invoke, run_and_exit
-from latentwire.core.atomic import read_json, write_json, write_text
+from latentwire.core.atomic import atomic_dir, read_json, write_json, write_text
 from latentwire.core.errors import CheckpointError
 
 HERE = ("runs_dir", "tuned_cache", "init_from")
@@ -37,42 +37,54 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
     measured = read_json(Path(results)) if results else None
-    info = portable(read_info(folder))
-    save_folder(out, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
-    info = read_info(out)
-    if measured is not None and measured["manifest"].get("checkpoint") != info["files"]:
-        raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than the one in {out}")
-    log = next((f for f in (folder / "diagnostics.jsonl", folder.parent / "diagnostics.jsonl") if f.is_file()), None)
-    if log:
-        write_text(out / "training.jsonl", log.read_text(encoding="utf-8"))
-    if measured is not None:
-        measured["manifest"]["config"] = portable({"config": measured["manifest"]["config"]})["config"]
-        measured["manifest"]["command"] = [_name(word) for word in measured["manifest"]["command"]]
-        write_json(out / "eval.json", measured)
-    write_text(out / "README.md", model_card(info, measured))
+    with atomic_dir(out) as new:
+        save_folder(new, load_folder(folder), portable(read_info(folder)), dtype=torch.bfloat16, pack=True)
+        info = read_info(new)
+        if measured is not None:
+            made = measured["manifest"]
+            if made.get("checkpoint") != info["files"]:
+                raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than this one")
+            made |= portable({"config": made["config"], "manifest": made})["manifest"]
+            write_json(new / "eval.json", measured)
+        log = folder.parent / "diagnostics.jsonl"
+        if log.is_file():
+            write_text(new / "training.jsonl", log.read_text(encoding="utf-8"))
+        write_text(new / "README.md", model_card(info, measured))
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
 
 
 def portable(info: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's index with file names in place of paths, and without where this machine keeps its runs."""
-    config = info["config"]
-    data = dict(config["data"])
-    for key in ("data_path", "eval_path", "text_path"):
-        paths = data[key]
-        data[key] = [_name(p) for p in paths] if isinstance(paths, list) else paths and _name(paths)
-    kept = {key: value for key, value in config["checkpoint"].items() if key not in HERE}
-    out = info | {"config": config | {"data": data, "checkpoint": kept}}
+    """A checkpoint's index with file names in place of this machine's paths, and without where it keeps its runs.
+
+    The held-out file is left out: an evaluation names its own.
+    """
+    config = _named(info["config"])
+    config["data"]["eval_path"] = None
+    for key in HERE:
+        config["checkpoint"].pop(key, None)
+    out = info | {"config": config}
     if "manifest" in info:
-        out["manifest"] = info["manifest"] | {"command": [_name(word) for word in info["manifest"]["command"]]}
+        manifest = info["manifest"]
+        known = {"config": config} if manifest.get("config") else {}
+        out["manifest"] = manifest | {"command": _named(manifest["command"])} | known
     return out
 
 
-def _name(word: str) -> str:
-    """A path's last part; what this project itself holds stays as it is."""
-    own = word.startswith(("configs/", "checkpoints/", "latentwire"))
-    return word if own or word.startswith("-") else Path(word).name
+def _named(value: Any) -> Any:
+    """Paths of this machine, anywhere in a JSON value, by their last part; the project's own stay as they are."""
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    if not isinstance(value, str) or value.startswith(("configs/", "checkpoints/")):
+        return value
+    key, sign, rest = value.partition("=")
+    if sign and "/" not in key:  # an override
+        return f"{key}={_named(rest)}"
+    is_path = "/" in value and (value.startswith(("/", "./", "../", "~")) or Path(value).exists())
+    return Path(value).name if is_path else value
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -17,7 +17,13 @@ INTERRUPTED = 130
 def invoke(command: click.Command, args: Sequence[str] | None = None) -> Any:
     """Run a command with its arguments and return what it returns; errors are raised."""
     arguments = list(sys.argv[1:] if args is None else args)
-    return command.main(arguments, prog_name=command.name, standalone_mode=False)
+    return command.main(arguments, prog_name=command.name, standalone_mode=False, obj=arguments)
+
+
+def command_line() -> list[str]:
+    """The running command as it would be typed."""
+    context = click.get_current_context()
+    return ["python", "-m", str(context.command.name), *context.obj]
 
 
 def run_and_exit(main: Callable[[], Any]) -> None:

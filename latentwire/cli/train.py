@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from latentwire.cli.run import invoke, run_and_exit
+from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
 from latentwire.core.atomic import dump_json
@@ -63,19 +61,22 @@ def command(
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")
         return {"run": str(folder), "config": config.model_dump(mode="json")}
-    from latentwire.cli.evaluation import evaluate_system  # torch is loaded only when it is needed
+    from latentwire.checkpoint.tensors import INDEX, load_folder, read_info  # torch is loaded only when it is needed
+    from latentwire.cli.evaluation import evaluate_system
     from latentwire.training.pipeline import Run
 
-    if fresh and all((folder / name).is_file() for name in ("config.json", "manifest.json")):
-        shutil.rmtree(folder)
-    words = ["python", "-m", "latentwire.cli.train", *sys.argv[1:]]
-    run = Run(config, folder, stages=chosen, command=words)
+    evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
+    words = command_line()
+    run = Run(config, folder, stages=chosen, command=words, fresh=fresh, evaluates=evaluates)
     system = run.execute()
-    print(f"checkpoint: {folder / 'last'}")
     results = None
-    if config.evaluation.samples and "end_to_end" in chosen:
-        results = evaluate_system(system, config, folder, command=words)
-    return {"run": str(folder), "checkpoint": str(folder / "last"), "evaluation": results}
+    if (run.last / INDEX).is_file():
+        print(f"checkpoint: {run.last}")
+        if evaluates:
+            system.load_state_dict(load_folder(run.last))  # as it is kept, not as it was in memory
+            files = read_info(run.last)["files"]
+            results = evaluate_system(system, config, folder, command=words, checkpoint=files)
+    return {"run": str(folder), "checkpoint": str(run.last), "evaluation": results}
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def _plain(annotation: Any) -> Any:
 def _value(option: Option, value: Any) -> Any:
     """What a flag's text stands for. Lists are separated by commas; pydantic turns text into numbers."""
     if isinstance(value, str):
-        lists = [p for p in _parts(option.field.annotation) if get_origin(p) in (list, tuple)]
-        if lists and ("," in value or len(_parts(option.field.annotation)) == 1):
+        parts = _parts(option.field.annotation)
+        lists = any(get_origin(p) in (list, tuple) for p in parts)
+        choices = [arg for p in parts if get_origin(p) is Literal for arg in get_args(p)]
+        if lists and value not in choices and ("," in value or str not in parts):
             return [part.strip() for part in value.split(",") if part.strip()]
     return value

@@ -59,7 +59,8 @@ def resolve_receivers(model: ModelConfig) -> dict[str, str]:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
+    path = path.resolve() if seen else path
+    if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -72,7 +73,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     base = values.pop("extends", None)
-    return values if base is None else _merge(_read(path.parent / base, (*seen, path)), values)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: expected a file name, got {base!r}")
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

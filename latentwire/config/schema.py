@@ -7,11 +7,11 @@ A field's flag is its name; `flag(...)` gives another one where the name alone w
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-Fraction = Field(ge=0.0, lt=1.0)
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 def flag(name: str | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class EncoderConfig(Section):
     latent_len: PositiveInt | None = Field(
         None, description="Fixed number of latents M: windows of ceil(T/M) tokens, of which `window` are read."
     )
-    d_z: PositiveInt = Field(512, description="Width of a latent.")
+    d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
     lora_from: str | None = Field(
         None, description="Start the sender from this receiver's slot-tuned LoRA (it must be the same model)."
     )
@@ -190,7 +190,7 @@ class OptimizerConfig(Section):
     batch_size: PositiveInt = Field(8, description="Passages a step.")
     accumulation: PositiveInt = Field(1, description="Micro-batches a step.")
     weight_decay: float = Field(0.0, ge=0.0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
     warmup_steps: int = Field(20, ge=0)

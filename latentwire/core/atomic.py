@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -48,7 +49,16 @@ def write_text(path: str | Path, text: str) -> None:
 
 def dump_json(value: Any) -> str:
     """Indented JSON with a line end, as all files of this project hold it."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and inf, for which JSON has no word, as null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -57,8 +67,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; ValueError where it is not JSON."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file; LatentWireError, in one line, where it is not one."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LatentWireError(f"{path}: not valid JSON: {error}") from error
 
 
 def append_jsonl(path: str | Path, value: Any) -> None:
@@ -67,7 +80,7 @@ def append_jsonl(path: str | Path, value: Any) -> None:
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            file.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
@@ -85,9 +98,15 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             if path.exists():
                 old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
                 os.replace(path, old / path.name)
-            os.replace(temporary, path)
-            if old is not None:
-                shutil.rmtree(old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                if old is not None:
+                    os.replace(old / path.name, path)
+                raise
+            finally:
+                if old is not None:
+                    shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

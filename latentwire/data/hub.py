@@ -25,7 +25,7 @@ def load_from_hub(dataset: str, split: str, key: str) -> list[Passage]:
         rows = datasets.load_dataset(path, name, split=split)
     except Exception as error:
         # The library raises many kinds of errors for one cause: the set is neither cached nor reachable.
-        why = str(error).splitlines()[0][:120]
+        why = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(
             f"{key}: {path} could not be loaded by the datasets library ({why}); give a local file in the original "
             f"JSON format as {key}"

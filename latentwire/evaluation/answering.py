@@ -50,11 +50,13 @@ class Answers:
 
 @torch.no_grad()
 def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, batch_size: int = 8) -> list[Item]:
-    """Compress every passage once, into bytes."""
+    """Compress every passage once, into bytes; ModelError where a model's window is too short for one."""
     items = []
     for start in range(0, len(passages), batch_size):
         chunk = passages[start : start + batch_size]
         prepared = [system.prepare(p) for p in chunk]
+        for name, receiver in system.receivers.items():
+            receiver.check_length(max(texts[name].positions for _, texts in prepared))
         messages = system.messages([sent for sent, _ in prepared], codec)
         for passage, (sent, texts), message in zip(chunk, prepared, messages, strict=True):
             items.append(Item(passage, sent, message, texts))

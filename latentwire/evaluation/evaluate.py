@@ -25,6 +25,8 @@ from latentwire.evaluation.summary import joint_measures, mean_over_receivers, m
 from latentwire.model.system import LatentWire
 
 SCHEMA = 1
+UNTUNED = ("text", "embedding_replay")
+"""Modes that are read by the bare model by definition."""
 
 
 def evaluate(
@@ -51,7 +53,8 @@ def evaluate(
     receivers: dict[str, dict[str, Any]] = {}
     for name, receiver in system.receivers.items():
         measured = {
-            mode: measure(rows, answers.clusters, own.bootstrap) for mode, rows in answers.by_mode[name].items()
+            mode: measure(rows, answers.clusters, own.bootstrap) | {"tuned": MODES[mode].adapter in receiver.adapters}
+            for mode, rows in answers.by_mode[name].items()
         }
         for mode in ("text", "text_tuned", "latent"):
             if mode in measured and own.latency_samples:
@@ -73,7 +76,10 @@ def evaluate(
         "passages": len(items),
         "receivers": receivers,
         "joint": None,
-        **{mode: mean_over_receivers(receivers, mode) for mode in ("text", "text_tuned", "latent", "token_budget")},
+        **{
+            mode: mean_over_receivers(answers.by_mode, receivers, mode, answers.clusters, own.bootstrap)
+            for mode in ("text", "text_tuned", "latent", "token_budget")
+        },
     }
     if answers.joint:
         own_answers = {n: [a.prediction for a in modes["latent"]] for n, modes in answers.by_mode.items()}
@@ -138,7 +144,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
             shown = mode in ("text", "text_tuned", "latent", "embedding_replay")
             table.add_row(
                 name,
-                mode,
+                mode if m["tuned"] or mode in UNTUNED else f"{mode} (no LoRA)",
                 f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]",
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",

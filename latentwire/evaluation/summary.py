@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from latentwire.evaluation.metrics import bootstrap_ci, exact_match, f1_score, normalize_answer
@@ -54,10 +54,27 @@ def joint_measures(
     }
 
 
-def mean_over_receivers(receivers: dict[str, dict[str, Any]], mode: str) -> dict[str, Any] | None:
-    """Mean of a mode's plain measures over receivers; intervals and latencies stay with the receivers."""
+def mean_over_receivers(
+    answers: Mapping[str, Mapping[str, Sequence[ScoredAnswer]]],
+    receivers: Mapping[str, Mapping[str, Any]],
+    mode: str,
+    clusters: Sequence[int],
+    resamples: int,
+) -> dict[str, Any] | None:
+    """Means of a mode's measures over receivers; intervals are those of each question's mean over receivers."""
     measures = [r[mode] for r in receivers.values()]
     if any(m is None for m in measures):
         return None
-    keys = ("f1", "em", "first_token_acc", "nll_per_token")
-    return {key: statistics.fmean(m[key] for m in measures) for key in keys}
+    rows = list(zip(*(modes[mode] for modes in answers.values()), strict=True))
+    f1 = [statistics.fmean(a.f1 for a in row) for row in rows]
+    em = [statistics.fmean(a.em for a in row) for row in rows]
+    times = [m["latency_s"] for m in measures]
+    return {
+        "f1": statistics.fmean(f1),
+        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
+        "em": statistics.fmean(em),
+        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
+        **{key: statistics.fmean(m[key] for m in measures) for key in ("first_token_acc", "nll_per_token")},
+        "latency_s": {k: statistics.fmean(t[k] for t in times) for k in times[0]} if all(times) else None,
+        "tuned": all(m["tuned"] for m in measures),
+    }

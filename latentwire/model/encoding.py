@@ -37,6 +37,11 @@ class ReceiverText:
     def latents(self) -> int:
         return len(self.phase_tokens[0])
 
+    @property
+    def positions(self) -> int:
+        """Most positions that the text takes, with one of its questions and the answer."""
+        return len(self.ids) + max((len(tail) + len(answer) for tail, answer in self.questions), default=0)
+
     def cost(self, most: int) -> int:
         """About how many tokens a step reads of this passage, with at most `most` questions."""
         asked = sum(len(tail) + len(answer) for tail, answer in self.questions)

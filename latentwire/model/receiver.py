@@ -79,14 +79,18 @@ class Receiver:
 
     # ---- contexts -------------------------------------------------------------------------------------------------
 
+    def check_length(self, positions: int) -> None:
+        """ModelError where so many positions are more than the model's window."""
+        limit = self.lm.anatomy.max_positions
+        if positions > limit:
+            raise ModelError(
+                f"receiver {self.name!r}: {positions} tokens of passage and question are longer than the model's "
+                f"window of {limit}"
+            )
+
     def read_text(self, rows: Sequence[list[int]], *, as_embeddings: bool = False) -> Context:
         """Read token ids (head first), through `inputs_embeds` if asked: the text path and its replay."""
-        limit = self.lm.anatomy.max_positions
-        longest = max(map(len, rows))
-        if longest > limit:
-            raise ModelError(
-                f"receiver {self.name!r}: a passage of {longest} tokens is longer than the model's window of {limit}"
-            )
+        self.check_length(max(map(len, rows)))
         ids, mask = pad_left(rows, self.lm.pad_id, self.lm.device)
         if as_embeddings:
             return self.lm.prefill(mask, embeds=self.lm.embed(ids))

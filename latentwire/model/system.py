@@ -70,6 +70,8 @@ class LatentWire:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
+        if "sender" not in state:
+            raise CheckpointError("the checkpoint has no file sender.safetensors")
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
         if missing:
             known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))

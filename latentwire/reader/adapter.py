@@ -35,23 +35,17 @@ class EmbeddingReader(Reader):
         self.calibration = calibration
         self.generator = Generator(d_z, width, hidden)
         self.head = nn.Parameter(torch.zeros(head_len, width))
-        self.seen = 0
         start = fixed_rms if calibration == "fixed" else embedding_rms(lm)
         self.register_buffer("rms", torch.tensor(start))
 
     def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
         """The mean input embedding of each window's phase tokens: (batch, M, hidden_size)."""
         rows = torch.arange(len(ids), device=ids.device)[:, None, None]
-        means = lm.embed(ids)[rows, phase_tokens].float().mean(1)
-        if self.calibration == "train_stats":
-            self._observe(means[phase_tokens.amax(1) > 0])  # padded windows point at the first token alone
-        return means
+        return lm.embed(ids)[rows, phase_tokens].float().mean(1)
 
-    def _observe(self, vectors: Tensor) -> None:
-        """Keep `rms` at the root mean square of all vectors (n, hidden_size) that were targets so far."""
-        total = self.rms.pow(2) * self.seen + vectors.pow(2).mean() * len(vectors)
-        self.seen += len(vectors)
-        self.rms.copy_((total / self.seen).sqrt())
+    def fitted(self) -> None:
+        if self.calibration == "train_stats":
+            self.rms.copy_((self.generator.scale.pow(2) + self.generator.shift.pow(2)).mean().sqrt())
 
     def target_groups(self) -> Tensor:
         return torch.zeros(self.generator.linear.shape[1], dtype=torch.long)

@@ -38,6 +38,10 @@ class Reader(nn.Module, ABC):
     def reset_head(self, lm: LanguageModel, head: list[int]) -> None:
         """Read the constant head again, after the receiver's weights have changed."""
 
+    def fitted(self) -> None:
+        """Called when the closed form has set the generator: its scale and shift are the targets' statistics."""
+        return
+
     def forward(self, lm: LanguageModel, z: Tensor, counts: Tensor) -> Context:
         return self.context(lm, self.generator(z), counts)
 

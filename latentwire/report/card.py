@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
+from latentwire.config import resolve_receivers
+from latentwire.config.schema import ModelConfig
 
 DATA_LICENCES = {
     "squad": "SQuAD 1.1 (Rajpurkar et al. 2016), CC BY-SA 4.0",
@@ -20,8 +22,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     """Markdown from a checkpoint's index and, where there is one, its eval.json."""
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
-    short = {"llama": model["llama_id"], "qwen": model["qwen_id"]}
-    receivers = {name: value for name, value in short.items() if value} or model["receivers"]
+    receivers = resolve_receivers(ModelConfig.model_validate(model))
     size = sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
         "# LatentWire checkpoint",
@@ -75,7 +76,8 @@ def _results(results: dict[str, Any]) -> list[str]:
             if m is not None:
                 f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
                 rest = (f"{m[key]:.3f}" for key in list(COLUMNS)[1:])
-                lines.append(f"| {name} | {mode} | {f1} | {' | '.join(rest)} |")
+                label = mode if m["tuned"] or mode == "text" else f"{mode} (no LoRA)"
+                lines.append(f"| {name} | {label} | {f1} | {' | '.join(rest)} |")
     for name, receiver in results["receivers"].items():
         b = receiver["bytes"]
         lines += [

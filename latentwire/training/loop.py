@@ -133,7 +133,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end, from the latest checkpoint under the folder if there is one."""
-        self.restore()
+        if not self.step:
+            self.restore()
         with StopRequest() as stop:
             try:
                 while self.step < self.total_steps:
@@ -152,8 +153,7 @@ class Trainer:
         if self.bad_steps >= self.config.optimizer.max_bad_steps:
             raise TrainingError(
                 f"{self.module.name}: the loss of receiver {record['receiver']!r} was NaN or inf {self.bad_steps} "
-                f"times in a row, up to step {self.step}; the last good checkpoint is in {self.folder}. A lower "
-                "optimizer.lr may help"
+                f"times in a row, up to step {self.step}; {self._last_good()}. A lower optimizer.lr may help"
             )
         before, passes = (n * self.accumulation // self.module.steps_per_epoch for n in (self.step - 1, self.step))
         if passes > before:
@@ -161,6 +161,10 @@ class Trainer:
                 callback.on_epoch(passes)
         if self.step % self.config.checkpoint.every_steps == 0 and self.bad_steps == 0:
             self.save()
+
+    def _last_good(self) -> str:
+        found = latest_state(self.folder)
+        return f"the last good checkpoint is {found}" if found else "no checkpoint was written yet"
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

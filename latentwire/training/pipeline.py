@@ -17,7 +17,7 @@ from typing import Any
 
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
-from latentwire.config import Config
+from latentwire.config import Config, resolve_receivers
 from latentwire.config.schema import TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
@@ -42,6 +42,7 @@ from latentwire.training.stages.slot_tuning import (
     load_tuned,
     save_tuned,
     tuning_key,
+    tuning_name,
 )
 
 MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
@@ -56,17 +57,33 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 class Run:
     """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded."""
 
-    def __init__(self, config: Config, folder: Path, *, stages: Sequence[str] = STAGES, command: Sequence[str] = ()):
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        *,
+        stages: Sequence[str] = STAGES,
+        command: Sequence[str] = (),
+        fresh: bool = False,
+        evaluates: bool = False,
+    ):
         self.config = config
         self.folder = folder
         self.stages = stages
         self.command = list(command)
+        self.fresh = fresh
+        self.evaluates = evaluates
         self.origin: dict[str, Any] | None = None
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
 
     def start(self) -> None:
-        """Write the configuration and manifest, or check that the folder belongs to this very configuration."""
+        """Write the configuration and manifest, or check that the folder belongs to this very configuration.
+
+        With `fresh`, what an earlier run left in the folder is removed first.
+        """
         path = self.folder / "config.json"
+        if self.fresh and path.is_file() and (self.folder / "manifest.json").is_file():
+            shutil.rmtree(self.folder)
         now = self.config.model_dump(mode="json")
         if path.is_file():
             before = read_json(path)
@@ -81,16 +98,22 @@ class Run:
         write_json(self.folder / "manifest.json", run_manifest(now, self.command))
 
     def execute(self) -> LatentWire:
-        """Run every stage; returns the trained system."""
+        """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
         if self.config.checkpoint.init_from:
-            _check_same_form(find_checkpoint(Path(self.config.checkpoint.init_from)), self.config)
+            start = find_checkpoint(Path(self.config.checkpoint.init_from))
+            _check_same_form(start, self.config)
+            if self.fresh and start.resolve().is_relative_to(self.folder.resolve()):
+                raise ConfigError(f"checkpoint.init_from: --fresh would remove {start}")
+        _check_sender_lora(self.config)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
+        if self.evaluates:  # what cannot be loaded should be known before hours of training
+            load_passages(self.config.data, "validation", self.config.evaluation.samples)
         self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
-        self.start()
         seed_everything(self.config.system.seed)
         self.system = LatentWire.build(self.config)
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
+        self.start()
         lora, curriculum = self.config.features.use_lora, self.config.curriculum
         if self.config.checkpoint.init_from:
             self._start_from(Path(self.config.checkpoint.init_from))
@@ -101,14 +124,21 @@ class Run:
                     receiver.add_adapter(LATENT)  # also where slot tuning is left out
                 self._start_sender()
             self._closed_form()
-        self._end_to_end()
+        trained = self._end_to_end()
+        if trained:
+            save_checkpoint(self.last, self.system, self.command)
         for receiver in self.system.receivers.values():
             for reads in (TEXT, TOKEN_BUDGET):
-                if lora and curriculum.baselines.max_steps != 0:
+                if lora:
                     self._tune(receiver, reads, curriculum.baselines, "baselines")
-        if _is_done(self._stage(EndToEnd.name)):
-            save_checkpoint(self.folder / "last", self.system, self.command)
+        if trained:
+            save_checkpoint(self.last, self.system, self.command)
         return self.system
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint at the end of the run."""
+        return self.folder / "last"
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
@@ -152,7 +182,9 @@ class Run:
         sent = self.system.sender.tokenize(passage.context)
         if len(sent.ids) > min(self.config.data.max_context_tokens + 1, self.system.sender.lm.anatomy.max_positions):
             return None
-        return sent, {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
+        texts = {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
+        fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
+        return (sent, texts) if fits else None
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +200,7 @@ class Run:
         if (kept / INDEX).is_file():
             print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
             load_tuned(kept, receiver, reads)
-        elif kind in self.stages:
+        elif kind in self.stages or _is_done(self._stage(tuning_name(receiver, reads))):
             # Only now, so that no adapter is there that was never trained.
             self._fit(SlotTuning(receiver, texts, self.config, reads), stage)
             save_tuned(kept, receiver, reads, key)
@@ -185,12 +217,8 @@ class Run:
     def _start_sender(self) -> None:
         """Give the sender the slot-tuned LoRA of `encoder.lora_from`."""
         name = self.config.encoder.lora_from
-        if name is None or self.system.sender.lora is None:
-            return
-        source = self.system.receivers.get(name)
-        if source is None or source.lm.name != self.config.encoder.model:
-            raise ConfigError(f"encoder.lora_from: no receiver {name!r} whose model is {self.config.encoder.model!r}")
-        self.system.sender.load_lora(source.adapters[LATENT].state_dict())
+        if name is not None:
+            self.system.sender.load_lora(self.system.receivers[name].adapters[LATENT].state_dict())
 
     def _closed_form(self) -> None:
         done = self._stage("closed_form") / "done"
@@ -226,11 +254,13 @@ class Run:
             save_folder(done, self.system.state_dict(), {"r2": scores})
             shutil.rmtree(sums, ignore_errors=True)
 
-    def _end_to_end(self) -> None:
+    def _end_to_end(self) -> bool:
+        """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""
         if "end_to_end" not in self.stages and not _is_done(self._stage(EndToEnd.name)):
-            return
+            return False
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
+        return True
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""
@@ -282,8 +312,29 @@ class EpochCheckpoints(Callback):
         save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
 
 
-SAME_FORM = ("model.reader", "encoder", "anchor", "lora.r", "lora.alpha", "lora.targets", "lora.first_n", "deep_prefix")
+SAME_FORM = (
+    "model.reader",
+    "encoder",
+    "adapter",
+    "anchor",
+    "features",
+    "lora.r",
+    "lora.alpha",
+    "lora.targets",
+    "lora.first_n",
+    "deep_prefix",
+)
 """What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
+
+
+def _check_sender_lora(config: Config) -> None:
+    name, model = config.encoder.lora_from, config.encoder.model
+    if name is None:
+        return
+    if not config.features.use_lora:
+        raise ConfigError("encoder.lora_from: needs features.use_lora")
+    if resolve_receivers(config.model).get(name) != model:
+        raise ConfigError(f"encoder.lora_from: no receiver {name!r} whose model is {model!r}")
 
 
 def _check_same_form(folder: Path, ours: Config) -> None:

@@ -304,3 +304,20 @@ def test_bf16_only_where_the_processor_multiplies_it(
     assert resolve_dtype("auto", "cpu") == expected
     assert resolve_dtype("auto", "cuda") == torch.bfloat16
     assert resolve_dtype("float32", "cuda") == torch.float32 and resolve_dtype("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_a_model_s_own_generation_defaults_do_not_leak_into_answers(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    from latentwire.backbone.lm import LanguageModel
+
+    folder = save_tiny("llama", tmp_path / "m")
+    GenerationConfig(repetition_penalty=50.0, suppress_tokens=[5], do_sample=True).save_pretrained(folder)
+    ids = torch.tensor([[7, 8, 9]])
+    answers = []
+    for _ in range(2):
+        lm = LanguageModel.load(str(folder), dtype="float32")
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        answers.append(lm.generate(lm.prefill(mask[:, :2], ids=ids[:, :2]), ids[:, 2:], mask[:, 2:], 12, [1]).tolist())
+        (folder / "generation_config.json").unlink(missing_ok=True)
+    assert answers[0] == answers[1]

@@ -80,7 +80,8 @@ def test_the_same_command_again_does_nothing_twice(
 ) -> None:
     again = train_main(arguments(models, out_dir=models / "run"))
     assert capsys.readouterr().out.count("done before") == 2
-    assert again["evaluation"]["latent"] == trained["evaluation"]["latent"]
+    figures = [{k: v for k, v in run["evaluation"]["latent"].items() if k != "latency_s"} for run in (again, trained)]
+    assert figures[0] == figures[1]
 
 
 def test_slot_tuning_is_shared_by_runs(
@@ -154,6 +155,10 @@ def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.Cap
         (["--dataset", "squad", "--data_path", "gone.json"], "data.data_path: gone.json: no such file"),
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
         (["--no_such_flag"], "No such option"),
+        (["--override", "optimizer.betas=[1.5,0.9]"], "optimizer.betas"),
+        (["--override", 'encoder.lora_from="x"'], "encoder.lora_from: needs features.use_lora"),
+        (["--use_lora", "--override", 'encoder.lora_from="x"'], "encoder.lora_from: no receiver 'x'"),
+        (["--dataset", "squad", "--data_path", __file__], "not a readable JSON file"),
         (["--llama_id", "/no/such/folder", "--sender_id", "/no/such/folder"], "/no/such/folder"),
     ],
 )
@@ -162,6 +167,7 @@ def test_a_mistake_ends_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in fails(train_main, words, capsys)
+    assert not any(tmp_path.iterdir())
 
 
 def test_bad_checkpoints_end_in_one_line(
@@ -304,17 +310,60 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     words = ["--ckpt", str(models / "run"), "--out_dir", str(out)]
     export_main(words)
     measure = ["--dataset", "squad", "--data_path", str(tmp_path / "held.json"), "--quiet", "--fresh_eval"]
+    for key in ("llama_id", "qwen_id"):
+        measure += ["--override", f"model.{key}={models / key.replace('_id', '').replace('qwen', 'qwen3')}"]
+    measure += ["--override", f"encoder.model={models / 'llama'}"]
     eval_main(["--ckpt", str(out), *measure, "--out_dir", str(tmp_path / "measured")])
     export_main([*words, "--results", str(tmp_path / "measured" / "eval.json")])
     assert {"README.md", "training.jsonl", "eval.json", "checkpoint.json"} <= {p.name for p in out.iterdir()}
     card = (out / "README.md").read_text()
     assert "| llama | latent |" in card and "invented facts" in card and "latentwire.cli.train" in card
-    for name in ("README.md", "eval.json"):
-        assert str(tmp_path) not in (out / name).read_text(), name
+    for name in ("README.md", "eval.json", "checkpoint.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text and str(models) not in text, name
     config = json.loads((out / "checkpoint.json").read_text())["config"]
-    assert "tuned_cache" not in config["checkpoint"]
+    assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(measured))
     wrong = fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
     assert "the evaluation of another checkpoint" in wrong
+    assert (out / "README.md").read_text() == card  # and the export that was there is whole
+
+
+def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"out_dir": tmp_path, "eval_samples": 0}
+    short = arguments(models, **flags, slot_tuning_max_steps=0, baselines_max_steps=0, end_to_end_max_steps=1)
+    train_main(short)
+    before = (tmp_path / "last" / "checkpoint.json").read_text()
+    fails(train_main, [*short, "--fresh", "--dataset", "squad", "--data_path", "gone.json"], capsys)
+    fails(train_main, [*short, "--fresh", "--init_from", str(tmp_path)], capsys)
+    assert (tmp_path / "last" / "checkpoint.json").read_text() == before
+    train_main([*short, "--fresh", "--d_z", "8"])
+    assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["config"]["encoder"]["d_z"] == 8
+
+
+def test_a_finished_run_needs_no_cache(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    before = json.loads((models / "run" / "last" / "checkpoint.json").read_text())["files"]
+    shutil.copytree(models / "run", tmp_path / "run")
+    train_main(arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path / "empty", stages="end_to_end"))
+    assert json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())["files"] == before
+
+
+def test_a_run_without_end_to_end_steps_is_a_checkpoint_too(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, slot_tuning_max_steps=0, baselines_max_steps=0, end_to_end_max_steps=0)
+    results = train_main(flags)["evaluation"]
+    assert (tmp_path / "last" / "checkpoint.json").is_file()
+    assert (
+        results["receivers"]["llama"]["latent"]["tuned"] and not results["receivers"]["llama"]["token_budget"]["tuned"]
+    )
+    assert results["manifest"]["command"][:4] == ["python", "-m", "latentwire.cli.train", "--config"]
+
+
+def test_frozen_and_lora_checkpoints_do_not_start_each_other(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*arguments(models, init_from=models / "run", out_dir=tmp_path), "--no_use_lora"]
+    assert "features.use_lora = True, not False" in fails(train_main, flags, capsys)

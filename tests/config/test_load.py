@@ -96,3 +96,23 @@ def test_help_and_dry_run_need_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["features"]["use_lora"] is True
+
+
+def test_one_lora_target_may_stand_alone(tmp_path: Path) -> None:
+    from latentwire.train import main
+
+    for text, expected in (
+        ("q_proj", ["q_proj"]),
+        ("q_proj,v_proj", ["q_proj", "v_proj"]),
+        ("all-linear", "all-linear"),
+    ):
+        assert main(["--lora_targets", text, "--dry-run"])["config"]["lora"]["targets"] == expected
+    assert main(["--data_path", "a.json", "--dry-run"])["config"]["data"]["data_path"] == "a.json"
+
+
+@pytest.mark.parametrize("base", ["3", '"../x/loop.json"'])
+def test_extends_that_is_no_file_name_or_goes_in_circles(tmp_path: Path, base: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "loop.json").write_text(f'{{"extends": {base}}}')
+    with pytest.raises(ConfigError, match="extends"):
+        load_config(tmp_path / "x" / "loop.json")

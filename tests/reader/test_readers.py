@@ -9,6 +9,7 @@ from latentwire.backbone.anatomy import describe
 from latentwire.core.errors import ModelError
 from latentwire.reader.base import left_align
 from latentwire.reader.slots import phase_table
+from latentwire.training.stages.closed_form import fit
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, tiny_lm
 
@@ -65,12 +66,13 @@ def test_calibration_sets_the_size_of_what_is_read(calibration: str) -> None:
     adapter = {"calibration": calibration, "fixed_rms": 0.5, "hidden": 0}
     system = small_system(small_config(model={"dtype": "float32", "reader": "embedding"}, adapter=adapter), ("llama",))
     receiver = system.receivers["a"]
-    prepared = [system.prepare(p) for p in small_passages(2)]
-    targets = [receiver.targets([texts["a"]])[0] for _, texts in prepared]  # windows seen in two goes
+    prepared = [system.prepare(p) for p in small_passages(6)]
+    fit(system, prepared, held_out=2, ridge=0.1)
+    targets = torch.cat([receiver.targets([texts["a"]])[0] for _, texts in prepared[2:]], 1)
     seen = {}
     receiver.lm.prefill = lambda mask, embeds: seen.update(rms=embeds[:, 1:].pow(2).mean(-1).sqrt())  # type: ignore
     receiver.reader.context(receiver.lm, torch.randn(2, 5, 48) * 7, torch.tensor([5, 5]))
-    of_targets = float(torch.cat(targets, 1).pow(2).mean().sqrt())
+    of_targets = float(targets.pow(2).mean().sqrt())
     rms = {"fixed": 0.5, "none": None, "embed_rms": None, "train_stats": of_targets}[calibration]
     if calibration == "none":
         assert seen["rms"].mean() > 4

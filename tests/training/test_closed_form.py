@@ -77,8 +77,6 @@ def test_fit_serves_every_receiver_from_one_latent() -> None:
     scores = fit(system, prepared, held_out=4, ridge=1e-3)
     assert set(scores) == {"a", "b"}
     assert scores["a"] > 0.6 and scores["b"] > 0.3, scores
-    random = small_system(config, seed=1)
-    assert float(random.sender.encoder.mean.abs().sum()) == 0.0
 
 
 def test_nothing_left_to_fit_on_is_named() -> None:

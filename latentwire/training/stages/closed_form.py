@@ -61,6 +61,8 @@ class NormalEquations:
             d_x, d_y = x.shape[1], y.shape[1]
             self.xx, self.xy = x.new_zeros(d_x, d_x), x.new_zeros(d_x, d_y)
             self.x, self.y, self.y2 = x.new_zeros(d_x), x.new_zeros(d_y), x.new_zeros(d_y)
+        for name in SUMS:  # sums that were kept come back on the CPU
+            setattr(self, name, getattr(self, name).to(x.device))
         x, y = x - self.origin_x, y - self.origin_y
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
@@ -127,9 +129,9 @@ def solve(
     # vectors are the directions of the targets that are predicted best.
     w = torch.linalg.solve_triangular(lower, xy, upper=False)
     rank = min(rank, *w.shape)
+    torch.manual_seed(0)  # its random start must not depend on what ran before
     v = torch.svd_lowrank(w, q=min(rank + 64, *w.shape), niter=2)[2][:, :rank]
     weight = torch.linalg.solve_triangular(lower.T, w @ v, upper=True)
-    lower.tril_()
     # Unit variance of z, from the centred second moments: diag(E' X'X E) without the ridge.
     second = (lower.T @ weight).pow(2).sum(0) - ridge * covariance.mean() * weight.pow(2).sum(0)
     std = (second / equations.rows).clamp(min=1e-8).sqrt()
@@ -175,7 +177,7 @@ def fit(
     """
     receivers = system.receivers
     for receiver in receivers.values():
-        with receiver.using(LATENT):
+        with torch.no_grad(), receiver.using(LATENT):
             receiver.reader.reset_head(receiver.lm, receiver.prompt.head)
     passages = iter(passages)
     aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
@@ -217,6 +219,7 @@ def fit(
             generator.linear.zero_()[:rank] = factors.generator[:, part]
             generator.scale.copy_(factors.scale[part])
             generator.shift.copy_(factors.mean_y[part])
+            receiver.reader.fitted()
         part_factors = Factors(
             factors.mean_x, factors.encoder, factors.generator[:, part], factors.scale[part], factors.mean_y[part]
         )

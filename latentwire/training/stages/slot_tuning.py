@@ -36,7 +36,7 @@ class SlotTuning:
     """Train module: one receiver's LoRA, reading in one of the three forms."""
 
     def __init__(self, receiver: Receiver, texts: Sequence[ReceiverText], config: Config, reads: str = LATENT):
-        self.name = f"slot_tuning/{receiver.name}" if reads == LATENT else f"baseline/{receiver.name}/{reads}"
+        self.name = tuning_name(receiver, reads)
         self.receiver = receiver
         self.texts = texts
         self.config = config
@@ -74,6 +74,11 @@ class SlotTuning:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.lora.load_state_dict(state["lora"])
+
+
+def tuning_name(receiver: Receiver, reads: str) -> str:
+    """The name of a receiver's tuning, in logs and folders."""
+    return f"slot_tuning/{receiver.name}" if reads == LATENT else f"baseline/{receiver.name}/{reads}"
 
 
 def epoch_steps(texts: Sequence[ReceiverText], config: Config) -> int:
