@@ -155,6 +155,15 @@ class LoraConfig(Section):
     )
 
 
+class LossesConfig(Section):
+    """What is added to the cross-entropy of answers in slot tuning and end to end."""
+
+    copy_weight: float = Field(
+        0.0, ge=0.0, description="Weight of copying: going on with spans of the passage from their first tokens."
+    )
+    copy_spans: PositiveInt = Field(2, description="Spans a passage, packed like questions.")
+
+
 class TuningStage(Section):
     """Length and rates of one gradient stage."""
 
@@ -253,6 +262,7 @@ class Config(Section):
     anchor: AnchorConfig = AnchorConfig()
     features: FeaturesConfig = FeaturesConfig()
     lora: LoraConfig = LoraConfig()
+    losses: LossesConfig = LossesConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     diagnostics: DiagnosticsConfig = DiagnosticsConfig()

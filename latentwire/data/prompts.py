@@ -13,6 +13,7 @@ from latentwire.config.schema import AnchorConfig
 from latentwire.core.errors import ConfigError
 
 QUESTION = "\nQuestion: {question}\nAnswer:"
+SPAN = "\nText:"
 CONTENT_MARK = "\x02"
 
 
@@ -51,6 +52,10 @@ class PromptFormat:
     def tail(self, question: str) -> list[int]:
         """Everything between the context and the answer."""
         return self._ids(self.anchor + QUESTION.format(question=question) + self.after)
+
+    def span(self) -> list[int]:
+        """What stands before the first tokens of a span that is to be copied from the context."""
+        return self._ids(self.anchor + SPAN)
 
     def gold(self, text: str) -> list[int]:
         """An answer as it is scored: without what ends it."""

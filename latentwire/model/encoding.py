@@ -83,12 +83,18 @@ def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str =
     return out.to(device), torch.tensor(counts, device=device)
 
 
+Pair = tuple[list[int], list[int]]
+"""A question as a receiver reads it, and the answer."""
+SPAN_CUE, SPAN_LENGTH = 8, 24
+"""Tokens of a span that are shown, and that are to be copied."""
+
+
 @dataclass
 class QuestionBlock:
     """Questions packed behind their contexts, one row a context: all (batch, Q).
 
     segments numbers the questions of a row from 1 (0 is padding); labels hold the answer tokens, -100 elsewhere;
-    first marks each answer's first token.
+    first marks each answer's first token; spans marks labels that belong to a copied span rather than to an answer.
     """
 
     ids: Tensor
@@ -96,14 +102,23 @@ class QuestionBlock:
     segments: Tensor
     labels: Tensor
     first: Tensor
+    spans: Tensor
 
 
 def pack_questions(
-    rows: Sequence[Sequence[tuple[list[int], list[int]]]], pad: int, device: torch.device | str = "cpu"
+    rows: Sequence[Sequence[Pair]],
+    pad: int,
+    device: torch.device | str = "cpu",
+    spans: Sequence[Sequence[Pair]] | None = None,
 ) -> QuestionBlock:
-    """Pack (tail, answer) pairs, several a row. One encoding of a passage then teaches all its questions."""
-    ids, segments, labels, first = [], [], [], []
-    for row in rows:
+    """Pack (tail, answer) pairs, several a row. One encoding of a passage then teaches all its questions.
+
+    `spans` are packed behind a row's questions in the same form.
+    """
+    ids, segments, labels, first, copied = [], [], [], [], []
+    for questions, more in zip(rows, spans or [[] for _ in rows], strict=True):
+        row = [*questions, *more]
+        copied.append([int(n >= len(questions)) for n, (tail, answer) in enumerate(row) for _ in tail + answer])
         ids.append([t for tail, answer in row for t in tail + answer])
         segments.append([n for n, (tail, answer) in enumerate(row, 1) for _ in tail + answer])
         labels.append([t for tail, answer in row for t in [-100] * len(tail) + answer])
@@ -115,11 +130,27 @@ def pack_questions(
         pad_right(segments, 0, device)[0],
         pad_right(labels, -100, device)[0],
         pad_right(first, 0, device)[0].bool(),
+        pad_right(copied, 0, device)[0].bool(),
     )
 
 
-def choose_questions(
-    questions: list[tuple[list[int], list[int]]], most: int, rng: random.Random
-) -> list[tuple[list[int], list[int]]]:
+def copy_spans(text: ReceiverText, prompt: PromptFormat, count: int, rng: random.Random) -> list[Pair]:
+    """Spans of the passage to go on with from their first tokens: dense lessons in reading a context.
+
+    The autoencoding task of ICAE (Ge et al. 2024, arXiv 2307.06945) in pieces, so that a span costs as little as a
+    question. A passage too short for one gives none.
+    """
+    last = len(text.ids) - SPAN_CUE - SPAN_LENGTH
+    if last < text.head_len:
+        return []
+    starts = [rng.randint(text.head_len, last) for _ in range(count)]
+    ends = [start + SPAN_CUE for start in starts]
+    return [
+        (prompt.span() + text.ids[start:end], text.ids[end : end + SPAN_LENGTH])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def choose_questions(questions: list[Pair], most: int, rng: random.Random) -> list[Pair]:
     """At most `most` of a passage's questions, drawn anew each time."""
     return questions if len(questions) <= most else rng.sample(questions, most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,14 @@ from latentwire.data.prompts import PromptFormat
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
-from latentwire.model.encoding import QuestionBlock, ReceiverText, stack_phases
+from latentwire.model.encoding import (
+    QuestionBlock,
+    ReceiverText,
+    choose_questions,
+    copy_spans,
+    pack_questions,
+    stack_phases,
+)
 from latentwire.reader.adapter import EmbeddingReader
 from latentwire.reader.base import Reader
 from latentwire.reader.slots import SlotReader
@@ -114,15 +122,32 @@ class Receiver:
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
-    def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, Tensor]:
-        """Cross-entropy per answer token (nats), and first-token accuracy, of packed questions."""
+    def pack(self, texts: Sequence[ReceiverText], rng: random.Random) -> QuestionBlock:
+        """Some questions on each text, drawn anew each time, and spans of it to copy where losses.copy_weight asks."""
+        losses = self.config.losses
+        rows = [choose_questions(t.questions, self.config.data.questions_per_passage, rng) for t in texts]
+        spans = None
+        if losses.copy_weight:
+            spans = [copy_spans(t, self.prompt, losses.copy_spans, rng) for t in texts]
+        return pack_questions(rows, self.lm.pad_id, self.lm.device, spans)
+
+    def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, dict[str, float]]:
+        """The training loss of packed questions, and its parts: `answer_ce` in nats per answer token, `first_acc`,
+        and `copy_ce` in nats per copied token where there are spans."""
         hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
         labels = block.labels[:, 1:]
         chosen = labels != -100
         with self.lm.autocast():
             logits = self.lm.logits(hidden[:, :-1][chosen])
-        loss = answer_cross_entropy(logits, labels[chosen])
-        return loss, first_token_accuracy(logits.detach(), labels[chosen], block.first[:, 1:][chosen])
+        targets, spans = labels[chosen], block.spans[:, 1:][chosen]
+        loss = answer_cross_entropy(logits[~spans], targets[~spans])
+        first = block.first[:, 1:][chosen] & ~spans
+        parts = {"answer_ce": loss.item(), "first_acc": first_token_accuracy(logits.detach(), targets, first).item()}
+        if spans.any():
+            copy = answer_cross_entropy(logits[spans], targets[spans])
+            parts["copy_ce"] = copy.item()
+            loss = loss + self.config.losses.copy_weight * copy
+        return loss, parts
 
     @torch.no_grad()
     def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:

@@ -119,8 +119,9 @@ class Trainer:
             "receiver": outputs[-1].receiver,
             "loss": sum(o.loss.item() for o in outputs) / n,
         }
-        for key in outputs[0].metrics:
-            record[key] = sum(o.metrics[key] for o in outputs) / n
+        for key in sorted({key for o in outputs for key in o.metrics}):
+            values = [o.metrics[key] for o in outputs if key in o.metrics]
+            record[key] = sum(values) / len(values)
         lrs = {f"lr/{g.name}": p["lr"] for g, p in zip(self.groups, self.optimizer.param_groups, strict=True)}
         return record | lrs | {"tokens": sum(o.tokens for o in outputs), "memory_mb": peak_memory_mb()}
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from latentwire.config import Config
+from latentwire.config.schema import LossesConfig
 from latentwire.data.example import Passage, Question
-from latentwire.model.encoding import encode_for_receiver, encode_for_sender, pack_questions
+from latentwire.model.encoding import (
+    SPAN_LENGTH,
+    copy_spans,
+    encode_for_receiver,
+    encode_for_sender,
+    pack_questions,
+)
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from tests.systems import small_config
@@ -155,3 +164,29 @@ def test_the_number_of_threads_is_the_one_asked_for(tmp_path: Path) -> None:
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
+    receiver = receiver_of(family, window=4)
+    texts = texts_of(receiver, "llama", 4)
+    plain = receiver.pack(texts, random.Random(0))
+    assert not plain.spans.any()
+    receiver.config = receiver.config.model_copy(
+        update={"losses": LossesConfig.model_validate({"copy_weight": 0.5, "copy_spans": 3})}
+    )
+    block = receiver.pack(texts, random.Random(0))
+    labels = block.labels != -100
+    assert int((labels & block.spans).sum(1)[0]) == 3 * SPAN_LENGTH
+    assert torch.equal(block.labels[0][labels[0] & ~block.spans[0]], plain.labels[0][plain.labels[0] != -100])
+    context = receiver.lm.tokenizer.decode(texts[0].ids[texts[0].head_len :])
+    for tail, answer in copy_spans(texts[0], receiver.prompt, 5, random.Random(1)):
+        assert tail[: -len(receiver.prompt.span())] and receiver.lm.tokenizer.decode(tail).startswith("\nText:")
+        assert receiver.lm.tokenizer.decode(tail[len(receiver.prompt.span()) :] + answer).strip() in context
+    assert copy_spans(replace(texts[0], ids=texts[0].ids[:20]), receiver.prompt, 5, random.Random(1)) == []
+
+    loss, parts = receiver.loss(receiver.read_own(texts), block)
+    assert float(loss) == pytest.approx(parts["answer_ce"] + 0.5 * parts["copy_ce"], rel=1e-5)
+    alone, without = receiver.loss(receiver.read_own(texts), plain)
+    assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == float(alone)
+    assert without["first_acc"] == parts["first_acc"] and "copy_ce" not in without

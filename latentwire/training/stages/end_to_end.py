@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
-from latentwire.model.encoding import ReceiverText, SenderText, choose_questions, pack_questions
+from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
 from latentwire.training.module import ParameterGroup, StepOutput, shuffled
@@ -53,9 +53,7 @@ class EndToEnd:
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
         name = self.names[turn]
         receiver = self.system.receivers[name]
-        most = self.config.data.questions_per_passage
-        questions = [choose_questions(self.passages[i][1][name].questions, most, rng) for i in chosen]
-        return name, chosen, pack_questions(questions, receiver.lm.pad_id, receiver.lm.device)
+        return name, chosen, receiver.pack([self.passages[i][1][name] for i in chosen], rng)
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
         """Window features of passages, from memory where they are known."""
@@ -74,8 +72,8 @@ class EndToEnd:
         z, counts = self.system.sender.latents(self.features(chosen))
         with receiver.using(LATENT):
             context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device))
-            loss, first = receiver.loss(context, block)
-        metrics = {"answer_ce": loss.item(), "first_acc": first.item(), "z_rms": z.detach().pow(2).mean().sqrt().item()}
+            loss, metrics = receiver.loss(context, block)
+        metrics["z_rms"] = z.detach().pow(2).mean().sqrt().item()
         return StepOutput(loss, int(block.mask.sum()), name, metrics)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

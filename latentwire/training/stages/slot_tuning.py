@@ -25,7 +25,7 @@ from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
 from latentwire.core.hashing import stable_hash
 from latentwire.data.example import Passage
-from latentwire.model.encoding import ReceiverText, choose_questions, pack_questions
+from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, shuffled
 
@@ -53,9 +53,7 @@ class SlotTuning:
     def batch(self, index: int) -> tuple[list[ReceiverText], Any]:
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, self.config.system.seed)
         texts = [self.texts[i] for i in chosen]
-        most = self.config.data.questions_per_passage
-        questions = [choose_questions(t.questions, most, rng) for t in texts]
-        return texts, pack_questions(questions, self.receiver.lm.pad_id, self.receiver.lm.device)
+        return texts, self.receiver.pack(texts, rng)
 
     def forward(self, batch: tuple[list[ReceiverText], Any]) -> StepOutput:
         texts, block = batch
@@ -65,8 +63,7 @@ class SlotTuning:
             else:
                 rows = [t.ids if self.reads == TEXT else t.truncated() for t in texts]
                 context, tokens = self.receiver.read_text(rows), sum(map(len, rows))
-            loss, first = self.receiver.loss(context, block)
-        metrics = {"answer_ce": loss.item(), "first_acc": first.item()}
+            loss, metrics = self.receiver.loss(context, block)
         return StepOutput(loss, tokens + int(block.mask.sum()), self.receiver.name, metrics)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -101,6 +98,7 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         },
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
+        "losses": config.losses.model_dump(),
         "lora": config.lora.model_dump(),
         "optimizer": config.optimizer.model_dump(exclude={"lr", "lr_encoder", "lr_generator", "max_bad_steps"}),
         "seed": config.system.seed,
