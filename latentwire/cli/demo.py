@@ -38,7 +38,13 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
     out = Path(out_dir)
     folder = find_checkpoint(Path(ckpt))
     config = load_config_of(
-        folder, {"data.dataset": "squad", "data.eval_path": data_path, "evaluation.samples": samples}
+        folder,
+        {
+            "data.dataset": "squad",
+            "data.eval_path": data_path,
+            "evaluation.samples": samples,
+            "evaluation.modes": ["text", "text_tuned", "latent", "token_budget", "no_context"],
+        },
     )
     print("loading the models (the first time, they are unpacked: about a minute)", flush=True)
     system = load_checkpoint(folder, config)

@@ -7,7 +7,7 @@ A field's flag is its name; `flag(...)` gives another one where the name alone w
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -227,11 +227,20 @@ class CheckpointConfig(Section):
     )
 
 
+ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay"]
+
+
 class EvaluationConfig(Section):
     """Evaluation after training and by `latentwire.cli.eval`."""
 
     samples: int = Field(
         200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples")
+    )
+    modes: list[ModeName] = Field(
+        list(get_args(ModeName)),
+        min_length=1,
+        description="What is measured; the rest is null in eval.json.",
+        json_schema_extra=flag("eval_modes"),
     )
     batch_size: PositiveInt = Field(
         25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size")

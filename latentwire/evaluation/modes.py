@@ -72,5 +72,6 @@ MODES: dict[str, Mode] = {
 
 
 def modes_for(receiver: Receiver) -> list[Mode]:
-    """The modes that can be measured on a receiver."""
-    return [m for m in MODES.values() if not m.needs_adapter or m.adapter in receiver.adapters]
+    """The modes that are asked for (`evaluation.modes`) and can be measured on a receiver."""
+    asked = [MODES[name] for name in receiver.config.evaluation.modes]
+    return [m for m in asked if not m.needs_adapter or m.adapter in receiver.adapters]

@@ -112,12 +112,14 @@ class Trainer:
         return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
 
     def _record(self, outputs: list[StepOutput]) -> StepRecord:
-        n = len(outputs)
+        loss = sum(o.loss.item() for o in outputs) / len(outputs)
+        # A bad loss ends the step, so the last output is the one to blame.
+        names = [o.receiver for o in outputs] if math.isfinite(loss) else [outputs[-1].receiver]
         record: StepRecord = {
             "stage": self.module.name,
             "step": self.step + 1,
-            "receiver": outputs[-1].receiver,
-            "loss": sum(o.loss.item() for o in outputs) / n,
+            "receiver": "+".join(dict.fromkeys(names)),
+            "loss": loss,
         }
         for key in sorted({key for o in outputs for key in o.metrics}):
             values = [o.metrics[key] for o in outputs if key in o.metrics]

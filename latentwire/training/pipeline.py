@@ -47,6 +47,7 @@ from latentwire.training.stages.slot_tuning import (
 
 MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
     "data.eval_path",
+    "system.threads",
     "evaluation",
     "diagnostics",
 }
@@ -274,6 +275,11 @@ class Run:
 
     def _steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
         full = stage.epochs * steps_per_epoch // self.config.optimizer.accumulation
+        if not full:
+            raise ConfigError(
+                f"optimizer.accumulation: a step of {self.config.optimizer.accumulation} micro-batches is more than "
+                f"the {stage.epochs * steps_per_epoch} that there are"
+            )
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from latentwire.config import Config
-from latentwire.core.errors import DataError
+from latentwire.core.errors import ConfigError, DataError
 from latentwire.data import load_passages, load_texts
 from latentwire.data.facts import make_facts, split_of
 from latentwire.data.hotpot import parse_hotpot
@@ -181,3 +181,18 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     assert tokenizer.decode(plain.tail("Who?")) == "\nQuestion: Who?\nAnswer:"
     assert tokenizer.decode(anchored.tail("Who?")) == " In short:\nQuestion: Who?\nAnswer:"
     assert plain.head == [2] and prompt(bos=False).head == []
+
+
+def test_a_chat_template_stands_around_the_context() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    config = Config.model_validate({"anchor": {"chat_template": True}}).anchor
+    with pytest.raises(ConfigError, match=r"anchor\.chat_template: .* no chat template"):
+        PromptFormat(tokenizer, config, 2)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<bos>[user] {{ m['content'] }} [end]{% endfor %}"
+        "{% if add_generation_prompt %} [model]{% endif %}"
+    )
+    prompt = PromptFormat(tokenizer, config, 2)
+    assert tokenizer.decode(prompt.head) == "<bos>[user] " and prompt.head[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(prompt.tail("Who?")) == "\nQuestion: Who?\nAnswer: [end] [model]"
+    assert prompt.answer("Mira")[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id in prompt.stop

@@ -67,3 +67,13 @@ def test_nothing_to_evaluate_and_a_passage_longer_than_the_window() -> None:
     sender = Sender(tiny_lm("llama", max_position_embeddings=16), config)
     with pytest.raises(ModelError, match="longer than the sender's window of 16"):
         sender.prepare(small_passages(1)[0].context)
+
+
+def test_only_the_modes_that_are_asked_for_are_measured(tmp_path: Path) -> None:
+    config = small_config(evaluation=SMALL | {"modes": ["latent", "no_context"]})
+    results, answers = evaluate(small_system(config), small_passages(2), config, quiet=True)
+    write_results(tmp_path, results, answers)
+    print_table(results)
+    for receiver in results["receivers"].values():
+        assert {mode for mode in MODES if receiver[mode]} == {"latent", "no_context"}
+    assert results["text"] is None and results["latent"]["f1_ci"] and results["joint"]

@@ -190,3 +190,19 @@ def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
     alone, without = receiver.loss(receiver.read_own(texts), plain)
     assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == float(alone)
     assert without["first_acc"] == parts["first_acc"] and "copy_ce" not in without
+
+
+@torch.no_grad()
+def test_generation_forgets_what_scoring_forgets() -> None:
+    """A window shorter than the context: the masks of `generate` and of scoring must agree."""
+    receiver = receiver_of("gemma3", window=4, sliding_window=6)
+    texts = texts_of(receiver, "llama", 4)
+    tail = receiver.prompt.tail("Where is the workshop?")
+    for read in (receiver.read_own, lambda t: receiver.read_text([x.ids for x in t])):
+        assert int(read(texts).mask.sum(1)[0]) > 6
+        ids, mask = torch.tensor([tail, tail]), torch.ones(2, len(tail), dtype=torch.bool)
+        out = receiver.lm.generate(read(texts), ids, mask, 8, [0])
+        for taken in range(1, out.shape[1]):
+            whole = torch.cat([ids, out[:, :taken]], 1)
+            hidden = receiver.lm.continue_from(read(texts), whole, torch.ones_like(whole, dtype=torch.bool))
+            assert receiver.lm.logits(hidden[:, -1]).argmax(-1).tolist() == out[:, taken].tolist()

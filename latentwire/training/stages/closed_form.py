@@ -191,7 +191,9 @@ def fit(
             equations.add(*rows)
             done += len(batch)
             report(len(rows[0]))
-            if stop.requested and state is not None:
+            if stop.requested:
+                if state is None:
+                    raise KeyboardInterrupt
                 equations.save(state, done)
                 raise Interrupted(f"stopped after {done} passages, saved to {state}. The same command goes on there.")
     if not equations.seen:
