@@ -47,6 +47,7 @@ def save_folder(
             try:
                 stored = _packed(group) if pack else group
                 save_file({k: _stored(v, dtype) for k, v in stored.items()}, path)
+                path.chmod(0o644)  # safetensors writes files that only their owner may read
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
             files[f"{stem}.safetensors"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -24,6 +24,7 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_folder(folder)
     assert set(loaded) == {"a", "sub/b"} and torch.equal(loaded["a"]["x"], torch.arange(6.0))
     assert read_info(folder)["note"] == 1
+    assert {p.stat().st_mode & 0o777 for p in folder.rglob("*") if p.is_file()} == {0o644}
     assert set(load_folder(folder, ["a"])) == {"a"}
 
 
