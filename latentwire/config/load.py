@@ -59,7 +59,6 @@ def resolve_receivers(model: ModelConfig) -> dict[str, str]:
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve() if seen else path
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
     try:

@@ -70,7 +70,9 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; LatentWireError, in one line, where it is not one."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise LatentWireError(f"{path}: could not be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise LatentWireError(f"{path}: not valid JSON: {error}") from error
 
 
@@ -103,10 +105,10 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             except BaseException:
                 if old is not None:
                     os.replace(old / path.name, path)
+                    os.rmdir(old)
                 raise
-            finally:
-                if old is not None:
-                    shutil.rmtree(old)
+            if old is not None:
+                shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

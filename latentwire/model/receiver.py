@@ -122,12 +122,15 @@ class Receiver:
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
-    def pack(self, texts: Sequence[ReceiverText], rng: random.Random) -> QuestionBlock:
-        """Some questions on each text, drawn anew each time, and spans of it to copy where losses.copy_weight asks."""
+    def pack(self, texts: Sequence[ReceiverText], rng: random.Random, *, copying: bool = True) -> QuestionBlock:
+        """Some questions on each text, drawn anew each time, and spans of it to copy where losses.copy_weight asks.
+
+        Without `copying` there are none: a baseline that reads only part of a text must not learn to invent the rest.
+        """
         losses = self.config.losses
         rows = [choose_questions(t.questions, self.config.data.questions_per_passage, rng) for t in texts]
         spans = None
-        if losses.copy_weight:
+        if copying and losses.copy_weight:
             spans = [copy_spans(t, self.prompt, losses.copy_spans, rng) for t in texts]
         return pack_questions(rows, self.lm.pad_id, self.lm.device, spans)
 

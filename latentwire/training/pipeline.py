@@ -132,7 +132,7 @@ class Run:
             for reads in (TEXT, TOKEN_BUDGET):
                 if lora:
                     self._tune(receiver, reads, curriculum.baselines, "baselines")
-        if trained:
+        if trained and lora:  # again, now with the baselines' adapters
             save_checkpoint(self.last, self.system, self.command)
         return self.system
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.core.atomic import atomic_dir, write_json
+from latentwire.core.atomic import atomic_dir, read_json, write_json
 from latentwire.core.errors import LatentWireError
 from latentwire.core.manifest import run_manifest
 
@@ -46,3 +46,30 @@ def test_the_manifest_is_plain_json() -> None:
     manifest = run_manifest({"a": 1}, ["python"])
     assert json.loads(json.dumps(manifest)) == manifest
     assert manifest["versions"]["torch"] and manifest["config"] == {"a": 1}
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_dir(tmp_path / "c") as folder:
+        (folder / "x").write_text("old")
+    replace = os.replace
+
+    def fail_to_move_in(source: object, target: object) -> None:
+        if Path(str(target)) == tmp_path / "c" and ".old." not in str(source):
+            raise OSError("no")
+        replace(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", fail_to_move_in)
+    with pytest.raises(LatentWireError, match="could not be written"), atomic_dir(tmp_path / "c") as folder:
+        (folder / "x").write_text("new")
+    assert (tmp_path / "c" / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_json_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LatentWireError, match=r"gone\.json: could not be read"):
+        read_json(tmp_path / "gone.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(LatentWireError, match=r"bad\.json: not valid JSON"):
+        read_json(tmp_path / "bad.json")

@@ -175,6 +175,7 @@ def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
     receiver.config = receiver.config.model_copy(
         update={"losses": LossesConfig.model_validate({"copy_weight": 0.5, "copy_spans": 3})}
     )
+    assert not receiver.pack(texts, random.Random(0), copying=False).spans.any()
     block = receiver.pack(texts, random.Random(0))
     labels = block.labels != -100
     assert int((labels & block.spans).sum(1)[0]) == 3 * SPAN_LENGTH

@@ -53,7 +53,7 @@ class SlotTuning:
     def batch(self, index: int) -> tuple[list[ReceiverText], Any]:
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, self.config.system.seed)
         texts = [self.texts[i] for i in chosen]
-        return texts, self.receiver.pack(texts, rng)
+        return texts, self.receiver.pack(texts, rng, copying=self.reads == LATENT)
 
     def forward(self, batch: tuple[list[ReceiverText], Any]) -> StepOutput:
         texts, block = batch
@@ -98,13 +98,13 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         },
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
-        "losses": config.losses.model_dump(),
         "lora": config.lora.model_dump(),
         "optimizer": config.optimizer.model_dump(exclude={"lr", "lr_encoder", "lr_generator", "max_bad_steps"}),
         "seed": config.system.seed,
     }
     if reads == LATENT:
         key |= {"reader": config.model.reader, "pattern": config.deep_prefix.pattern}
+        key["losses"] = config.losses.model_dump()
         key["calibration"] = (
             config.adapter.model_dump(exclude={"hidden"}) if config.model.reader == "embedding" else None
         )
