@@ -84,9 +84,6 @@ class EncoderConfig(Section):
         None, description="Fixed number of latents M: windows of ceil(T/M) tokens, of which `window` are read."
     )
     d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
-    lora_from: str | None = Field(
-        None, description="Start the sender from this receiver's slot-tuned LoRA (it must be the same model)."
-    )
 
 
 class DeepPrefixConfig(Section):

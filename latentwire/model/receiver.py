@@ -104,16 +104,21 @@ class Receiver:
             return self.lm.prefill(mask, embeds=self.lm.embed(ids))
         return self.lm.prefill(mask, ids=ids)
 
+    @torch.no_grad()
     def targets(self, texts: Sequence[ReceiverText]) -> tuple[Tensor, Tensor]:
-        """What the reader's generator should give for these texts, (batch, M, d_out), and the counts (batch,)."""
+        """What the reader's generator should give for these texts, (batch, M, d_out), and the counts (batch,).
+
+        The untouched model makes it, whatever adapters there are: LoRA learns to read, not to write, and one wire can
+        serve the frozen receiver and the tuned one.
+        """
         ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.lm.device)
         phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.lm.device)
-        return self.reader.targets(self.lm, ids, mask, phase_tokens), counts
+        with base_model(self.lm.model):
+            return self.reader.targets(self.lm, ids, mask, phase_tokens), counts
 
     def read_own(self, texts: Sequence[ReceiverText]) -> Context:
         """Read texts through what the receiver itself makes of them in the reader's form: no sender, no latents."""
         values, counts = self.targets(texts)
-        self.reader.reset_head(self.lm, self.prompt.head)
         return self.reader.context(self.lm, values, counts)
 
     def read_latents(self, z: Tensor, counts: Tensor) -> Context:

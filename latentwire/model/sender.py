@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -13,16 +11,11 @@ from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError
 from latentwire.encoder.backbone import BackboneEncoder
-from latentwire.features.lora import LoRA
 from latentwire.model.encoding import SenderText, encode_for_sender, stack_phases
 
 
 class Sender:
-    """A frozen LM under an encoder. One encoding of a text serves all receivers and all questions.
-
-    The LM may carry a LoRA adapter of its own, taken from a slot-tuned receiver of the same model
-    (`encoder.lora_from`); it is always on.
-    """
+    """A frozen LM under an encoder. One encoding of a text serves all receivers and all questions."""
 
     def __init__(self, lm: LanguageModel, config: Config):
         self.config = config.encoder
@@ -30,20 +23,6 @@ class Sender:
         if deepest > lm.anatomy.layers:
             raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
         self.encoder = BackboneEncoder(lm, self.config.layers, self.config.window, self.config.d_z).to(lm.device)
-        self.lora: LoRA | None = None
-        if self.config.lora_from:
-            self.lora = LoRA(config.lora, "sender")
-            attached = ExitStack()
-            attached.enter_context(self.lora.attach(lm.model))
-            with torch.no_grad():  # without dropout
-                attached.enter_context(self.lora.active())
-            weakref.finalize(self, attached.close)
-
-    def load_lora(self, state: dict[str, Tensor]) -> None:
-        """Take up a receiver's LoRA: of the layers that the sender still has."""
-        assert self.lora is not None
-        own = self.lora.state_dict()
-        self.lora.load_state_dict({name: state[name] for name in own if name in state})
 
     @property
     def lm(self) -> LanguageModel:

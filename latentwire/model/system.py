@@ -59,8 +59,6 @@ class LatentWire:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it."""
         state = {"sender": _merge(encoder=self.sender.encoder.state_dict())}
-        if self.sender.lora:
-            state["sender"] |= _merge(lora=self.sender.lora.state_dict())
         for name, receiver in self.receivers.items():
             state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
             for adapter, lora in receiver.adapters.items():
@@ -79,8 +77,6 @@ class LatentWire:
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
         _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
-        if self.sender.lora:
-            self.sender.lora.load_state_dict(_part(state["sender"], "lora"))
         for name, receiver in self.receivers.items():
             _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
             for adapter in ("latent", "text", "token_budget"):

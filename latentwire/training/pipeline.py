@@ -17,7 +17,7 @@ from typing import Any
 
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
-from latentwire.config import Config, resolve_receivers
+from latentwire.config import Config
 from latentwire.config.schema import TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
@@ -105,7 +105,6 @@ class Run:
             _check_same_form(start, self.config)
             if self.fresh and start.resolve().is_relative_to(self.folder.resolve()):
                 raise ConfigError(f"checkpoint.init_from: --fresh would remove {start}")
-        _check_sender_lora(self.config)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         if self.evaluates:  # what cannot be loaded should be known before hours of training
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
@@ -123,7 +122,6 @@ class Run:
                 for receiver in self.system.receivers.values():
                     self._tune(receiver, LATENT, curriculum.slot_tuning, "slot_tuning")
                     receiver.add_adapter(LATENT)  # also where slot tuning is left out
-                self._start_sender()
             self._closed_form()
         trained = self._end_to_end()
         if trained:
@@ -214,12 +212,6 @@ class Run:
         self.system.load_state_dict(load_folder(folder))
         self.origin = read_info(folder)["files"]
         print(f"starting from {folder}", flush=True)
-
-    def _start_sender(self) -> None:
-        """Give the sender the slot-tuned LoRA of `encoder.lora_from`."""
-        name = self.config.encoder.lora_from
-        if name is not None:
-            self.system.sender.load_lora(self.system.receivers[name].adapters[LATENT].state_dict())
 
     def _closed_form(self) -> None:
         done = self._stage("closed_form") / "done"
@@ -331,16 +323,6 @@ SAME_FORM = (
     "deep_prefix",
 )
 """What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
-
-
-def _check_sender_lora(config: Config) -> None:
-    name, model = config.encoder.lora_from, config.encoder.model
-    if name is None:
-        return
-    if not config.features.use_lora:
-        raise ConfigError("encoder.lora_from: needs features.use_lora")
-    if resolve_receivers(config.model).get(name) != model:
-        raise ConfigError(f"encoder.lora_from: no receiver {name!r} whose model is {model!r}")
 
 
 def _check_same_form(folder: Path, ours: Config) -> None:

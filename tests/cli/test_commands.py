@@ -156,8 +156,6 @@ def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.Cap
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
         (["--no_such_flag"], "No such option"),
         (["--override", "optimizer.betas=[1.5,0.9]"], "optimizer.betas"),
-        (["--override", 'encoder.lora_from="x"'], "encoder.lora_from: needs features.use_lora"),
-        (["--use_lora", "--override", 'encoder.lora_from="x"'], "encoder.lora_from: no receiver 'x'"),
         (["--dataset", "squad", "--data_path", __file__], "not a readable JSON file"),
         (["--llama_id", "/no/such/folder", "--sender_id", "/no/such/folder"], "/no/such/folder"),
     ],

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
 from latentwire.model.encoding import ReceiverText, SenderText
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
 
@@ -154,8 +154,7 @@ def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, 
     features = torch.cat(system.sender.features([sent for sent, _ in batch])).float()
     targets = []
     for name, receiver in receivers.items():
-        with receiver.using(LATENT):
-            values, counts = receiver.targets([texts[name] for _, texts in batch])
+        values, counts = receiver.targets([texts[name] for _, texts in batch])
         targets.append(torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float())
     return features, torch.cat([t.to(features.device) for t in targets], 1)
 
@@ -172,13 +171,10 @@ def fit(
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
-    The first `held_out` passages are set aside. Heads (attention sinks) are read again with the tuned weights.
+    The first `held_out` passages are set aside.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers = system.receivers
-    for receiver in receivers.values():
-        with torch.no_grad(), receiver.using(LATENT):
-            receiver.reader.reset_head(receiver.lm, receiver.prompt.head)
     passages = iter(passages)
     aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
