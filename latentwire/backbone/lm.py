@@ -26,11 +26,14 @@ class Context:
     """What a receiver has read before the question, left-padded.
 
     cache: keys and values of K positions in every layer; mask: (batch, K), True where a position is real.
-    The question starts right after: at position `mask.sum(1)`.
+    The question starts right after: at position `mask.sum(1)`. What was read from latents also carries them, (batch, M,
+    d_z) right-padded with `latent_mask` (batch, M), for features that look at them again.
     """
 
     cache: DynamicCache
     mask: Tensor
+    latents: Tensor | None = None
+    latent_mask: Tensor | None = None
 
     def repeat(self, counts: Sequence[int]) -> Context:
         """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
@@ -38,7 +41,8 @@ class Context:
         cache = DynamicCache()
         for i, layer in enumerate(self.cache.layers):
             cache.update(layer.keys[index], layer.values[index], i)
-        return Context(cache, self.mask[index])
+        latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
+        return Context(cache, self.mask[index], latents, latent_mask)
 
 
 @dataclass
@@ -143,6 +147,27 @@ class LanguageModel:
                 use_cache=True,
             )
         return Context(cache, mask.bool())
+
+    def append(self, context: Context, slots: Tensor) -> Context:
+        """A context with constant or generated slots behind it.
+
+        slots: (batch, n, layers, kv_heads, 2, head_dim), keys before RoPE; they take the n positions after the context.
+        """
+        batch, n = slots.shape[:2]
+        mask = torch.cat([context.mask, context.mask.new_ones(batch, n)], 1)
+        rope = self.rope(positions_of(mask)[:, -n:])
+        cache = DynamicCache()
+        for i, (layer, (cos, sin)) in enumerate(zip(context.cache.layers, rope, strict=True)):
+            keys, values = (t.transpose(1, 2) for t in slots[:, :, i].unbind(3))  # (batch, kv_heads, n, head_dim)
+            keys = rotate(keys.float(), cos[:, None], sin[:, None]).to(self.dtype)
+            cache.update(torch.cat([layer.keys, keys], 2), torch.cat([layer.values, values.to(self.dtype)], 2), i)
+        return Context(cache, mask, context.latents, context.latent_mask)
+
+    def own_slots(self, ids: Sequence[int]) -> Tensor:
+        """The model's own keys (before RoPE) and values of some tokens: (n, layers, kv_heads, 2, head_dim)."""
+        row = torch.tensor([list(ids)], device=self.device)
+        kv = self.keys_values(row, torch.ones_like(row))
+        return torch.stack([torch.stack([k[0], v[0]], 2) for k, v in zip(kv.keys, kv.values, strict=True)], 1)
 
     def continue_from(self, context: Context, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Tensor:
         """Final hidden states (batch, Q, hidden_size) of tokens (batch, Q) read after a context.

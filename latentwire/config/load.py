@@ -104,6 +104,8 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(dotted, list(dotted_keys()), n=1)
         text = f"{dotted}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+    elif not dotted:  # a check of the whole configuration names its keys itself
+        text = str(first["ctx"]["error"])
     else:
         text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
     return text + (f" (and {more} more)" if more else "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -35,9 +35,6 @@ class ModelConfig(Section):
         None, description="Shorthand: a receiver named 'llama'. Replaces the default receivers."
     )
     qwen_id: str | None = Field(None, description="Shorthand: a receiver named 'qwen'. Replaces the default receivers.")
-    reader: Literal["slots", "embedding"] = Field(
-        "slots", description="slots: key/value slots in every layer; embedding: vectors at inputs_embeds."
-    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Compute and frozen-weight type; auto: bfloat16 where the machine multiplies it natively.",
@@ -87,7 +84,7 @@ class EncoderConfig(Section):
 
 
 class DeepPrefixConfig(Section):
-    """The slot reader."""
+    """The slot reader (features.use_deep_prefix). Its length is the message's: encoder.window, encoder.latent_len."""
 
     pattern: Literal["interleaved", "strided"] = Field(
         "interleaved",
@@ -99,10 +96,22 @@ class DeepPrefixConfig(Section):
         description="Width of the MLP beside the linear generator; 0 leaves it out.",
         json_schema_extra=flag("generator_hidden"),
     )
+    rank: PositiveInt | None = Field(
+        None,
+        description="Rank of the linear generator, where it should be less than full.",
+        json_schema_extra=flag("generator_rank"),
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Dropout on the latents before the generator.",
+        json_schema_extra=flag("generator_dropout"),
+    )
 
 
 class AdapterConfig(Section):
-    """The embedding reader."""
+    """The embedding reader (features.use_deep_prefix off)."""
 
     hidden: int = Field(
         256,
@@ -132,6 +141,17 @@ class FeaturesConfig(Section):
     """Which optional parts are on."""
 
     use_lora: bool = Field(False, description="LoRA on the receivers; off leaves them frozen.")
+    use_deep_prefix: bool = Field(
+        True, description="Read latents as key/value slots in every layer; off: as vectors at inputs_embeds (adapter)."
+    )
+    use_prefix: bool = Field(False, description="Learned keys and values in every layer, the same for every message.")
+    use_latent_adapters: bool = Field(False, description="Gated cross-attention from some layers to the latents.")
+    use_coprocessor: bool = Field(
+        False, description="A network that makes more keys and values from the latents; only without use_deep_prefix."
+    )
+    use_gist_head: bool = Field(
+        False, description="Train with a head that rebuilds prompt embeddings from the latents."
+    )
 
 
 class LoraConfig(Section):
@@ -150,6 +170,62 @@ class LoraConfig(Section):
     first_n: PositiveInt | None = Field(
         None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n")
     )
+
+
+class PrefixConfig(Section):
+    """Prefix tuning (Li & Liang 2021, arXiv 2101.00190)."""
+
+    len: PositiveInt = Field(8, description="Positions.", json_schema_extra=flag("prefix_len"))
+    projection: bool = Field(
+        False,
+        description="Make the slots by an MLP from one embedding each.",
+        json_schema_extra=flag("prefix_projection"),
+    )
+    hidden: PositiveInt = Field(
+        256, description="Width of the embeddings and of the MLP.", json_schema_extra=flag("prefix_hidden")
+    )
+
+
+class LatentAdaptersConfig(Section):
+    """Gated cross-attention to the latents (Flamingo, Alayrac et al. 2022, arXiv 2204.14198)."""
+
+    layers: list[PositiveInt] | None = Field(
+        None,
+        min_length=1,
+        description="Layers behind whose output one stands, counted from 1; default: four, evenly spaced.",
+        json_schema_extra=flag("latent_adapter_layers"),
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("latent_adapter_heads"))
+    width: PositiveInt = Field(
+        256, description="Width of all heads together.", json_schema_extra=flag("latent_adapter_width")
+    )
+
+
+class CoprocessorConfig(Section):
+    """Cache augmentation (Liu et al. 2024, arXiv 2412.17747)."""
+
+    len: PositiveInt = Field(8, description="Positions added.", json_schema_extra=flag("coprocessor_len"))
+    layers: PositiveInt = Field(1, description="Transformer layers.", json_schema_extra=flag("coprocessor_layers"))
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("coprocessor_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("coprocessor_width"))
+
+
+class GistHeadConfig(Section):
+    """Reconstruction of prompt embeddings from the latents, for training only."""
+
+    weight: PositiveFloat = Field(0.1, description="Weight of the loss.", json_schema_extra=flag("gist_weight"))
+    target_len: PositiveInt = Field(
+        48, description="Tokens of the text that are rebuilt.", json_schema_extra=flag("gist_target_len")
+    )
+    mask_ratio: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of them that is hidden from the head.",
+        json_schema_extra=flag("gist_mask_ratio"),
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("gist_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("gist_width"))
 
 
 class LossesConfig(Section):
@@ -268,6 +344,10 @@ class Config(Section):
     anchor: AnchorConfig = AnchorConfig()
     features: FeaturesConfig = FeaturesConfig()
     lora: LoraConfig = LoraConfig()
+    prefix: PrefixConfig = PrefixConfig()
+    latent_adapters: LatentAdaptersConfig = LatentAdaptersConfig()
+    coprocessor: CoprocessorConfig = CoprocessorConfig()
+    gist_head: GistHeadConfig = GistHeadConfig()
     losses: LossesConfig = LossesConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -275,3 +355,16 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     system: SystemConfig = SystemConfig()
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Config:
+        """What excludes each other is refused here, before any model is loaded."""
+        if self.features.use_coprocessor and self.features.use_deep_prefix:
+            raise ValueError(
+                "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already"
+            )
+        for name in ("latent_adapters", "coprocessor", "gist_head"):
+            section = getattr(self, name)
+            if section.width % section.heads:
+                raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
+        return self

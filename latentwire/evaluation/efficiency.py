@@ -19,14 +19,14 @@ from latentwire.model.system import LatentWire
 
 
 def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
-    """Mean prompt positions a question, of the text path and of the latent path: head, context and tail counted."""
+    """Mean prompt positions a question, of text path and latent path: all that a receiver is given counts."""
     text, latent = [], []
     for item in items:
         own = item.texts[receiver.name]
         for question in item.passage.questions:
             tail = len(receiver.prompt.tail(question.text))
             text.append(len(own.ids) + tail)
-            latent.append(own.head_len + own.latents + tail)
+            latent.append(own.head_len + own.latents + receiver.extra_positions + tail)
     return {"text": statistics.fmean(text), "latent": statistics.fmean(latent)}
 
 

@@ -1,12 +1,15 @@
-"""The life cycle of a feature."""
+"""What a feature is: an optional part of a receiver, with one life cycle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from torch import Tensor, nn
+
+from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.config.schema import Config
 
 
 class Feature(Protocol):
@@ -25,14 +28,53 @@ class Feature(Protocol):
         """Take up a saved state; a missing, surplus or misshapen tensor is a CheckpointError."""
 
 
-FEATURES: dict[str, Callable[..., Feature]] = {}
+class ReadingFeature(nn.Module):
+    """A feature of how latents are read. Each of its hooks may be left as it is here, where it does nothing.
+
+    It is built for one receiver's model, which is not a part of it: `FEATURES[name](config, lm)`.
+    """
+
+    train_only = False
+    """Whether it only adds a training loss and is not needed to read a message."""
+    positions = 0
+    """Positions that it adds to what the receiver reads; they count as such in every compression figure."""
+
+    def attach(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Attach to a model; leaving the context restores the base model exactly."""
+        return nullcontext()
+
+    def extend(self, lm: LanguageModel, context: Context) -> Context:
+        """The context with what the feature adds to it; context.latents (batch, M, d_z) are what was read."""
+        return context
+
+    @contextmanager
+    def reading(self, context: Context) -> Iterator[None]:
+        """Around every pass of the model that reads on from a context."""
+        yield
+
+    def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor | None:
+        """A weighted training loss of the latents behind a context, given the token ids of the texts; None for none."""
+        return None
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that training moves (fp32)."""
+        return self.parameters()
 
 
-def register(name: str) -> Callable[[Callable[..., Feature]], Callable[..., Feature]]:
-    """Class decorator: make a feature known under its config name (`features.use_<name>`)."""
+FEATURES: dict[str, type[ReadingFeature]] = {}
+"""Reading features by name: each is on where `features.use_<name>` is."""
 
-    def add(factory: Callable[..., Feature]) -> Callable[..., Feature]:
-        FEATURES[name] = factory
-        return factory
+
+def register(name: str):  # type: ignore[no-untyped-def]
+    """Class decorator: make a reading feature known under its config name."""
+
+    def add(kind: type[ReadingFeature]) -> type[ReadingFeature]:
+        FEATURES[name] = kind
+        return kind
 
     return add
+
+
+def build_features(config: Config, lm: LanguageModel) -> dict[str, ReadingFeature]:
+    """The reading features that a configuration switches on, for one receiver's model."""
+    return {name: kind(config, lm) for name, kind in FEATURES.items() if getattr(config.features, f"use_{name}")}

@@ -16,6 +16,7 @@ from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError, WireError
 from latentwire.data.prompts import PromptFormat
+from latentwire.features import build_features
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
@@ -49,6 +50,7 @@ class Receiver:
     """Reads contexts (text, its own slots, or latents), scores answers and generates them.
 
     `adapters` maps an adapter name to its LoRA; without LoRA it is empty and the receiver is the untouched model.
+    `features` maps the reading features that are on to themselves; they work where latents are read, nowhere else.
     """
 
     def __init__(self, name: str, lm: LanguageModel, config: Config):
@@ -60,7 +62,10 @@ class Receiver:
         self.reader.reset_head(lm, self.prompt.head)
         self.reader.to(lm.device)
         self.adapters: dict[str, LoRA] = {}
+        self.features = build_features(config, lm)
         self._attached = ExitStack()
+        for feature in self.features.values():
+            self._attached.enter_context(feature.to(lm.device).attach(lm.model))
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     # ---- adapters -------------------------------------------------------------------------------------------------
@@ -81,9 +86,17 @@ class Receiver:
             yield
 
     def close(self) -> None:
-        """Take every adapter off again."""
+        """Take every adapter and feature off again."""
         self._attached.close()
         self.adapters.clear()
+        self.features.clear()
+
+    @contextmanager
+    def reading(self, context: Context) -> Iterator[None]:
+        with ExitStack() as stack:
+            for feature in self.features.values():
+                stack.enter_context(feature.reading(context))
+            yield
 
     # ---- contexts -------------------------------------------------------------------------------------------------
 
@@ -123,7 +136,17 @@ class Receiver:
 
     def read_latents(self, z: Tensor, counts: Tensor) -> Context:
         """Read latents (batch, M, d_z), of which counts[i] in row i."""
-        return self.reader(self.lm, z, counts)
+        context = self.reader(self.lm, z, counts)
+        context.latents = z
+        context.latent_mask = torch.arange(z.shape[1], device=z.device)[None] < counts[:, None]
+        for feature in self.features.values():
+            context = feature.extend(self.lm, context)
+        return context
+
+    @property
+    def extra_positions(self) -> int:
+        """Positions that the features add to those of head, latents and question."""
+        return sum(feature.positions for feature in self.features.values())
 
     # ---- answers --------------------------------------------------------------------------------------------------
 
@@ -142,7 +165,8 @@ class Receiver:
     def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, dict[str, float]]:
         """The training loss of packed questions, and its parts: `answer_ce` in nats per answer token, `first_acc`,
         and `copy_ce` in nats per copied token where there are spans."""
-        hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
+        with self.reading(context):
+            hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
         labels = block.labels[:, 1:]
         chosen = labels != -100
         with self.lm.autocast():
@@ -162,7 +186,8 @@ class Receiver:
         """Score one answer for each row of a context. The context's cache is used up."""
         ids, mask = pad_left([tail + answer for tail, answer in questions], self.lm.pad_id, self.lm.device)
         tokens = torch.tensor([len(answer) for _, answer in questions], device=self.lm.device)
-        hidden = self.lm.continue_from(context, ids, mask)
+        with self.reading(context):
+            hidden = self.lm.continue_from(context, ids, mask)
         longest = int(tokens.max())
         with self.lm.autocast():
             logits = self.lm.logits(hidden[:, -longest - 1 : -1])
@@ -187,13 +212,14 @@ class Receiver:
     def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers, one for each row of a context. The context's cache is used up."""
         ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
-        out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop)
+        with self.reading(context):
+            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop)
         return [self.prompt.read(row) for row in out.tolist()]
 
 
 def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     """The reader that the configuration asks for."""
-    if config.model.reader == "embedding":
+    if not config.features.use_deep_prefix:
         return EmbeddingReader(
             lm,
             config.encoder.d_z,
@@ -208,6 +234,8 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
         config.encoder.window,
         head_len,
         hidden=config.deep_prefix.hidden,
+        rank=config.deep_prefix.rank,
+        dropout=config.deep_prefix.dropout,
         pattern=config.deep_prefix.pattern,
     )
 

@@ -56,11 +56,17 @@ class LatentWire:
         z, counts = self.sender.latents(self.sender.features(texts))
         return [Wire(row[:count], codec).to_bytes() for row, count in zip(z, counts.tolist(), strict=True)]
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """All that training makes, as {file stem: tensors}; the language models themselves are not in it."""
+    def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
+        """All that training makes, as {file stem: tensors}; the language models themselves are not in it.
+
+        What is needed to go on training but not to read a message is in it only with `training`.
+        """
         state = {"sender": _merge(encoder=self.sender.encoder.state_dict())}
         for name, receiver in self.receivers.items():
             state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
+            for feature_name, feature in receiver.features.items():
+                if training or not feature.train_only:
+                    state[f"receivers/{name}"] |= _merge(**{feature_name: feature.state_dict()})
             for adapter, lora in receiver.adapters.items():
                 stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
                 state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
@@ -79,6 +85,10 @@ class LatentWire:
         _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
         for name, receiver in self.receivers.items():
             _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
+            for feature_name, feature in receiver.features.items():
+                own = _part(state[f"receivers/{name}"], feature_name)
+                if own or not feature.train_only:
+                    _load(feature, own, f"receivers/{name}: {feature_name}")
             for adapter in ("latent", "text", "token_budget"):
                 stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
                 lora = _part(state.get(stem, {}), "lora")

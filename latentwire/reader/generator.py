@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Generator(nn.Module):
     """Linear map plus a zero-initialised MLP, then scale and shift: (..., d_z) -> (..., d_out).
 
     The closed-form fit sets the linear map, the scale and the shift; the MLP starts at zero and learns what is not
-    linear.
+    linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in training.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, d_z: int, d_out: int, hidden: int = 0):
+    def __init__(self, d_z: int, d_out: int, hidden: int = 0, *, rank: int | None = None, dropout: float = 0.0):
         super().__init__()
-        self.linear = nn.Parameter(torch.randn(d_z, d_out) / d_z**0.5)
+        self.dropout = dropout
+        self.linear = nn.Parameter(torch.randn(rank or d_z, d_out) / (rank or d_z) ** 0.5)
+        self.down = nn.Parameter(torch.randn(d_z, rank) / d_z**0.5) if rank else None
         self.register_buffer("scale", torch.ones(d_out))
         self.register_buffer("shift", torch.zeros(d_out))
         self.mlp: nn.Module | None = None
@@ -27,8 +30,20 @@ class Generator(nn.Module):
             nn.init.zeros_(out.weight)
             self.mlp = nn.Sequential(nn.Linear(d_z, hidden), nn.GELU(), out)
 
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor) -> None:
+        """Take up a linear map (n, d_out) of the first n latent dimensions, or its best approximation of lower rank."""
+        if self.down is None:
+            self.linear.zero_()[: len(weight)] = weight
+            return
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = min(self.down.shape[1], len(values))
+        self.linear.zero_()[:rank] = values[:rank].sqrt()[:, None] * right[:rank]
+        self.down.zero_()[: len(weight), :rank] = left[:, :rank] * values[:rank].sqrt()
+
     def forward(self, z: Tensor) -> Tensor:
-        y = z @ self.linear
+        z = F.dropout(z, self.dropout, training=torch.is_grad_enabled())
+        y = (z if self.down is None else z @ self.down) @ self.linear
         if self.mlp is not None:
             y = y + self.mlp(z)
         return y * self.scale + self.shift

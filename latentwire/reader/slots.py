@@ -36,12 +36,21 @@ class SlotReader(Reader):
     phases_of: Tensor
 
     def __init__(
-        self, anatomy: Anatomy, d_z: int, phases: int, head_len: int, *, hidden: int = 0, pattern: str = "interleaved"
+        self,
+        anatomy: Anatomy,
+        d_z: int,
+        phases: int,
+        head_len: int,
+        *,
+        hidden: int = 0,
+        rank: int | None = None,
+        dropout: float = 0.0,
+        pattern: str = "interleaved",
     ):
         super().__init__()
         self.shape = anatomy.slot_shape
         self.phases = phases
-        self.generator = Generator(d_z, anatomy.slot_size, hidden)
+        self.generator = Generator(d_z, anatomy.slot_size, hidden, rank=rank, dropout=dropout)
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
         self.register_buffer("phases_of", phase_table(anatomy, phases, pattern), persistent=False)
 
@@ -66,10 +75,7 @@ class SlotReader(Reader):
     def reset_head(self, lm: LanguageModel, head: list[int]) -> None:
         """Set the constant slots to the receiver's own keys and values of the head (the attention sink)."""
         if head:
-            ids = torch.tensor([head], device=lm.device)
-            kv = lm.keys_values(ids, torch.ones_like(ids))
-            slots = [torch.stack([k[0], v[0]], 2) for k, v in zip(kv.keys, kv.values, strict=True)]
-            self.head.copy_(torch.stack(slots, 1))
+            self.head.copy_(lm.own_slots(head))
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
         batch, longest = values.shape[:2]

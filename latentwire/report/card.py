@@ -28,7 +28,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "# LatentWire checkpoint",
         "",
         f"A sender on `{encoder['model']}` (windows of {encoder['window']} tokens, d_z {encoder['d_z']}, hidden states "
-        f"{encoder['layers']}) and readers of the form `{model['reader']}` for:",
+        f"{encoder['layers']}) and readers ({_features(config['features'])}) for:",
         "",
         *(f"- `{name}`: {_model(value)}" for name, value in receivers.items()),
         "",
@@ -44,6 +44,11 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))
+
+
+def _features(features: dict[str, bool]) -> str:
+    on = [name.removeprefix("use_") for name, value in features.items() if value]
+    return ", ".join(f"`{name}`" for name in on) or "vectors at the input"
 
 
 def _model(name: str) -> str:

@@ -311,7 +311,6 @@ class EpochCheckpoints(Callback):
 
 
 SAME_FORM = (
-    "model.reader",
     "encoder",
     "adapter",
     "anchor",
@@ -321,6 +320,9 @@ SAME_FORM = (
     "lora.targets",
     "lora.first_n",
     "deep_prefix",
+    "prefix",
+    "latent_adapters",
+    "coprocessor",
 )
 """What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
 

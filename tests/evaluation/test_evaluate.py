@@ -14,12 +14,12 @@ from tests.systems import small_config, small_passages, small_system
 SMALL = {"latency_samples": 1, "max_new_tokens": 4, "bootstrap": 50, "batch_size": 5}
 
 
-@pytest.mark.parametrize("reader", ["slots", "embedding"])
-def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, reader: str, capsys: object) -> None:
+@pytest.mark.parametrize("slots", [True, False])
+def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots: bool, capsys: object) -> None:
     config = small_config(
         evaluation=SMALL,
-        features={"use_lora": True},
-        model={"dtype": "float32", "receivers": {"a": "x", "b": "y"}, "reader": reader},
+        features={"use_lora": True, "use_deep_prefix": slots},
+        model={"dtype": "float32", "receivers": {"a": "x", "b": "y"}},
     )
     system = small_system(config)
     for receiver in system.receivers.values():

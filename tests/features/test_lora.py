@@ -5,7 +5,6 @@ import torch
 
 from latentwire.config.schema import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError
-from latentwire.features.base import FEATURES
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
 from tests.tiny import FAMILIES, tiny_model
@@ -27,7 +26,7 @@ def shake(lora: LoRA) -> None:
 def test_attach_changes_nothing_active_does_and_detach_restores(family: str) -> None:
     model = tiny_model(family)
     before, modules = logits(model), [type(m) for m in model.modules()]
-    lora = FEATURES["lora"](LoraConfig(r=2))
+    lora = LoRA(LoraConfig(r=2))
     with lora.attach(model):
         shake(lora)
         assert torch.equal(logits(model), before)

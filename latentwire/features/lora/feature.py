@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from latentwire.config.schema import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError
-from latentwire.features.base import register
 
 
-@register("lora")
 class LoRA:
     """LoRA under an adapter name; `active()` switches it on for a while, and every other adapter off."""
 

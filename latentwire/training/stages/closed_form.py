@@ -213,8 +213,8 @@ def fit(
     for name, receiver in receivers.items():
         generator = receiver.reader.generator
         part = slice(start, start := start + generator.linear.shape[1])
+        generator.set_linear(factors.generator[:, part])
         with torch.no_grad():
-            generator.linear.zero_()[:rank] = factors.generator[:, part]
             generator.scale.copy_(factors.scale[part])
             generator.shift.copy_(factors.mean_y[part])
             receiver.reader.fitted()

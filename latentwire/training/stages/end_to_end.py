@@ -43,6 +43,8 @@ class EndToEnd:
             generator = list(receiver.reader.generator.parameters())
             groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
             groups.append(ParameterGroup(f"head/{name}", [receiver.reader.head], rates.lr))  # type: ignore[list-item]
+            for feature, module in receiver.features.items():
+                groups.append(ParameterGroup(f"{feature}/{name}", list(module.trainable_parameters()), rates.lr))
             if LATENT in receiver.adapters:
                 lora = list(receiver.adapters[LATENT].trainable_parameters())
                 groups.append(ParameterGroup(f"lora/{name}", lora, rates.lr))
@@ -73,11 +75,17 @@ class EndToEnd:
         with receiver.using(LATENT):
             context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device))
             loss, metrics = receiver.loss(context, block)
+        for feature, module in receiver.features.items():
+            term = module.loss(receiver.lm, context, [self.passages[i][1][name].ids for i in chosen])
+            if term is not None:
+                loss, metrics[feature] = loss + term, term.item()
         metrics["z_rms"] = z.detach().pow(2).mean().sqrt().item()
         return StepOutput(loss, int(block.mask.sum()), name, metrics)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {stem: t for stem, t in self.system.state_dict().items() if not stem.startswith("baselines/")}
+        return {
+            stem: t for stem, t in self.system.state_dict(training=True).items() if not stem.startswith("baselines/")
+        }
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.system.load_state_dict(state)

@@ -103,11 +103,9 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "seed": config.system.seed,
     }
     if reads == LATENT:
-        key |= {"reader": config.model.reader, "pattern": config.deep_prefix.pattern}
+        key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump()
-        key["calibration"] = (
-            config.adapter.model_dump(exclude={"hidden"}) if config.model.reader == "embedding" else None
-        )
+        key["calibration"] = None if config.features.use_deep_prefix else config.adapter.model_dump(exclude={"hidden"})
     return key
 
 

@@ -1,0 +1,61 @@
+"""Learned queries rebuild masked prompt embeddings from the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.backbone.lm import Context, LanguageModel, pad_right
+from latentwire.config.schema import Config
+from latentwire.features.base import ReadingFeature, register
+
+
+@register("gist_head")
+class GistHead(ReadingFeature):
+    """One query a position of the text's first `gist_head.target_len` tokens, cross-attending to the latents.
+
+    A share `gist_head.mask_ratio` of the positions is masked, drawn anew each step; the others' embeddings are shown
+    to their queries, so that the head may lean on neighbours. The loss is the squared error at masked positions as a
+    share of the embeddings' mean square, times `gist_head.weight`.
+    """
+
+    train_only = True
+
+    def __init__(self, config: Config, lm: LanguageModel):
+        super().__init__()
+        self.section = section = config.gist_head
+        size = lm.anatomy.hidden_size
+        self.queries = nn.Parameter(torch.randn(section.target_len, section.width) / section.width**0.5)
+        self.shown = nn.Linear(size, section.width, bias=False)
+        self.memory = nn.Linear(config.encoder.d_z, section.width)
+        self.block = nn.TransformerDecoderLayer(
+            section.width,
+            section.heads,
+            2 * section.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.out = nn.Linear(section.width, size)
+
+    def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor:
+        latents, latent_mask = context.latents, context.latent_mask
+        assert latents is not None and latent_mask is not None
+        ids, real = pad_right([row[: self.section.target_len] for row in texts], lm.pad_id, latents.device)
+        with torch.no_grad():
+            truth = lm.embed(ids).float()  # (batch, tokens, hidden_size)
+        hidden = torch.rand(ids.shape, device=ids.device) < self.section.mask_ratio
+        hidden |= ~(hidden & real).any(1, keepdim=True)  # at least one target a text
+        queries = self.queries[: ids.shape[1]] + self.shown(truth * ~hidden[..., None])
+        found = self.block(
+            queries,
+            self.memory(latents.float()),
+            tgt_key_padding_mask=~real,
+            memory_key_padding_mask=~latent_mask,
+        )
+        chosen = hidden & real
+        error = (self.out(found)[chosen] - truth[chosen]).pow(2).mean()
+        return self.section.weight * error / truth[chosen].pow(2).mean()

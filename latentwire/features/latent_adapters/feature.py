@@ -1,0 +1,90 @@
+"""Cross-attention from some layers' hidden states to the latents, by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.backbone.anatomy import decoder_layers
+from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.config.schema import Config
+from latentwire.core.errors import ConfigError
+from latentwire.features.base import ReadingFeature, register
+
+
+class GatedCrossAttention(nn.Module):
+    """hidden + tanh(gate) * attention(norm(hidden), latents); the gate starts at zero, so that nothing changes."""
+
+    def __init__(self, hidden_size: int, d_z: int, heads: int, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.query = nn.Linear(hidden_size, width, bias=False)
+        self.memory = nn.Linear(d_z, width, bias=False)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.out = nn.Linear(width, hidden_size, bias=False)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
+        """hidden: (batch, tokens, hidden_size); latents: (batch, M, d_z) with mask (batch, M)."""
+        memory = self.memory(latents)
+        found = self.attention(
+            self.query(self.norm(hidden.float())), memory, memory, key_padding_mask=~mask, need_weights=False
+        )[0]
+        return hidden + (self.gate.tanh() * self.out(found)).to(hidden.dtype)
+
+
+@register("latent_adapters")
+class LatentAdapters(ReadingFeature):
+    """One gated cross-attention behind each of `latent_adapters.layers` (default: four, evenly spaced)."""
+
+    def __init__(self, config: Config, lm: LanguageModel):
+        super().__init__()
+        section, layers = config.latent_adapters, lm.anatomy.layers
+        self.layers = section.layers
+        if self.layers is None:
+            count = min(4, layers)
+            self.layers = [(i + 1) * layers // count for i in range(count)]
+        if not all(1 <= k <= layers for k in self.layers):
+            raise ConfigError(f"latent_adapters.layers: {self.layers} is not within the 1 to {layers} of {lm.name!r}")
+        self.adapters = nn.ModuleList(
+            GatedCrossAttention(lm.anatomy.hidden_size, config.encoder.d_z, section.heads, section.width)
+            for _ in self.layers
+        )
+        self._read: Context | None = None
+
+    @contextmanager
+    def attach(self, model: nn.Module) -> Iterator[None]:
+        """Put the hooks on; they change nothing outside of `reading`."""
+        blocks = decoder_layers(model)  # type: ignore[arg-type]
+        hooks = [
+            blocks[k - 1].register_forward_hook(self._hook(adapter))
+            for k, adapter in zip(self.layers, self.adapters, strict=True)  # type: ignore[arg-type]
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, adapter: nn.Module) -> Any:
+        def add(module: nn.Module, args: Any, out: Any) -> Any:
+            context = self._read
+            if context is None or context.latents is None:
+                return None
+            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = adapter(hidden, context.latents.float(), context.latent_mask)
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        return add
+
+    @contextmanager
+    def reading(self, context: Context) -> Iterator[None]:
+        before, self._read = self._read, context
+        try:
+            yield
+        finally:
+            self._read = before
