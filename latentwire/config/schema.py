@@ -250,6 +250,10 @@ class ClosedFormStage(Section):
 
     passages: PositiveInt = Field(2000, description="Passages read.")
     ridge: PositiveFloat = Field(0.1, description="Ridge, as a share of the mean diagonal of the feature covariance.")
+    band: NonNegativeInt | None = Field(
+        1,
+        description="Tokens on each side of its own from whose features a slot is predicted; null: the whole window.",
+    )
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
 
 

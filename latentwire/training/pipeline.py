@@ -237,6 +237,7 @@ class Run:
                 self._texts_for_closed_form(),
                 held_out=stage.held_out,
                 ridge=stage.ridge,
+                band=stage.band,
                 report=report,
                 state=sums,
             )

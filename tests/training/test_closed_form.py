@@ -11,7 +11,7 @@ import torch
 from latentwire.core.errors import TrainingError
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted
-from latentwire.training.stages.closed_form import NormalEquations, Prepared, fit, r_squared, solve
+from latentwire.training.stages.closed_form import Bands, NormalEquations, Prepared, fit, r_squared, solve
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -116,3 +116,29 @@ def test_a_stopped_fit_goes_on_from_its_sums(tmp_path: Path) -> None:
         atol=1e-3,
         rtol=1e-2,
     )
+
+
+def test_a_band_keeps_far_tokens_out_and_predicts_better_from_few_rows() -> None:
+    """Four phases of six inputs; each target depends on its own phase alone."""
+    torch.manual_seed(0)
+    of = torch.arange(16) % 4
+    truth = torch.zeros(24, 16)
+    for phase in range(4):
+        truth[phase * 6 : phase * 6 + 6, of == phase] = torch.randn(6, 4)
+    x, new = torch.randn(40, 24), torch.randn(200, 24)
+    y, groups = x @ truth + torch.randn(40, 16), torch.zeros(16, dtype=torch.long)
+    banded = solve(equations(x, y), groups, 16, 1e-3, Bands(of, 4, 0))
+    whole = solve(equations(x, y), groups, 16, 1e-3)
+    assert r_squared(banded, new, new @ truth) > r_squared(whole, new, new @ truth) + 0.05
+    weight = banded.encoder @ banded.generator
+    for phase in range(4):
+        far = torch.ones(24, dtype=torch.bool)
+        far[phase * 6 : phase * 6 + 6] = False
+        assert weight[far][:, of == phase].abs().max() < 1e-4
+    # As wide as the window it is the same as without a band.
+    wide = solve(equations(x, y), groups, 16, 1e-3, Bands(of, 4, 4))
+    torch.testing.assert_close(wide.encoder @ wide.generator, whole.encoder @ whole.generator, atol=1e-3, rtol=1e-3)
+    # A target of the whole window (-1) beside banded ones.
+    mixed = solve(equations(x, y), groups, 16, 1e-3, Bands(torch.where(of == 0, -1, of), 4, 0))
+    weight = mixed.encoder @ mixed.generator
+    assert weight[6:][:, of == 0].abs().max() > 1e-3 and weight[:6][:, of == 1].abs().max() < 1e-4
