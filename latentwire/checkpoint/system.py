@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
-from latentwire.config import Config, config_from_dict
-from latentwire.core.errors import CheckpointError
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
 from latentwire.model.system import LatentWire
 
@@ -30,25 +30,24 @@ def save_checkpoint(
     save_folder(folder, system.state_dict(), info, dtype=torch.bfloat16)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at a path: the folder itself, or the last one of a run's folder."""
-    for folder in (path, path / "last"):
-        if (folder / INDEX).is_file():
-            return folder
-    raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one)")
-
-
-def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Config:
-    """The configuration that a checkpoint was made with, with some dotted keys changed."""
-    info = read_info(folder)
-    if "config" not in info:
-        raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
-    return config_from_dict(info["config"], str(folder), changes or {})
-
-
 def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:
     """Build the system that a checkpoint describes and take up its state."""
     state = load_folder(folder)
     system = LatentWire.build(config or load_config_of(folder))
-    system.load_state_dict(state)
+    _take_up(system, folder, state)
     return system
+
+
+def reload_checkpoint(system: LatentWire, folder: Path) -> None:
+    """Give a system the state of a checkpoint of its own: as it is kept, not as it was in memory."""
+    _take_up(system, folder, load_folder(folder))
+
+
+def _take_up(system: LatentWire, folder: Path, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    system.load_state_dict(state)
+    system.sender.fingerprint = sender_fingerprint(folder)
+    for receiver in system.receivers.values():
+        receiver.sender = system.sender.fingerprint
+
+
+__all__ = ["find_checkpoint", "load_checkpoint", "load_config_of", "reload_checkpoint", "save_checkpoint"]

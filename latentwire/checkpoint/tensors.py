@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from torch import Tensor
 from latentwire.core.atomic import atomic_dir, read_json, write_json
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.core.hashing import sha256_file
-from latentwire.wire.codecs.int8 import quantize_rows
+from latentwire.wire.codecs.integers import quantize
 
 INDEX = "checkpoint.json"
 FORMAT = 1
@@ -66,8 +67,9 @@ def _packed(group: dict[str, Tensor]) -> dict[str, Tensor]:
     out = {}
     for name, tensor in group.items():
         if tensor.ndim == 2 and tensor.numel() >= PACK_FROM and tensor.shape[1] % PACK == 0:
-            levels, scale = quantize_rows(tensor.reshape(len(tensor), -1, PACK))
-            out[name], out[name + SCALE] = levels.reshape(tensor.shape), scale[..., 0]
+            levels, codes = quantize(tensor.detach().cpu().float().numpy().reshape(len(tensor), -1, PACK))
+            out[name] = torch.from_numpy(levels).reshape(tensor.shape)
+            out[name + SCALE] = torch.from_numpy(codes.view(np.float16))[..., 0]
         else:
             out[name] = tensor
     return out

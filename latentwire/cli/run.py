@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from latentwire.core.errors import LatentWireError
 
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
 INTERRUPTED = 130
 
 

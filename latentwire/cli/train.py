@@ -61,7 +61,8 @@ def command(
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")
         return {"run": str(folder), "config": config.model_dump(mode="json")}
-    from latentwire.checkpoint.tensors import INDEX, load_folder, read_info  # torch is loaded only when it is needed
+    from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
+    from latentwire.checkpoint.tensors import INDEX, read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.training.pipeline import Run
 
@@ -73,7 +74,7 @@ def command(
     if (run.last / INDEX).is_file():
         print(f"checkpoint: {run.last}")
         if evaluates:
-            system.load_state_dict(load_folder(run.last))  # as it is kept, not as it was in memory
+            reload_checkpoint(system, run.last)  # as it is kept, not as it was in memory
             files = read_info(run.last)["files"]
             results = evaluate_system(system, config, folder, command=words, checkpoint=files)
     return {"run": str(folder), "checkpoint": str(run.last), "evaluation": results}

@@ -324,7 +324,17 @@ class EvaluationConfig(Section):
     )
     max_new_tokens: PositiveInt = Field(24, description="Longest answer.")
     bootstrap: PositiveInt = Field(2000, description="Resamples behind each 95 % interval.")
-    codec: Literal["fp32", "fp16", "int8"] = Field("fp16", description="How latents are put into bytes.")
+    codec: str = Field(
+        "fp16",
+        pattern=r"^\w+(:\w+=\d+(,\w+=\d+)*)?$",
+        description="How latents are put into bytes, here and by `latentwire encode`: fp32, fp16, bf16, int8, int6 or "
+        "int4, the last three with settings if need be, such as int4:group=32,scale_bits=8.",
+    )
+    lm_bytes: bool = Field(
+        False,
+        description="Also measure the lossless limit: bytes of the text under the sender's whole model, which is "
+        "loaded for it.",
+    )
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
 
 

@@ -57,9 +57,9 @@ def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, ba
         prepared = [system.prepare(p) for p in chunk]
         for name, receiver in system.receivers.items():
             receiver.check_length(max(texts[name].positions for _, texts in prepared))
-        messages = system.messages([sent for sent, _ in prepared], codec)
-        for passage, (sent, texts), message in zip(chunk, prepared, messages, strict=True):
-            items.append(Item(passage, sent, message, texts))
+        wires = system.sender.messages([sent for sent, _ in prepared], codec)
+        for passage, (sent, texts), wire in zip(chunk, prepared, wires, strict=True):
+            items.append(Item(passage, sent, wire.to_bytes(), texts))
     return items
 
 
@@ -77,7 +77,7 @@ def batches(items: Sequence[Item], questions: int) -> Iterator[list[Item]]:
 
 def given_to(receiver: Receiver, batch: Sequence[Item]) -> Given:
     """What a receiver can read of some items; the latents come from the messages' bytes."""
-    latents = [Wire.from_bytes(item.message).latents for item in batch]
+    latents = [torch.as_tensor(Wire.from_bytes(item.message).latents) for item in batch]
     counts = torch.tensor([len(z) for z in latents])
     return Given([i.texts[receiver.name] for i in batch], torch.nn.utils.rnn.pad_sequence(latents, True), counts)
 

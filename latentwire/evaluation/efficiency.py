@@ -16,6 +16,7 @@ from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Mode
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
+from latentwire.wire.message import Wire
 
 
 def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
@@ -30,8 +31,9 @@ def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
     return {"text": statistics.fmean(text), "latent": statistics.fmean(latent)}
 
 
-def message_bytes(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
-    """Mean bytes a passage: the serialized wire, and the text as UTF-8, as zstd -19, and as packed token ids."""
+def message_bytes(receiver: Receiver, items: Sequence[Item], lossless: Sequence[int] | None) -> dict[str, Any]:
+    """Mean bytes a passage: the serialized wire, and the text as UTF-8, as zstd -19, as packed token ids, and, where
+    it was asked for, losslessly coded by the sender's own model (`lossless`, one number a passage)."""
     compressor = zstandard.ZstdCompressor(level=19)
     bits = math.ceil(math.log2(len(receiver.lm.tokenizer)))
     texts = [item.passage.context.encode() for item in items]
@@ -41,7 +43,20 @@ def message_bytes(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]
         "utf8": statistics.fmean(map(len, texts)),
         "zstd": statistics.fmean(len(compressor.compress(text)) for text in texts),
         "packed_ids": statistics.fmean(math.ceil(n * bits / 8) for n in ids),
+        "lm_bytes": None if lossless is None else statistics.fmean(lossless),
     }
+
+
+def bits_per_dimension(items: Sequence[Item]) -> float:
+    """Mean bits of a message, header included, for each number of its latents."""
+    sections = [Wire.from_bytes(item.message).frame.latents for item in items]
+    sizes = [section.count * section.d_z for section in sections if section is not None]
+    return statistics.fmean(8 * len(item.message) / size for item, size in zip(items, sizes, strict=True))
+
+
+def byte_ratios(means: dict[str, Any]) -> dict[str, float | None]:
+    """The wire's bytes as a multiple of those of each form of the text: below 1, the message is the smaller one."""
+    return {key: value and means["wire"] / value for key, value in means.items() if key != "wire"}
 
 
 @torch.no_grad()
@@ -57,11 +72,8 @@ def latency(
     with receiver.using(mode.adapter):
         for number, item in enumerate([items[0], *items]):
             tail = receiver.prompt.tail(item.passage.questions[0].text)
-            encode = (
-                _timed(system, partial(system.compress, [item.passage.context], codec))
-                if mode.name == "latent"
-                else 0.0
-            )
+            sends = partial(_sent, system, item.passage.context, codec)
+            encode = _timed(system, sends) if mode.name == "latent" else 0.0
             given = given_to(receiver, [item])
             prefill = _timed(system, partial(mode.read, receiver, given))
 
@@ -73,6 +85,10 @@ def latency(
                 for key, value in zip(seconds, (encode, prefill, first, whole), strict=True):
                     seconds[key].append(value)
     return {key: round(statistics.median(values), 5) for key, values in seconds.items()}
+
+
+def _sent(system: LatentWire, text: str, codec: str) -> bytes:
+    return system.sender.encode(text, codec).to_bytes()
 
 
 def _timed(system: LatentWire, call: Callable[[], Any]) -> float:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,20 @@ from latentwire.core.errors import DataError
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage
 from latentwire.evaluation.answering import Answers, answer_all, encode_items
-from latentwire.evaluation.efficiency import latency, message_bytes, positions
+from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, latency, message_bytes, positions
+from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES, modes_for
 from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, load_lm, resolve_device
 
 SCHEMA = 1
+BYTES_OF_TEXT = {
+    "utf8": "the text as UTF-8",
+    "zstd": "zstd -19",
+    "packed_ids": "token ids",
+    "lm_bytes": "the sender's own model, lossless",
+}
+"""Forms of a text that a message's bytes are compared with."""
 UNTUNED = ("text", "embedding_replay")
 """Modes that are read by the bare model by definition."""
 
@@ -50,6 +58,11 @@ def evaluate(
         max_new_tokens=own.max_new_tokens,
         report=_silent if quiet else _progress,
     )
+    lossless = None
+    if own.lm_bytes:  # the system's own sender has only the layers that it needs
+        whole = load_lm(config.encoder.model, config, resolve_device(config.system.device), sender=True)
+        lossless = lm_bytes(whole, [item.passage.context for item in items])
+        del whole
     receivers: dict[str, dict[str, Any]] = {}
     for name, receiver in system.receivers.items():
         measured = {
@@ -66,7 +79,9 @@ def evaluate(
             **{mode: measured.get(mode) for mode in MODES},
             "positions": taken,
             "compression": taken["text"] / taken["latent"],
-            "bytes": message_bytes(receiver, items),
+            "bytes": (means := message_bytes(receiver, items, lossless)),
+            "byte_ratios": byte_ratios(means),
+            "bits_per_dimension": bits_per_dimension(items),
         }
     results: dict[str, Any] = {
         "schema": SCHEMA,
@@ -107,14 +122,17 @@ def _csv(results: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     columns = ("f1", "em", "first_token_acc", "nll_per_token")
-    writer.writerow(["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"])
+    head = ["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"]
+    writer.writerow([*head, "bits_per_dimension", *(f"wire_to_{kind}" for kind in BYTES_OF_TEXT)])
     for name, receiver in results["receivers"].items():
         for mode in MODES:
             m = receiver[mode]
             if m is not None:
                 saved = {"latent": receiver["compression"], "token_budget": receiver["compression"], "no_context": ""}
                 cost = [saved.get(mode, 1), receiver["bytes"]["wire"] if mode == "latent" else ""]
-                writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost])
+                rates = [receiver["bits_per_dimension"], *(receiver["byte_ratios"][kind] for kind in BYTES_OF_TEXT)]
+                rates = rates if mode == "latent" else [""] * len(rates)
+                writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost, *rates])
     return out.getvalue()
 
 
@@ -156,10 +174,9 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
         table.add_section()
     console.print(table)
     for name, receiver in results["receivers"].items():
-        b = receiver["bytes"]
         console.print(
-            f"{name}: {receiver['compression']:.2f}x fewer positions; wire {b['wire']:.0f} bytes "
-            f"(text {b['utf8']:.0f}, zstd {b['zstd']:.0f}, token ids {b['packed_ids']:.0f})"
+            f"{name}: {receiver['compression']:.2f}x fewer positions; wire {receiver['bytes']['wire']:.0f} bytes, "
+            f"{receiver['bits_per_dimension']:.2f} bits a latent dimension: {', '.join(_ratios(receiver))}"
         )
     if results["joint"]:
         j = results["joint"]
@@ -167,6 +184,12 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
             f"both together: F1 {j['f1']:.3f} [{j['f1_ci'][0]:.3f}, {j['f1_ci'][1]:.3f}], EM {j['em']:.3f}; "
             f"they agree on {j['agreement']:.0%}, the better of both has F1 {j['oracle_f1']:.3f}"
         )
+
+
+def _ratios(receiver: dict[str, Any]) -> Iterator[str]:
+    for kind, label in BYTES_OF_TEXT.items():
+        if (size := receiver["bytes"][kind]) is not None:
+            yield f"{receiver['byte_ratios'][kind]:.2f}x {label} ({size:.0f})"
 
 
 def _silent(what: str, done: int, total: int) -> None:

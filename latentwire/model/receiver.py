@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
 from latentwire.config.schema import Config
@@ -37,6 +40,20 @@ LATENT, TEXT, TOKEN_BUDGET = "latent", "text", "token_budget"
 """Names of a receiver's LoRA adapters: what it was tuned to read."""
 
 
+Message = Wire | Sequence[Wire]
+"""The message of a text, or all messages of a longer text, in order."""
+Source = Literal["latents", "text"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and what the receiver read for it. `note` says why that is the text and not the latents."""
+
+    text: str
+    source: Source
+    note: str | None = None
+
+
 @dataclass
 class AnswerScores:
     """Teacher-forced scores of answers, one entry an answer."""
@@ -51,12 +68,14 @@ class Receiver:
 
     `adapters` maps an adapter name to its LoRA; without LoRA it is empty and the receiver is the untouched model.
     `features` maps the reading features that are on to themselves; they work where latents are read, nowhere else.
+    `sender` is the fingerprint of the sender whose latents it was trained to read, None where that is not known.
     """
 
     def __init__(self, name: str, lm: LanguageModel, config: Config):
         self.name = name
         self.lm = lm
         self.config = config
+        self.sender: bytes | None = None
         self.prompt = PromptFormat(lm.tokenizer, config.anchor, lm.bos_id)
         self.reader = build_reader(lm, config, len(self.prompt.head))
         self.reader.reset_head(lm, self.prompt.head)
@@ -67,6 +86,16 @@ class Receiver:
         for feature in self.features.values():
             self._attached.enter_context(feature.to(lm.device).attach(lm.model))
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Receiver:
+        """One receiver of a checkpoint, or of a run's last one, without its sender and the other receivers.
+
+        changes: dotted keys of the configuration with other values, such as {"system.device": "cpu"}.
+        """
+        from latentwire.model.pretrained import load_receiver
+
+        return load_receiver(folder, name, changes)
 
     # ---- adapters -------------------------------------------------------------------------------------------------
 
@@ -197,17 +226,61 @@ class Receiver:
         first = logits.argmax(-1).eq(targets).gather(1, (longest - tokens)[:, None])[:, 0]
         return AnswerScores((nll * real).sum(1), tokens, first)
 
+    def answer(self, message: Message, question: str, max_new_tokens: int = 24) -> Reply:
+        """The greedy answer to one question on the text behind a message; see `answer_batch`."""
+        return self.answer_batch([message], [[question]], max_new_tokens)[0][0]
+
     @torch.no_grad()
-    def answer(self, message: bytes, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
-        """Greedy answers to questions on the text behind a message. WireError where it is not for this reader."""
-        latents = Wire.from_bytes(message).latents.to(self.lm.device)
-        expected = self.config.encoder.d_z
-        if latents.shape[1] != expected:
-            raise WireError(f"message with latents of width {latents.shape[1]}; the reader expects {expected}")
-        counts = torch.tensor([len(latents)], device=self.lm.device)
-        with self.using(LATENT):
-            context = self.read_latents(latents[None], counts).repeat([len(questions)])
-            return self.generate(context, [self.prompt.tail(q) for q in questions], max_new_tokens)
+    def answer_batch(
+        self, messages: Sequence[Message], questions: Sequence[Sequence[str]], max_new_tokens: int = 24
+    ) -> list[list[Reply]]:
+        """Greedy answers to questions[i] on the text behind messages[i]; each message is read once.
+
+        Where the latents are not for this reader, it reads the text that the message carries, and says so in the
+        reply; WireError where it carries none.
+        """
+        parts = [[message] if isinstance(message, Wire) else list(message) for message in messages]
+        notes = [self._why_text(wires) for wires in parts]
+        replies: list[list[Reply]] = [[] for _ in parts]
+        sources: tuple[Source, ...] = ("latents", "text")
+        for source in sources:
+            chosen = [i for i, note in enumerate(notes) if (note is None) == (source == "latents") and questions[i]]
+            tails = [[self.prompt.tail(question) for question in questions[i]] for i in chosen]
+            if not chosen:
+                continue
+            flat = [tail for own in tails for tail in own]
+            with self.using(LATENT if source == "latents" else TEXT):
+                context = self._read_wires([parts[i] for i in chosen], source, max(map(len, flat)))
+                answers = iter(self.generate(context.repeat([len(own) for own in tails]), flat, max_new_tokens))
+            for i, own in zip(chosen, tails, strict=True):
+                replies[i] = [Reply(next(answers), source, notes[i]) for _ in own]
+        return replies
+
+    def _why_text(self, wires: Sequence[Wire]) -> str | None:
+        """Why the latents of a message cannot be read here, None where they can; WireError if it has no text either."""
+        reason = None if wires else "there is no message"
+        for wire in wires:
+            reason = reason or wire.misfit(self.sender, self.config.encoder.d_z)
+        if reason is None:
+            try:
+                _ = [wire.latents for wire in wires]
+            except WireError as error:  # they need a codebook that is not known here
+                reason = str(error)
+        if reason is not None and not (wires and all(wire.text for wire in wires)):
+            raise WireError(f"receiver {self.name!r}: {reason}, and carries no text")
+        return reason
+
+    def _read_wires(self, messages: Sequence[Sequence[Wire]], source: Source, tail: int) -> Context:
+        """Read messages of one or more parts each, from their latents or their text, before tails of so many tokens."""
+        if source == "text":
+            texts = ["".join(wire.text or "" for wire in wires) for wires in messages]
+            rows = [self.prompt.head + self.lm.tokenize_with_offsets(text)[0] for text in texts]
+            self.check_length(max(map(len, rows)) + tail)
+            return self.read_text(rows)
+        latents = [torch.cat([torch.as_tensor(wire.latents) for wire in wires]) for wires in messages]
+        counts = torch.tensor([len(z) for z in latents], device=self.lm.device)
+        self.check_length(len(self.prompt.head) + int(counts.max()) + self.extra_positions + tail)
+        return self.read_latents(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
 
     def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers, one for each row of a context. The context's cache is used up."""
@@ -240,4 +313,4 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     )
 
 
-__all__ = ["LATENT", "TEXT", "TOKEN_BUDGET", "AnswerScores", "Receiver", "build_reader"]
+__all__ = ["LATENT", "TEXT", "TOKEN_BUDGET", "AnswerScores", "Message", "Receiver", "Reply", "build_reader"]

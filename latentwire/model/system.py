@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -13,8 +11,7 @@ from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
 from latentwire.model.receiver import Receiver
-from latentwire.model.sender import Sender
-from latentwire.wire.message import Wire
+from latentwire.model.sender import Sender, default_codec
 
 
 class LatentWire:
@@ -28,6 +25,7 @@ class LatentWire:
     @classmethod
     def build(cls, config: Config) -> LatentWire:
         """Load every model that the configuration names. Readers and encoder start at random."""
+        default_codec(config)  # what is wrong with it should be known before anything is loaded
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
         device = resolve_device(config.system.device)
@@ -45,16 +43,6 @@ class LatentWire:
 
     def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
         return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent.starts, self.config.encoder.window)
-
-    def compress(self, texts: Sequence[str], codec: str = "fp16") -> list[bytes]:
-        """One message for each text: header and its latents (M, d_z) in the codec's bytes."""
-        return self.messages([self.sender.prepare(text) for text in texts], codec)
-
-    @torch.no_grad()
-    def messages(self, texts: Sequence[SenderText], codec: str) -> list[bytes]:
-        """`compress` for texts that are tokenized already."""
-        z, counts = self.sender.latents(self.sender.features(texts))
-        return [Wire(row[:count], codec).to_bytes() for row, count in zip(z, counts.tolist(), strict=True)]
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it.
@@ -74,26 +62,37 @@ class LatentWire:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
-        if "sender" not in state:
-            raise CheckpointError("the checkpoint has no file sender.safetensors")
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
         if missing:
             known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
             raise CheckpointError(
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
-        _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
-        for name, receiver in self.receivers.items():
-            _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
-            for feature_name, feature in receiver.features.items():
-                own = _part(state[f"receivers/{name}"], feature_name)
-                if own or not feature.train_only:
-                    _load(feature, own, f"receivers/{name}: {feature_name}")
-            for adapter in ("latent", "text", "token_budget"):
-                stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
-                lora = _part(state.get(stem, {}), "lora")
-                if lora:
-                    receiver.add_adapter(adapter).load_state_dict(lora)
+        load_sender_state(self.sender, state)
+        for receiver in self.receivers.values():
+            load_receiver_state(receiver, state)
+
+
+def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]]) -> None:
+    """Take up a sender's part of a state."""
+    if "sender" not in state:
+        raise CheckpointError("the checkpoint has no file sender.safetensors")
+    _load(sender.encoder, _part(state["sender"], "encoder"), "sender")
+
+
+def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]]) -> None:
+    """Take up a receiver's part of a state; adapters found in it are attached."""
+    name = receiver.name
+    _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
+    for feature_name, feature in receiver.features.items():
+        own = _part(state[f"receivers/{name}"], feature_name)
+        if own or not feature.train_only:
+            _load(feature, own, f"receivers/{name}: {feature_name}")
+    for adapter in ("latent", "text", "token_budget"):
+        stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
+        lora = _part(state.get(stem, {}), "lora")
+        if lora:
+            receiver.add_adapter(adapter).load_state_dict(lora)
 
 
 def resolve_device(name: str) -> str:

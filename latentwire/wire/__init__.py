@@ -1,1 +1,1 @@
-"""The wire: latents as bytes, and back. `header` needs no torch."""
+"""The wire: latents as bytes, and back. No torch. docs/wire.md describes the bytes."""

@@ -1,0 +1,43 @@
+"""What a checkpoint's index says without its tensors: where it is, its configuration, its sender."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentwire.checkpoint.tensors import INDEX, read_info
+from latentwire.config import Config, config_from_dict
+from latentwire.core.errors import CheckpointError
+from latentwire.core.hashing import stable_hash
+
+SENDER = "sender.safetensors"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at a path: the folder itself, or the last one of a run's folder."""
+    for folder in (path, path / "last"):
+        if (folder / INDEX).is_file():
+            return folder
+    raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one)")
+
+
+def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that a checkpoint was made with, with some dotted keys changed."""
+    info = read_info(folder)
+    if "config" not in info:
+        raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
+    return config_from_dict(info["config"], str(folder), changes or {})
+
+
+def sender_fingerprint(folder: Path) -> bytes:
+    """8 bytes that name a checkpoint's sender: a hash of its weights' file and of its configuration as kept there.
+
+    Messages carry it, and readers of other senders refuse them. It needs neither weights nor models, and does not
+    change with what is overridden for a machine, such as the path of a model.
+    """
+    info = read_info(folder)
+    if SENDER not in info["files"]:
+        raise CheckpointError(f"{folder}: the checkpoint has no file {SENDER}")
+    whole = stable_hash({"weights": info["files"][SENDER]["sha256"], "encoder": info["config"]["encoder"]})
+    return bytes.fromhex(whole)[:8]

@@ -1,0 +1,71 @@
+"""`latentwire decode`: a receiver's answers from messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, opened
+from latentwire.config.load import parse_override
+from latentwire.core.errors import WireError
+from latentwire.wire.message import Wire, read_texts
+
+
+def decode(
+    receiver: Annotated[str, typer.Option(metavar="NAME", help="Receiver of the checkpoint.")],
+    question: Annotated[list[str], typer.Option(metavar="TEXT", help="Question; may be given several times.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Messages; - is standard input.")] = "-",
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 24,
+    as_json: Json = False,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> list[dict[str, Any]]:
+    """Answer questions on the texts behind messages, one line an answer; with --json, one line a text.
+
+    Only the receiver's model and reader are loaded, not the sender.
+
+    Example: latentwire decode story.lw --receiver gemma3-270m --question "Who is the keeper?"
+    """
+    from latentwire.model.receiver import Receiver
+
+    changes = dict(map(parse_override, overrides or []))
+    out = []
+    with opened(file) as stream:
+        texts = read_texts(stream)
+        first = next(texts, None)
+        if first is None:
+            raise WireError("no message in it")
+        _check(first, ckpt, changes)
+        reader = Receiver.from_pretrained(ckpt, receiver, changes)
+        for number, wires in enumerate(chain([first], texts), 1):
+            (replies,) = reader.answer_batch([wires], [question], max_new_tokens)
+            answers = [
+                {"question": asked, "answer": reply.text, "source": reply.source, "note": reply.note}
+                for asked, reply in zip(question, replies, strict=True)
+            ]
+            out.append({"text": number, "answers": answers})
+            if as_json:
+                print(json.dumps(out[-1], ensure_ascii=False), flush=True)
+                continue
+            if replies[0].note:
+                print(f"text {number}: answered from the text in the message: {replies[0].note}", file=sys.stderr)
+            for reply in replies:
+                print(reply.text, flush=True)
+    return out
+
+
+def _check(wires: tuple[Wire, ...], ckpt: str, changes: dict[str, Any]) -> None:
+    """WireError, before any model is loaded, for a message that no reader of the checkpoint can use."""
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+
+    folder = find_checkpoint(Path(ckpt))
+    sender, d_z = sender_fingerprint(folder), load_config_of(folder, changes).encoder.d_z
+    for wire in wires:
+        if (reason := wire.misfit(sender, d_z)) and not all(other.text for other in wires):
+            raise WireError(f"{reason}, and carries no text")

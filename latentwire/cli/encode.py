@@ -1,0 +1,90 @@
+"""`latentwire encode`: text to messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, text_of
+from latentwire.config.load import parse_override
+from latentwire.core.atomic import write_bytes
+from latentwire.core.errors import DataError
+from latentwire.wire.codecs import parse_codec
+from latentwire.wire.message import Wire
+
+
+def encode(
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Texts; - is standard input.")] = None,
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; - is standard output.")] = "-",
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    codec: Annotated[
+        str | None, typer.Option(metavar="CODEC", help="Such as int8 or int4:group=64; default: evaluation.codec.")
+    ] = None,
+    text: Annotated[
+        Literal["none", "beside", "only"],
+        typer.Option(help="Send the text beside the latents, or alone, for receivers that cannot read these."),
+    ] = "none",
+    lines: Annotated[bool, typer.Option("--lines", help="Every line is a text of its own.")] = False,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Most tokens in a message; default: as in training.")
+    ] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> dict[str, int]:
+    """Encode texts into messages, one behind the other; a longer text takes several.
+
+    Example: latentwire encode story.txt --codec int8 -o story.lw
+    """
+    if codec is not None:
+        parse_codec(codec)
+    for name in files or []:
+        if name != "-" and not Path(name).is_file():
+            raise DataError(f"{name}: no such file")
+    if out == "-" and sys.stdout.isatty():
+        raise DataError("--out: a message is binary; name a file, or send standard output to one")
+    texts = chain.from_iterable(_texts(name, lines) for name in files or ["-"])
+    if text == "only":
+        wires: Iterator[Wire] = (Wire.of(text="".join(pieces)) for pieces in texts)
+    else:
+        wires = _send(texts, ckpt, overrides or [], codec=codec, with_text=text == "beside", chunk=chunk)
+    counts = {"messages": 0, "bytes": 0}
+    written = []
+    for data in (wire.to_bytes() for wire in wires):
+        counts = {"messages": counts["messages"] + 1, "bytes": counts["bytes"] + len(data)}
+        if out == "-":
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            written.append(data)
+    if not counts["messages"]:
+        raise DataError(f"{', '.join(files or ['standard input'])}: no text in it")
+    if out != "-":
+        write_bytes(out, b"".join(written))
+        print(f"{out}: {counts['messages']} messages, {counts['bytes']} bytes")
+    return counts
+
+
+def _texts(name: str, lines: bool) -> Iterator[Iterable[str]]:
+    """The texts of a file, each in pieces."""
+    if not lines:
+        yield text_of(name)
+        return
+    rest = ""
+    for piece in text_of(name):
+        *whole, rest = (rest + piece).split("\n")
+        yield from ([line] for line in whole if line.strip())
+    if rest.strip():
+        yield [rest]
+
+
+def _send(texts: Iterator[Iterable[str]], ckpt: str, overrides: list[str], **how: Any) -> Iterator[Wire]:
+    from latentwire.model.sender import Sender
+
+    sender = Sender.from_pretrained(ckpt, dict(map(parse_override, overrides)))
+    for pieces in texts:
+        yield from sender.encode_stream(pieces, **how)

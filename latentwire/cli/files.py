@@ -1,0 +1,54 @@
+"""What the verbs on messages share: options, and files or pipes named on the command line ("-" is a pipe)."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Annotated, BinaryIO
+
+import typer
+
+from latentwire.cli.run import DEFAULT_CHECKPOINT
+from latentwire.core.errors import DataError, WireError
+
+Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help="Checkpoint, or a run's folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", metavar="KEY=VALUE", help="Change one key of the checkpoint's configuration."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+PIECE = 1 << 16
+
+
+@contextmanager
+def opened(name: str) -> Iterator[BinaryIO]:
+    """A file to read in binary, or standard input; what is wrong with a message in it is said with its name."""
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as stream:
+            yield stream
+    except WireError as error:
+        raise WireError(f"{'standard input' if name == '-' else name}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{name}: could not be read: {error.strerror or error}") from error
+
+
+def text_of(name: str) -> Iterator[str]:
+    """The UTF-8 text of a file or of standard input in pieces, as they come."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with opened(name) as stream:
+        while block := stream.read1(PIECE) if hasattr(stream, "read1") else stream.read(PIECE):
+            yield _decoded(decoder, block, name)
+    yield _decoded(decoder, b"", name)
+
+
+def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str:
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not a UTF-8 text: {error.reason}") from None
+
+
+__all__ = ["DEFAULT_CHECKPOINT", "Checkpoint", "Debug", "Json", "Overrides", "opened", "text_of"]

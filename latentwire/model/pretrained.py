@@ -1,0 +1,49 @@
+"""The sender alone, or one receiver alone, from a checkpoint: the two ends of a wire in different processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.tensors import load_folder, read_info
+from latentwire.config import Config, resolve_receivers
+from latentwire.core.errors import CheckpointError
+from latentwire.model.receiver import TEXT, Receiver
+from latentwire.model.sender import Sender, default_codec
+from latentwire.model.system import load_lm, load_receiver_state, load_sender_state, resolve_device
+
+
+def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
+    """See `Sender.from_pretrained`."""
+    folder = find_checkpoint(Path(folder))
+    config = load_config_of(folder, changes)
+    default_codec(config)
+    state = load_folder(folder, ["sender"])
+    sender = Sender(load_lm(config.encoder.model, config, _device(config), sender=True), config)
+    load_sender_state(sender, state)
+    sender.fingerprint = sender_fingerprint(folder)
+    return sender
+
+
+def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Receiver:
+    """See `Receiver.from_pretrained`."""
+    folder = find_checkpoint(Path(folder))
+    config = load_config_of(folder, changes)
+    models = resolve_receivers(config.model)
+    if name not in models or f"receivers/{name}.safetensors" not in read_info(folder)["files"]:
+        raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(models)})")
+    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}"])
+    receiver = Receiver(name, load_lm(models[name], config, _device(config)), config)
+    load_receiver_state(receiver, state)
+    receiver.sender = sender_fingerprint(folder)
+    return receiver
+
+
+def _device(config: Config) -> str:
+    if config.system.threads:
+        torch.set_num_threads(config.system.threads)
+    return resolve_device(config.system.device)

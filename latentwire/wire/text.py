@@ -1,0 +1,54 @@
+"""The text that a message may carry for receivers without a fitting reader.
+
+A first byte tells how it is kept: 0 as UTF-8, 1 as one zstd frame (RFC 8878) with its content size in its header.
+"""
+
+from __future__ import annotations
+
+import zstandard
+
+from latentwire.core.errors import WireError
+
+PLAIN, ZSTD = 0, 1
+MOST_EXPANSION = 64
+"""A text may be at most so many times longer than its packed form, so that a few bytes cannot claim gigabytes."""
+
+
+def pack_text(text: str) -> bytes:
+    """A text in the shorter form; as UTF-8 also where zstd would shrink it by more than a reader accepts."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise WireError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+    if not raw:
+        raise WireError("the text is empty: nothing to send")
+    packed = zstandard.ZstdCompressor(level=19).compress(raw)
+    if len(packed) < len(raw) <= MOST_EXPANSION * len(packed):
+        return bytes([ZSTD]) + packed
+    return bytes([PLAIN]) + raw
+
+
+def unpack_text(data: bytes) -> str:
+    """The text; WireError where it is not one, before more than MOST_EXPANSION times its bytes are allocated."""
+    kind, content = data[:1], data[1:]
+    if not content:
+        raise WireError("message with an empty text")
+    if kind == bytes([ZSTD]):
+        content = _decompress(content)
+    elif kind != bytes([PLAIN]):
+        raise WireError(f"message with a text of unknown form {kind[0]}")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise WireError(f"message with a text that is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _decompress(packed: bytes) -> bytes:
+    try:
+        size = zstandard.get_frame_parameters(packed).content_size
+        if not 0 < size <= MOST_EXPANSION * len(packed):
+            raise WireError(f"message with a text of {size:,} bytes in {len(packed)}: refused")
+        raw: bytes = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise WireError(f"message with a damaged text: {error}") from None
+    return raw

@@ -1,0 +1,83 @@
+"""A reader of messages written from docs/wire.md alone: plain Python, no numpy, nothing of the package."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import zstandard
+
+FLOATS = {1: "<f", 2: "<e", 4: None}
+BITS = {3: 8, 5: 6, 6: 4}
+
+
+def read(data: bytes) -> dict[str, Any]:
+    assert data[:4] == b"LWIR"
+    if data[4] == 1:
+        _, _, codec, count, d_z, crc = struct.unpack_from("<4sBBHHI", data)
+        assert crc == zlib.crc32(data[:10] + data[14:])
+        return {"version": 1, "latents": _latents(codec, b"", count, d_z, data[14:])}
+    assert data[4] == 2 and struct.unpack("<I", data[-4:])[0] == zlib.crc32(data[:-4])
+    flags, rest = data[5], list(data[6:-4])
+    assert _varint(rest) == len(rest)
+    out: dict[str, Any] = {"version": 2, "more": bool(flags & 16)}
+    out["sender"] = _take(rest, 8).hex() if flags & 4 else None
+    out["codebook"] = _take(rest, 4).hex() if flags & 8 else None
+    if flags & 1:
+        codec, parameters = rest.pop(0), _take(rest, rest.pop(0))
+        count, d_z = _varint(rest), _varint(rest)
+        lengths = [_varint(rest) for _ in range(rest.pop(0))]
+        (payload,) = (_take(rest, length) for length in lengths)
+        out["latents"] = _latents(codec, parameters, count, d_z, payload)
+    if flags & 2:
+        kind, content = rest[0], bytes(rest[1:])
+        out["text"] = (zstandard.ZstdDecompressor().decompress(content) if kind else content).decode()
+    return out
+
+
+def _take(rest: list[int], size: int) -> bytes:
+    taken = bytes(rest[:size])
+    del rest[:size]
+    assert len(taken) == size
+    return taken
+
+
+def _varint(rest: list[int]) -> int:
+    value = shift = 0
+    while True:
+        byte = rest.pop(0)
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value
+
+
+def _latents(codec: int, parameters: bytes, count: int, d_z: int, payload: bytes) -> list[list[float]]:
+    if codec in FLOATS:
+        kind = FLOATS[codec]
+        if kind:
+            flat = [value for (value,) in struct.iter_unpack(kind, payload)]
+        else:
+            flat = [struct.unpack("<f", b"\0\0" + payload[i : i + 2])[0] for i in range(0, len(payload), 2)]
+    else:
+        flat = _integers(BITS[codec], parameters, count, d_z, payload)
+    assert len(flat) == count * d_z
+    return [flat[row * d_z : (row + 1) * d_z] for row in range(count)]
+
+
+def _integers(bits: int, parameters: bytes, count: int, d_z: int, payload: bytes) -> list[float]:
+    group, scale_bits = struct.unpack("<HB", parameters) if parameters else (0, 16)
+    group = min(group or d_z, d_z)
+    groups = -(-d_z // group)
+    size = scale_bits // 8
+    codes = [int.from_bytes(payload[i * size : (i + 1) * size], "little") for i in range(count * groups)]
+    halves = [code << (7 if scale_bits == 8 else 0) for code in codes]
+    scales = [struct.unpack("<e", struct.pack("<H", half))[0] for half in halves]
+    stream = "".join(f"{byte:08b}" for byte in payload[size * count * groups :])
+    out = []
+    for i in range(count * d_z):
+        level = int(stream[i * bits : (i + 1) * bits], 2)
+        level -= (level >> (bits - 1)) << bits
+        out.append(level * scales[i // d_z * groups + i % d_z // group])
+    return out

@@ -1,0 +1,58 @@
+"""Messages that every implementation must read, and write, as they are: tests/data/wire_v1.json and wire_v2.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentwire.wire.message import Wire
+from tests.wire import reference
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+V1: list[dict[str, Any]] = json.loads((DATA / "wire_v1.json").read_text())
+V2: list[dict[str, Any]] = json.loads((DATA / "wire_v2.json").read_text())
+
+
+@pytest.mark.parametrize("vector", [*V1, *V2], ids=lambda v: v["name"])
+def test_a_vector_is_read(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["bytes"])
+    wire, other = Wire.from_bytes(data), reference.read(data)
+    assert wire.frame.version == other["version"] == (1 if vector in V1 else 2)
+    for key in ("sender", "text", "more"):
+        got = {"sender": wire.frame.sender and wire.frame.sender.hex(), "text": wire.text, "more": wire.frame.more}
+        assert got[key] == vector.get(key, False if key == "more" else None) == other.get(key, got[key])
+    if vector["codec"] is None:
+        assert wire.latents is None and "latents" not in other
+    else:
+        assert str(wire.codec) == vector["codec"]
+        assert np.array_equal(wire.latents, np.float32(vector["latents"]))
+        assert np.array_equal(np.float32(other["latents"]), np.float32(vector["latents"]))
+
+
+@pytest.mark.parametrize("vector", [v for v in V2 if v.get("writes", True)], ids=lambda v: v["name"])
+def test_a_vector_is_written(vector: dict[str, Any]) -> None:
+    sender = vector.get("sender") and bytes.fromhex(vector["sender"])
+    more, codec = vector.get("more", False), vector["codec"] or "fp16"
+    wire = Wire.of(vector.get("given"), codec, text=vector.get("text"), sender=sender, more=more)
+    assert wire.to_bytes().hex() == vector["bytes"]
+
+
+@pytest.mark.parametrize("vector", V1, ids=lambda v: v["name"])
+def test_an_old_message_is_written_again_in_the_new_form(vector: dict[str, Any]) -> None:
+    old = Wire.from_bytes(bytes.fromhex(vector["bytes"]))
+    new = Wire.from_bytes(old.to_bytes())
+    assert new.frame.version == 2 and np.array_equal(new.latents, old.latents)
+
+
+def test_every_codec_and_every_field_has_a_vector() -> None:
+    from latentwire.wire.codecs import CODECS
+
+    assert {str(v["codec"]).split(":")[0] for v in V2} >= set(CODECS)
+    for key in ("sender", "text", "more"):
+        assert any(v.get(key) for v in V2)
+    flags = {bytes.fromhex(v["bytes"])[5] for v in V2}
+    assert flags >= {1, 2, 5, 7, 17}
