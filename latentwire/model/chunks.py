@@ -41,7 +41,7 @@ def _cut(text: str, limit: int, offsets_of: Callable[[str], Sequence[Span]]) -> 
     # In the second half of the chunk, so that cutting at line ends does not leave crumbs.
     half = offsets[limit // 2][0]
     for pattern in _BREAKS:
-        breaks = [found.end() for found in re.finditer(pattern, text[half:end])]
+        breaks = [found.end() for found in re.finditer(pattern, text[:end]) if found.end() > half]
         if breaks:
-            return half + breaks[-1]
+            return breaks[-1]
     return end

@@ -1,0 +1,205 @@
+"""Both ends of a wire: a sender that encodes texts, and receivers that answer from the bytes alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latentwire import Receiver, Sender, Wire
+from latentwire.checkpoint.index import sender_fingerprint
+from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
+from latentwire.core.errors import CheckpointError, ConfigError, ModelError, WireError
+from latentwire.model.receiver import LATENT, TEXT
+from latentwire.model.system import LatentWire
+from tests.systems import small_config, small_passages, small_system
+from tests.tiny import save_tiny
+
+TEXTS = [p.context for p in small_passages(3)]
+QUESTION = "Where does Mira live?"
+
+
+@pytest.fixture(scope="module")
+def system() -> LatentWire:
+    return small_system(small_config())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of tiny models in folders, with LoRA for latents and text."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    models = {name: str(save_tiny(name, folder / name)) for name in ("llama", "gemma3")}
+    config = small_config(
+        model={"dtype": "float32", "receivers": {"a": models["llama"], "b": models["gemma3"]}},
+        encoder={"model": models["llama"]},
+        features={"use_lora": True},
+    )
+    system = LatentWire.build(config)
+    for receiver in system.receivers.values():
+        for name in (LATENT, TEXT):
+            for parameter in receiver.add_adapter(name).trainable_parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(folder / "run" / "last", system)
+    return folder / "run"
+
+
+# ---- sender -------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_holds_the_latents_of_its_text(system: LatentWire) -> None:
+    sender = system.sender
+    with torch.no_grad():
+        z, _ = sender.latents(sender.features([sender.prepare(TEXTS[0])]))
+    wire = sender.encode(TEXTS[0], "fp32")
+    assert np.array_equal(wire.latents, z[0].numpy()) and wire.text is None and not wire.frame.more
+    assert sender.encode(TEXTS[0], with_text=True).text == TEXTS[0]
+    assert str(sender.encode(TEXTS[0]).codec) == "fp16"
+    assert str(sender.encode(TEXTS[0], "int4:group=8").codec) == "int4:group=8,scale_bits=8"
+
+
+def test_a_batch_gives_what_single_texts_give(system: LatentWire) -> None:
+    texts = [" ".join(TEXTS[: n % 3 + 1]) for n in range(19)]
+    together = system.sender.encode_batch(texts, "fp32", with_text=True)
+    assert [wire.text for wire in together] == texts
+    for text, wire in zip(texts, together, strict=True):
+        np.testing.assert_allclose(wire.latents, system.sender.encode(text, "fp32").latents, atol=1e-4)
+
+
+def test_a_longer_text_is_several_messages(system: LatentWire) -> None:
+    text = "\n".join(TEXTS) + "\n"
+    parts = list(system.sender.encode_stream([text[:50], text[50:]], "fp32", with_text=True, chunk=60))
+    assert len(parts) == 3 and [wire.text for wire in parts] == [f"{line}\n" for line in TEXTS]
+    assert [wire.frame.more for wire in parts] == [True, True, False]
+    np.testing.assert_allclose(parts[1].latents, system.sender.encode(f"{TEXTS[1]}\n", "fp32").latents, atol=1e-5)
+    (alone,) = system.sender.encode_stream([TEXTS[0]])
+    assert alone == system.sender.encode(TEXTS[0])
+    assert list(system.sender.encode_stream([])) == []
+
+
+def test_texts_that_cannot_be_sent_are_named(system: LatentWire) -> None:
+    with pytest.raises(ModelError, match="longer than the sender's window of 512"):
+        system.sender.encode("word " * 900)
+    with pytest.raises(WireError, match="with one number at least"):
+        system.sender.encode("")
+    with pytest.raises(WireError, match="codec 'int5' is unknown"):
+        system.sender.encode(TEXTS[0], "int5")
+
+
+def test_a_wrong_codec_in_the_configuration_is_known_before_models_are_loaded() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.codec: codec 'int5' is unknown"):
+        LatentWire.build(small_config(evaluation={"codec": "int5"}, encoder={"model": "/no/such/folder"}))
+
+
+# ---- receiver -----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_that_of_the_latents_in_the_bytes(system: LatentWire) -> None:
+    wire = Wire.from_bytes(system.sender.encode(TEXTS[0], "int8").to_bytes())
+    for receiver in system.receivers.values():
+        reply = receiver.answer(wire, QUESTION, 6)
+        with torch.no_grad():
+            context = receiver.read_latents(torch.from_numpy(wire.latents)[None], torch.tensor([len(wire.latents)]))
+        assert reply.text == receiver.generate(context, [receiver.prompt.tail(QUESTION)], 6)[0]
+        assert (reply.source, reply.note) == ("latents", None)
+
+
+def test_messages_are_answered_together_as_they_are_alone(system: LatentWire) -> None:
+    wires = system.sender.encode_batch(TEXTS)
+    wires.append(Wire.of(text=TEXTS[0]))
+    questions = [[QUESTION, "How many lamps?"], [], ["Who?"], [QUESTION]]
+    receiver = system.receivers["b"]
+    together = receiver.answer_batch(wires, questions, 6)
+    assert [len(replies) for replies in together] == [2, 0, 1, 1]
+    assert [reply.source for replies in together for reply in replies] == ["latents", "latents", "latents", "text"]
+    for wire, own, replies in zip(wires, questions, together, strict=True):
+        assert replies == [receiver.answer(wire, question, 6) for question in own]
+
+
+def test_the_parts_of_a_text_are_read_as_one(system: LatentWire) -> None:
+    parts = list(system.sender.encode_stream(["\n".join(TEXTS)], chunk=60))
+    receiver = system.receivers["a"]
+    whole = Wire.of(np.concatenate([wire.latents for wire in parts]), "fp32")
+    assert len(parts) > 1
+    assert receiver.answer(parts, QUESTION, 8) == receiver.answer(whole, QUESTION, 8)
+
+
+def test_the_text_is_read_where_the_latents_do_not_fit(system: LatentWire) -> None:
+    receiver = system.receivers["a"]
+    stranger = Wire.of(np.ones((2, 5), np.float32), text=TEXTS[0], sender=b"stranger")
+    for receiver.sender, note in ((b"expected", "comes from sender"), (None, "width 5; the reader expects 16")):
+        reply = receiver.answer(stranger, QUESTION, 6)
+        assert reply.source == "text" and note in (reply.note or "")
+        ids = receiver.prompt.head + receiver.lm.tokenize_with_offsets(TEXTS[0])[0]
+        plain = receiver.generate(receiver.read_text([ids]), [receiver.prompt.tail(QUESTION)], 6)
+        assert [reply.text] == plain
+        two = [replace(stranger, frame=replace(stranger.frame, more=True)), stranger]
+        assert receiver.answer(two, QUESTION, 6).source == "text"
+
+
+def test_latents_that_do_not_fit_are_refused_where_there_is_no_text(system: LatentWire) -> None:
+    receiver = system.receivers["a"]
+    with pytest.raises(WireError, match=r"receiver 'a': .* width 8; the reader expects 16, and carries no text"):
+        receiver.answer(Wire.of(np.ones((2, 8))), QUESTION)
+    with pytest.raises(WireError, match="no message"):
+        receiver.answer([], QUESTION)
+    with pytest.raises(ModelError, match="window of 512"):
+        receiver.answer([Wire.of(np.ones((300, 16)))] * 2, QUESTION)
+    with pytest.raises(ModelError, match="window of 512"):
+        receiver.answer(Wire.of(text="word " * 900), QUESTION)
+
+
+# ---- from a checkpoint --------------------------------------------------------------------------------------------
+
+
+def test_each_end_loads_only_its_own_part(checkpoint: Path) -> None:
+    system = load_checkpoint(checkpoint / "last")
+    sender = Sender.from_pretrained(checkpoint)
+    wire = sender.encode(TEXTS[0])
+    assert wire == system.sender.encode(TEXTS[0]) and wire.frame.sender == sender_fingerprint(checkpoint / "last")
+    (checkpoint / "last" / "sender.safetensors").rename(checkpoint / "aside")
+    try:
+        for name in ("a", "b"):
+            receiver = Receiver.from_pretrained(checkpoint, name, {"encoder.model": "/no/such/model"})
+            assert set(receiver.adapters) == {LATENT, TEXT}
+            for message in (wire, Wire.of(text=TEXTS[0])):
+                assert receiver.answer(message, QUESTION, 8) == system.receivers[name].answer(message, QUESTION, 8)
+            own, whole = receiver.reader.state_dict(), system.receivers[name].reader.state_dict()
+            assert all(torch.equal(own[key], whole[key]) for key in whole)
+    finally:
+        (checkpoint / "aside").rename(checkpoint / "last" / "sender.safetensors")
+
+
+def test_the_text_is_read_with_the_lora_that_was_tuned_on_text(checkpoint: Path) -> None:
+    receiver = Receiver.from_pretrained(checkpoint, "a")
+    ids = receiver.prompt.head + receiver.lm.tokenize_with_offsets(TEXTS[0])[0]
+    tails = [receiver.prompt.tail(QUESTION)]
+    with receiver.using(TEXT):
+        tuned = receiver.generate(receiver.read_text([ids]), tails, 12)[0]
+    with receiver.using(None):
+        bare = receiver.generate(receiver.read_text([ids]), tails, 12)[0]
+    assert receiver.answer(Wire.of(text=TEXTS[0]), QUESTION, 12).text == tuned != bare
+
+
+def test_a_sender_is_known_by_its_weights_and_configuration(checkpoint: Path, tmp_path: Path) -> None:
+    known = sender_fingerprint(checkpoint / "last")
+    system = load_checkpoint(checkpoint / "last")
+    save_checkpoint(tmp_path / "same", system)
+    assert sender_fingerprint(tmp_path / "same") == known
+    with torch.no_grad():
+        system.sender.encoder.weight[0, 0] += 1
+    save_checkpoint(tmp_path / "weights", system)
+    assert sender_fingerprint(tmp_path / "weights") != known
+    other = Sender.from_pretrained(tmp_path / "weights").encode(TEXTS[0])
+    with pytest.raises(WireError, match=f"comes from sender .*; the reader expects {known.hex()}"):
+        Receiver.from_pretrained(checkpoint, "a").answer(other, QUESTION)
+
+
+def test_a_receiver_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no receiver 'gemma' .it has: a, b"):
+        Receiver.from_pretrained(checkpoint, "gemma")
+    for load in (lambda: Sender.from_pretrained(tmp_path), lambda: Receiver.from_pretrained(tmp_path, "a")):
+        with pytest.raises(CheckpointError, match="no checkpoint there"):
+            load()
