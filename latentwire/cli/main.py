@@ -32,7 +32,8 @@ def main(args: list[str] | None = None) -> Any:
     try:
         return app(args=args, prog_name="latentwire", standalone_mode=False)
     except typer.TyperException as error:  # Typer has a click of its own
-        raise click.UsageError(error.format_message()) from error
+        message = error.format_message()
+        raise (click.UsageError(message) if message else click.exceptions.Exit(2)) from error
     except typer.Abort:
         raise KeyboardInterrupt from None
 

@@ -27,10 +27,10 @@ from latentwire.model.system import LatentWire, load_lm, resolve_device
 
 SCHEMA = 1
 BYTES_OF_TEXT = {
-    "utf8": "the text as UTF-8",
+    "utf8": "UTF-8",
     "zstd": "zstd -19",
     "packed_ids": "token ids",
-    "lm_bytes": "the sender's own model, lossless",
+    "lm_bytes": "lossless by the sender's model",
 }
 """Forms of a text that a message's bytes are compared with."""
 UNTUNED = ("text", "embedding_replay")

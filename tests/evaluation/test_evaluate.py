@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from latentwire.core.errors import DataError, ModelError
 from latentwire.evaluation.evaluate import evaluate, print_table, write_results
+from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
 from tests.systems import small_config, small_passages, small_system
+from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
 SMALL = {"latency_samples": 1, "max_new_tokens": 4, "bootstrap": 50, "batch_size": 5}
 
@@ -42,7 +46,11 @@ def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots:
         assert set(own["latent"]["latency_s"]) == {"encode", "prefill", "first_token", "answer"}
         assert own["compression"] == pytest.approx(own["positions"]["text"] / own["positions"]["latent"])
         assert own["compression"] > 1.5
-        assert own["bytes"]["zstd"] > 0 and own["bytes"]["wire"] > 14
+        size = own["bytes"]
+        assert size["zstd"] > 0 and size["wire"] > 14 and size["lm_bytes"] is None
+        assert own["byte_ratios"]["utf8"] == pytest.approx(size["wire"] / size["utf8"])
+        assert own["byte_ratios"]["lm_bytes"] is None
+        assert 16 < own["bits_per_dimension"] < 20
     assert {"agreement", "oracle_f1", "f1"} <= set(read["joint"])
     assert read["latent"]["f1"] == pytest.approx(sum(read["receivers"][n]["latent"]["f1"] for n in "ab") / 2)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -77,3 +85,44 @@ def test_only_the_modes_that_are_asked_for_are_measured(tmp_path: Path) -> None:
     for receiver in results["receivers"].values():
         assert {mode for mode in MODES if receiver[mode]} == {"latent", "no_context"}
     assert results["text"] is None and results["latent"]["f1_ci"] and results["joint"]
+
+
+def test_latents_are_measured_as_the_codec_leaves_them_and_rates_are_of_real_bytes(tmp_path: Path) -> None:
+    """Only what is read from latents depends on the codec, and every byte of a message is counted."""
+    save_tiny("llama", tmp_path / "llama")
+    results = {}
+    for codec in ("fp32", "int4:group=0"):
+        config = small_config(
+            evaluation=SMALL | {"codec": codec, "latency_samples": 0, "lm_bytes": True},
+            encoder={"model": str(tmp_path / "llama")},
+        )
+        results[codec], answers = evaluate(small_system(config), small_passages(3), config, quiet=True)
+        write_results(tmp_path / codec, results[codec], answers)
+        print_table(results[codec])
+    exact, coarse = (r["receivers"]["b"] for r in results.values())
+    assert exact["latent"]["nll_per_token"] != coarse["latent"]["nll_per_token"]
+    assert exact["text"]["nll_per_token"] == coarse["text"]["nll_per_token"]
+    lm, texts = tiny_lm("llama"), [p.context for p in small_passages(3)]
+    count = sum(-(-len(lm.tokenize_with_offsets(text)[0]) // 4) for text in texts)
+    around = 4 + 1 + 1 + 2 + (1 + 1 + 1 + 1 + 1 + 2) + 4  # no sender fingerprint: the system is not from a checkpoint
+    assert exact["bytes"]["wire"] == pytest.approx(around + 4 * 16 * count / 3)
+    assert coarse["bytes"]["wire"] == pytest.approx(around - 2 + 3 + (1 + 16 / 2) * count / 3)
+    assert exact["bytes"]["lm_bytes"] == sum(lm_bytes(lm, texts)) / 3
+    for own in (exact, coarse):
+        assert own["byte_ratios"]["lm_bytes"] == pytest.approx(own["bytes"]["wire"] / own["bytes"]["lm_bytes"])
+    (row,) = [r for r in csv.DictReader((tmp_path / "fp32" / "eval.csv").open()) if r["mode"] == "latent"][1:]
+    assert float(row["bits_per_dimension"]) == exact["bits_per_dimension"]
+    assert float(row["wire_to_lm_bytes"]) == exact["byte_ratios"]["lm_bytes"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_lossless_limit_is_the_log_loss_of_the_whole_model(family: str) -> None:
+    lm, texts = tiny_lm(family), ["The boat of Orlin is green.", "Mira", "A long message is compressed. " * 6]
+    expected = []
+    for text in texts:
+        ids = torch.tensor([[lm.bos_id, *lm.tokenize_with_offsets(text)[0]]])
+        loss = lm.model(ids, labels=ids).loss  # the mean in nats over all tokens but the first
+        expected.append(math.ceil(float(loss) * (ids.shape[1] - 1) / math.log(2) / 8))
+    assert lm_bytes(lm, texts) == expected
+    assert lm_bytes(tiny_lm(family, seed=1), texts) != expected

@@ -1,0 +1,241 @@
+"""The verbs of the console command, on a checkpoint of tiny models."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.main import VERBS
+from latentwire.cli.main import main as latentwire
+from latentwire.cli.run import run_and_exit
+from latentwire.wire.codecs import CODECS
+from latentwire.wire.message import Wire, read_texts
+from tests.cli.test_commands import ROOT, fails, models, trained
+
+__all__ = ["models", "trained"]
+STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+ASK = ["--question", "Where does Mira live?", "--question", "What does she sell?"]
+
+
+class Pipe(io.BytesIO):
+    """Standard input or output that is not a terminal."""
+
+    def __init__(self, data: bytes = b""):
+        super().__init__(data)
+        self.buffer = self
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    (tmp_path / "story.txt").write_text(STORY)
+    return tmp_path / "story.txt"
+
+
+def test_a_text_goes_through_files(
+    models: Path, trained: dict[str, Any], story: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = story.with_suffix(".lw")
+    counts = latentwire(["encode", str(story), "--ckpt", str(models / "run"), "--codec", "int8", "-o", str(out)])
+    assert counts == {"messages": 1, "bytes": out.stat().st_size}
+    assert f"{out}: 1 messages, {counts['bytes']} bytes" in capsys.readouterr().out
+
+    rows = latentwire(["inspect", str(out), "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert rows[0]["latents"]["codec"].startswith("int8") and rows[0]["latents"]["d_z"] == 16
+    assert rows[0]["bytes"] == counts["bytes"] and rows[0]["text"] is None and len(rows[0]["sender"]) == 16
+    latentwire(["inspect", str(out)])
+    assert "latents of 16 in int8" in capsys.readouterr().out
+
+    ends = [
+        latentwire(["decode", str(out), "--ckpt", str(models / "run"), "--receiver", name, *ASK])
+        for name in ("llama", "qwen")
+    ]
+    shown = capsys.readouterr()
+    assert shown.out.split("\n")[:-1] == [a["answer"] for end in ends for a in end[0]["answers"]] and not shown.err
+    assert {a["source"] for end in ends for a in end[0]["answers"]} == {"latents"}
+
+
+def test_a_text_goes_through_pipes_in_parts(
+    models: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", Pipe((STORY * 3).encode()))
+        patch.setattr(sys, "stdout", out)
+        counts = latentwire(["encode", "--ckpt", str(models / "run"), "--chunk", "60", "--text", "beside"])
+    (parts,) = read_texts(io.BytesIO(out.getvalue()))
+    assert counts["messages"] == len(parts) > 2
+    assert "".join(wire.text or "" for wire in parts) == STORY * 3
+    monkeypatch.setattr(sys, "stdin", Pipe(out.getvalue()))
+    rows = latentwire(["decode", "-", "--ckpt", str(models / "run"), "--receiver", "qwen", *ASK, "--json"])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert len(rows) == 1 and len(rows[0]["answers"]) == 2
+
+
+def test_every_line_may_be_a_text(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.txt").write_text("Mira lives in Orlin.\n\nJon lives in Mosk.\nEdda sells boats.")
+    out = str(tmp_path / "lines.lw")
+    words = ["--ckpt", str(models / "run"), "-o", out]
+    assert latentwire(["encode", str(tmp_path / "lines.txt"), "--lines", *words])["messages"] == 3
+    rows = latentwire(["decode", out, "--ckpt", str(models / "run"), "--receiver", "llama", "--question", "Who?"])
+    assert [row["text"] for row in rows] == [1, 2, 3]
+    assert latentwire(["encode", *[str(tmp_path / "lines.txt")] * 2, *words])["messages"] == 2
+
+
+def test_text_alone_needs_no_checkpoint_and_answers_say_what_was_read(
+    models: Path, trained: dict[str, Any], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "text.lw")
+    latentwire(["encode", str(story), "--text", "only", "-o", out, "--ckpt", "/no/such/folder"])
+    assert Wire.from_bytes(Path(out).read_bytes()).text == STORY
+    capsys.readouterr()
+    rows = latentwire(["decode", out, "--ckpt", str(models / "run"), "--receiver", "llama", *ASK])
+    assert "text 1: answered from the text in the message: the message holds no latents" in capsys.readouterr().err
+    assert {a["source"] for a in rows[0]["answers"]} == {"text"}
+
+
+def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
+    models: Path, trained: dict[str, Any], story: Path, tmp_path: Path
+) -> None:
+    """In a process of its own, with the sender's files out of reach."""
+    shutil.copytree(models / "run" / "last", tmp_path / "run")
+    out = tmp_path / "story.lw"
+    latentwire(["encode", str(story), "--ckpt", str(tmp_path / "run"), "-o", str(out)])
+    (tmp_path / "run" / "sender.safetensors").unlink()
+    words = ["decode", "--ckpt", str(tmp_path / "run"), "--receiver", "qwen", "--question", "Where?", "--json"]
+    words += ["--override", "encoder.model=/no/such/model"]
+    done = subprocess.run(
+        [sys.executable, "-m", "latentwire.cli.main", *words], cwd=ROOT, input=out.read_bytes(), capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["answers"][0]["source"] == "latents"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encode", "gone.txt"], "gone.txt: no such file"),
+        (["encode", __file__, "--codec", "int5", "-o", "x.lw"], "codec 'int5' is unknown"),
+        (["encode", __file__, "--ckpt", "gone", "-o", "x.lw"], "gone: no checkpoint there"),
+        (["encode", "{empty}", "--text", "only", "-o", "x.lw"], "the text is empty"),
+        (["encode", "{binary}", "--text", "only", "-o", "x.lw"], "not a UTF-8 text"),
+        (["encode", "--text", "both"], "'both' is not one of"),
+        (["inspect", "gone.lw"], "gone.lw: could not be read"),
+        (["inspect", "{empty}"], "no message in it"),
+        (["inspect", __file__], "test_main.py: not a LatentWire message"),
+        (["decode", __file__, "--receiver", "a", "--question", "?"], "test_main.py: not a LatentWire message"),
+        (["decode", "{text}", "--receiver", "a", "--question", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
+        (["decode", "{text}"], "receiver"),
+        (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
+        (["no_such_verb"], "no_such_verb"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, data in {"empty": b"", "binary": b"a\xff", "text": Wire.of(text="a").to_bytes()}.items():
+        (tmp_path / name).write_bytes(data)
+    before = sorted(tmp_path.iterdir())
+    line = fails(latentwire, [word.format(empty="empty", binary="binary", text="text") for word in words], capsys)
+    assert message in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_message_for_another_reader_is_refused_before_models_are_loaded(
+    models: Path,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from latentwire.model import pretrained
+
+    monkeypatch.setattr(pretrained, "load_lm", None)
+    ask = ["--ckpt", str(models / "run"), "--question", "?", "--receiver"]
+    for wire, reason in (
+        (Wire.of([[1.0] * 16], sender=b"stranger"), "comes from sender"),
+        (Wire.of([[1.0] * 8]), "width 8; the reader expects 16"),
+    ):
+        (tmp_path / "x.lw").write_bytes(wire.to_bytes())
+        line = fails(latentwire, ["decode", str(tmp_path / "x.lw"), *ask, "llama"], capsys)
+        assert f"{tmp_path / 'x.lw'}: the message " in line and reason in line and "carries no text" in line
+    (tmp_path / "x.lw").write_bytes(Wire.of([[1.0] * 16]).to_bytes())
+    assert "has no receiver 'lama'" in fails(latentwire, ["decode", str(tmp_path / "x.lw"), *ask, "lama"], capsys)
+
+
+def test_a_message_is_not_written_to_a_terminal(
+    story: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert "--out: a message is binary" in fails(latentwire, ["encode", str(story), "--text", "only"], capsys)
+
+
+def test_help_and_inspect_load_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "x.lw").write_bytes(Wire.of([[1.0] * 4], "int4", text="a").to_bytes())
+    code = (
+        "import sys; from latentwire.cli.main import main\n"
+        f"for words in (['--help'], ['encode', '--help'], ['inspect', {str(tmp_path / 'x.lw')!r}]): main(words)\n"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert verb.__name__ in done.stdout
+    assert "1 latents of 4 in int4" in done.stdout
+
+
+def test_without_a_verb_there_is_help_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: latentwire([]))
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and "inspect" in shown.out + shown.err and "Error" not in shown.err
+
+
+def test_codecs_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    result = latentwire(["codecs", "--seconds", "0", "--latents", "4", "--d_z", "64", "--json"])
+    assert json.loads(capsys.readouterr().out) == result
+    assert [row["codec"].split(":")[0] for row in result["codecs"]] == list(CODECS)
+    errors = {row["codec"].split(":")[0]: row["rms_error"] for row in result["codecs"]}
+    assert errors["fp32"] == 0 < errors["fp16"] < errors["bf16"] < errors["int8"] < errors["int6"] < errors["int4"]
+    for row in result["codecs"]:
+        assert row["encode_mb_per_s"] == pytest.approx(row["encode_messages_per_s"] * 4 * 4 * 64 / 1e6)
+        assert row["bits_per_dimension"] == 8 * row["bytes"] / 256
+    latentwire(["codecs", "--seconds", "0", "--codec", "int4:group=128"])
+    assert "int4:group=128,scale_bits=8" in capsys.readouterr().out
+
+
+def test_fuzz_reports_what_it_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    result = latentwire(["fuzz", "--messages", "600", "--seed", "3", "--json"])
+    assert json.loads(capsys.readouterr().out) == result and result["messages"] == 600
+    assert result["largest_parse_bytes"] > 0
+    again = latentwire(["fuzz", "--messages", "600", "--seed", "3"])
+    assert again["refused"] == result["refused"] and "600 messages in" in capsys.readouterr().out
+
+
+def test_fuzz_ends_at_the_first_other_exception(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli import fuzz
+
+    originals = fuzz.originals
+
+    def then_broken(rng: Any) -> list[bytes]:
+        out = originals(rng)
+        monkeypatch.setattr(Wire, "from_bytes", lambda data: 1 // (len(data) % 7))
+        return [data for data in out if len(data) % 7]
+
+    monkeypatch.setattr(fuzz, "originals", then_broken)
+    assert "gave ZeroDivisionError" in fails(latentwire, ["fuzz", "--messages", "500"], capsys)
