@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, text_of
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, label, text_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import DataError
@@ -62,7 +62,7 @@ def encode(
         else:
             written.append(data)
     if not counts["messages"]:
-        raise DataError(f"{', '.join(files or ['standard input'])}: no text in it")
+        raise DataError(f"{', '.join(map(label, files or ['-']))}: no text in it")
     if out != "-":
         write_bytes(out, b"".join(written))
         print(f"{out}: {counts['messages']} messages, {counts['bytes']} bytes")

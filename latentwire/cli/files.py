@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, BinaryIO
 
 import typer
@@ -26,20 +26,28 @@ PIECE = 1 << 16
 @contextmanager
 def opened(name: str) -> Iterator[BinaryIO]:
     """A file to read in binary, or standard input; what is wrong with a message in it is said with its name."""
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as stream:
+    with ExitStack() as stack:
+        try:
+            stream: BinaryIO = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+        except OSError as error:
+            raise DataError(f"{name}: could not be read: {error.strerror or error}") from error
+        try:
             yield stream
-    except WireError as error:
-        raise WireError(f"{'standard input' if name == '-' else name}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{name}: could not be read: {error.strerror or error}") from error
+        except WireError as error:
+            raise WireError(f"{label(name)}: {error}") from error
+
+
+def label(name: str) -> str:
+    """How a file or pipe is called in messages."""
+    return "standard input" if name == "-" else name
 
 
 def text_of(name: str) -> Iterator[str]:
     """The UTF-8 text of a file or of standard input in pieces, as they come."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with opened(name) as stream:
-        while block := stream.read1(PIECE) if hasattr(stream, "read1") else stream.read(PIECE):
+        read = getattr(stream, "read1", stream.read)  # what a pipe has now, rather than a full piece
+        while block := read(PIECE):
             yield _decoded(decoder, block, name)
     yield _decoded(decoder, b"", name)
 
@@ -48,7 +56,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not a UTF-8 text: {error.reason}") from None
+        raise DataError(f"{label(name)}: not a UTF-8 text: {error.reason}") from None
 
 
-__all__ = ["DEFAULT_CHECKPOINT", "Checkpoint", "Debug", "Json", "Overrides", "opened", "text_of"]
+__all__ = ["DEFAULT_CHECKPOINT", "Checkpoint", "Debug", "Json", "Overrides", "label", "opened", "text_of"]

@@ -63,7 +63,7 @@ def fuzz(
                 Wire.from_bytes(data)
             valid += 1
         except WireError as error:
-            reasons[re.sub(r"[\d,\[\]]+|'.*'", "#", str(error))[:60]] += 1
+            reasons[re.sub(r"(0x\w+|[\d,]+)", "#", str(error).split(":")[0])] += 1
         except Exception as error:
             raise LatentWireError(f"message {number} gave {type(error).__name__}: {error}: {data.hex()}") from error
         if traced:

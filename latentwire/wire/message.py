@@ -52,6 +52,10 @@ class Wire:
 
     def to_bytes(self) -> bytes:
         """The whole message, header included, in the newest version of the format."""
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> bytes:
         return self.frame.pack()
 
     @classmethod

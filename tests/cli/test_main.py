@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentwire.cli.main import VERBS
+from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
 from latentwire.wire.codecs import CODECS
@@ -195,6 +197,12 @@ def test_help_and_inspect_load_no_torch(tmp_path: Path) -> None:
     for verb in VERBS:
         assert verb.__name__ in done.stdout
     assert "1 latents of 4 in int4" in done.stdout
+
+
+def test_the_package_installs_the_command() -> None:
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["latentwire"]
+    module, name = target.split(":")
+    assert getattr(importlib.import_module(module), name) is run
 
 
 def test_without_a_verb_there_is_help_alone(capsys: pytest.CaptureFixture[str]) -> None:

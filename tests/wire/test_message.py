@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tracemalloc
@@ -10,6 +11,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latentwire.cli.fuzz import fuzz
 from latentwire.core.errors import WireError
@@ -209,6 +212,38 @@ def test_damaged_and_forged_messages_give_a_wire_or_a_wire_error() -> None:
     # Most get past the checksum, and enough of those are messages.
     assert result["valid"] > 200 and len(result["refused"]) > 15
     assert sum(n for reason, n in result["refused"].items() if "checksum" in reason) < 1200
+
+
+@given(
+    st.integers(0, 7),
+    st.sampled_from([b"", b"\0\0\x10", b"\2\0\x08", b"\xff\xff\x10"]) | st.binary(max_size=4),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.lists(st.binary(max_size=150), min_size=1, max_size=2).map(tuple),
+    st.none() | st.binary(min_size=4, max_size=4),
+    st.none() | st.binary(max_size=20),
+    st.integers(0, 2),
+)
+def test_any_fields_give_a_finite_wire_or_a_wire_error(
+    codec: int,
+    parameters: bytes,
+    count: int,
+    d_z: int,
+    layers: tuple[bytes, ...],
+    codebook: bytes | None,
+    text: bytes | None,
+    fitting: int,
+) -> None:
+    if fitting and codec in codecs.BY_ID:  # a payload of the right length, of whatever bytes
+        with contextlib.suppress(WireError):
+            own = codecs.BY_ID[codec].from_frame(parameters, None)
+            size = len(own.encode(np.zeros((count, d_z), np.float32))[0])
+            layers, codebook = ((layers[0] * size + bytes(size))[:size],), None
+    data = Frame(LatentSection(codec, parameters, count, d_z, layers), text, codebook=codebook).pack()
+    with contextlib.suppress(WireError):
+        wire = Wire.from_bytes(data)
+        assert wire.latents is not None and np.isfinite(wire.latents).all() and wire.latents.shape == (count, d_z)
+        assert wire.to_bytes() == data
 
 
 @pytest.mark.parametrize(
