@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from latentwire.backbone.anatomy import Anatomy
 from latentwire.backbone.lm import Context, LanguageModel, rotate
-from latentwire.reader.base import Reader, left_align
+from latentwire.reader.base import Reader, Statistics, left_align
 from latentwire.reader.generator import Generator
 
 
@@ -94,3 +94,19 @@ class SlotReader(Reader):
             keys = rotate(keys.transpose(1, 2).float(), cos, sin)
             cache.update(keys.to(lm.dtype), vals.transpose(1, 2).to(lm.dtype), layer)
         return Context(cache, mask)
+
+    def known_statistics(self, lm: LanguageModel) -> Statistics:
+        """Those of the targets, which the closed form left in the generator: a layer's keys or values share one."""
+        return Statistics(self.generator.shift, self.generator.scale, self.target_groups().to(lm.device))
+
+    def expected_squares(self) -> Tensor:
+        return self.generator.scale.pow(2) + self.generator.shift.pow(2)
+
+    def parts(self, values: Tensor) -> Tensor:
+        """The values (not keys) of the first layer: (..., kv_heads, head_dim)."""
+        return values.unflatten(-1, self.shape)[..., 0, :, 1, :]
+
+    def parts_of_tokens(self, lm: LanguageModel, ids: Tensor) -> Tensor:
+        """The first layer's values, which depend on nothing but the token: (n, kv_heads, head_dim)."""
+        row = ids[:, None]
+        return lm.keys_values(row, torch.ones_like(row)).values[0][:, 0].float()
