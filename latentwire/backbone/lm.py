@@ -267,6 +267,13 @@ class LanguageModel:
             self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
         return out
 
+    def first_values(self, ids: Tensor) -> Tensor:
+        """Values of tokens (n,) in the first layer, which depend on nothing else: (n, kv_heads, head_dim)."""
+        block: Any = decoder_layers(self.model)[0]
+        with self.autocast():
+            values = getattr(block.self_attn, self.anatomy.source.value)(block.input_layernorm(self.embed(ids)))
+        return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim)
+
     def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Rotary cos and sin for integer positions (batch, n), one pair a layer, each (batch, n, head_dim), fp32."""
         rotary = self.model.get_decoder().rotary_emb

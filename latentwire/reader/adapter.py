@@ -38,6 +38,7 @@ class EmbeddingReader(Reader):
         self.gain: float | Tensor = config.gain
         if config.learn_gain:
             self.gain = nn.Parameter(torch.tensor(config.gain))
+        self._known: Statistics | None = None
 
     def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
         """The mean input embedding of each window's phase tokens: (batch, M, hidden_size)."""
@@ -74,8 +75,11 @@ class EmbeddingReader(Reader):
 
     def known_statistics(self, lm: LanguageModel) -> Statistics:
         """Of the token embeddings, each dimension for itself."""
-        embeddings = sample_embeddings(lm)
-        return Statistics(embeddings.mean(0), embeddings.std(0), torch.arange(embeddings.shape[1], device=lm.device))
+        if self._known is None:
+            embeddings = sample_embeddings(lm)
+            each = torch.arange(embeddings.shape[1], device=lm.device)
+            self._known = Statistics(embeddings.mean(0), embeddings.std(0), each)
+        return self._known
 
     def expected_squares(self) -> Tensor:
         return self.rms.pow(2).expand(self.generator.scale.shape)

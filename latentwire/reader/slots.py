@@ -107,6 +107,5 @@ class SlotReader(Reader):
         return values.unflatten(-1, self.shape)[..., 0, :, 1, :]
 
     def parts_of_tokens(self, lm: LanguageModel, ids: Tensor) -> Tensor:
-        """The first layer's values, which depend on nothing but the token: (n, kv_heads, head_dim)."""
-        row = ids[:, None]
-        return lm.keys_values(row, torch.ones_like(row)).values[0][:, 0].float()
+        """The first layer's values: (n, kv_heads, head_dim)."""
+        return lm.first_values(ids).float()

@@ -17,6 +17,7 @@ from latentwire.model.receiver import LATENT, TEXT, Receiver
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.systems import small_config, small_passages, small_system
+from tests.tiny import FAMILIES
 
 
 def stage(
@@ -235,9 +236,9 @@ def test_a_message_that_holds_an_answer_is_aligned_with_it(slots: bool) -> None:
     assert near == pytest.approx(0.0, abs=1e-5) and far > 0.05
 
 
-def test_first_layer_values_are_those_of_a_token_in_any_text() -> None:
-    module = stage(slots=True, family="gemma3")
-    receiver = module.system.receivers["a"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_layer_values_are_those_of_a_token_in_any_text(family: str) -> None:
+    receiver = stage(slots=True, family=family).system.receivers["a"]
     ids = torch.tensor([[2, 9, 40, 9]])
     in_text = receiver.lm.keys_values(ids, torch.ones_like(ids)).values[0][0]
     alone = receiver.reader.parts_of_tokens(receiver.lm, ids[0])
