@@ -7,18 +7,21 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
+from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError, WireError
 from latentwire.data.prompts import PromptFormat
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
-from latentwire.features.lora.feature import base_model
+from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
 from latentwire.model.encoding import (
     QuestionBlock,
@@ -66,6 +69,8 @@ class Receiver:
         self._attached = ExitStack()
         for feature in self.features.values():
             self._attached.enter_context(feature.to(lm.device).attach(lm.model))
+        if config.system.grad_ckpt:
+            self._attached.enter_context(recompute_blocks(lm.model, partial(keep_active, lm.model)))
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     # ---- adapters -------------------------------------------------------------------------------------------------
@@ -162,9 +167,13 @@ class Receiver:
             spans = [copy_spans(t, self.prompt, losses.copy_spans, rng) for t in texts]
         return pack_questions(rows, self.lm.pad_id, self.lm.device, spans)
 
-    def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, dict[str, float]]:
-        """The training loss of packed questions, and its parts: `answer_ce` in nats per answer token, `first_acc`,
-        and `copy_ce` in nats per copied token where there are spans."""
+    def loss(self, context: Context, block: QuestionBlock) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The weighted terms of the training loss of packed questions, by name, and what to log of them.
+
+        Logged are `answer_ce` in nats per answer token, `first_acc`, and `copy_ce` in nats per copied token where
+        there are spans.
+        """
+        hand_over("questions", block.ids)
         with self.reading(context):
             hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
         labels = block.labels[:, 1:]
@@ -172,14 +181,15 @@ class Receiver:
         with self.lm.autocast():
             logits = self.lm.logits(hidden[:, :-1][chosen])
         targets, spans = labels[chosen], block.spans[:, 1:][chosen]
-        loss = answer_cross_entropy(logits[~spans], targets[~spans])
+        terms = {"answer_ce": answer_cross_entropy(logits[~spans], targets[~spans])}
         first = block.first[:, 1:][chosen] & ~spans
-        parts = {"answer_ce": loss.item(), "first_acc": first_token_accuracy(logits.detach(), targets, first).item()}
+        first_acc = first_token_accuracy(logits.detach(), targets, first).item()
+        metrics = {"answer_ce": terms["answer_ce"].item(), "first_acc": first_acc}
         if spans.any():
             copy = answer_cross_entropy(logits[spans], targets[spans])
-            parts["copy_ce"] = copy.item()
-            loss = loss + self.config.losses.copy_weight * copy
-        return loss, parts
+            metrics["copy_ce"] = copy.item()
+            terms["copy_ce"] = self.config.losses.copy_weight * copy
+        return terms, metrics
 
     @torch.no_grad()
     def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:
