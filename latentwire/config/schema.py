@@ -330,9 +330,9 @@ class EvaluationConfig(Section):
         json_schema_extra=flag("eval_modes"),
     )
     anchor_text: str = Field(
-        "Passage:",
+        "Passage:\n",
         min_length=1,
-        description="The text in front of the passage in mode embedding_anchor.",
+        description="The text in front of the passage's embeddings in mode embedding_anchor.",
         json_schema_extra=flag("eval_anchor_text"),
     )
     batch_size: PositiveInt = Field(

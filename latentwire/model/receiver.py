@@ -78,6 +78,7 @@ class Receiver:
     def add_adapter(self, name: str) -> LoRA:
         """Attach a fresh LoRA adapter under a name, switched off; the one there already, if any, is returned."""
         if name not in self.adapters:
+            self.lm.take_turn()  # an adapter is made where the weights are, and stays there
             adapter = LoRA(self.config.lora, name)
             self._attached.enter_context(adapter.attach(self.lm.model))
             self.adapters[name] = adapter

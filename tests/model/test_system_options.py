@@ -35,7 +35,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def system_of(family: str, slots: bool, grad_ckpt: bool) -> LatentWire:
     config = small_config(
         model={"dtype": "float32", "receivers": {"a": "x"}},
-        features={"use_lora": True, "use_deep_prefix": slots},
+        features={"use_lora": True, "use_deep_prefix": slots, "use_latent_adapters": True, "use_prefix": True},
+        latent_adapters={"heads": 2, "width": 8},
+        prefix={"len": 2},
         lora={"r": 4, "alpha": 8, "dropout": 0.2},
         system={"grad_ckpt": grad_ckpt},
     )
@@ -165,6 +167,7 @@ def test_every_use_of_a_model_takes_its_turn() -> None:
         "logits": lambda: lm.logits(torch.zeros(1, 1, lm.anatomy.hidden_size)),
         "keys_values": lambda: lm.keys_values(ids, mask),
         "hidden_states": lambda: lm.hidden_states(ids, mask, [0, 2]),
+        "add_adapter": lambda: receiver.add_adapter(TEXT),
         "generate": lambda: lm.generate(lm.prefill(mask[:, :0]), ids, mask, 1, [0]),
     }
     for name, use in uses.items():
