@@ -106,6 +106,7 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_pipeline_ends_in_a_checkpoint_with_its_own_results(installed: dict[str, str], tmp_path: Path) -> None:
     """The whole script, with tiny models in the cache where the built-in ones would be."""
     for alias, family in (("smollm2-135m", "llama"), ("gemma3-270m", "gemma3")):
@@ -127,8 +128,8 @@ def test_the_pipeline_ends_in_a_checkpoint_with_its_own_results(installed: dict[
     done = subprocess.run(command, cwd="/", env=installed | more, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "run" / "export"
-    measured, exported = (json.loads((f / "eval.json").read_text()) for f in (tmp_path / "run", out))
+    exported = json.loads((out / "eval.json").read_text())
     assert exported["manifest"]["checkpoint"] == json.loads((out / "checkpoint.json").read_text())["files"]
-    assert measured["manifest"]["checkpoint"] != exported["manifest"]["checkpoint"]
+    assert exported["samples"] == 6 and (tmp_path / "run" / "eval.json").is_file()
     assert "| smollm2-135m | latent |" in (out / "README.md").read_text()
     assert "| gemma3-270m | text |" in done.stdout  # the comparison with the text at the end

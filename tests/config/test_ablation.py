@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,14 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, values: Any, overrides: 
     with pytest.raises(ConfigError, match=message) as caught:
         load_ablation(write(tmp_path, **values), overrides=overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_of_the_documentation_gives_the_runs_that_it_names(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "ablation.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(root / "configs" / "smoke", tmp_path / "smoke")
+    (tmp_path / "ablation").mkdir()
+    (tmp_path / "ablation" / "example.json").write_text(example)
+    for run in load_ablation(tmp_path / "ablation" / "example.json").runs:
+        assert f"`{run.name}`" in page
