@@ -342,6 +342,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         text = (out / name).read_text()
         assert str(tmp_path) not in text and str(models) not in text, name
     config = json.loads((out / "checkpoint.json").read_text())["config"]
+    assert not {"device", "require_cuda"} & set(config["system"])
     assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
