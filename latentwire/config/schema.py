@@ -252,6 +252,14 @@ class ClosedFormStage(Section):
 
     passages: PositiveInt = Field(2000, description="Passages read.")
     ridge: PositiveFloat = Field(0.1, description="Ridge, as a share of the mean diagonal of the feature covariance.")
+    band: NonNegativeInt | None = Field(
+        1,
+        description="Tokens on each side of its own from whose features a slot is predicted; null: the whole window.",
+    )
+    importance_passages: NonNegativeInt = Field(
+        24, description="Passages on which the answer loss tells how much each target matters; 0: all matter alike."
+    )
+    importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
 
 

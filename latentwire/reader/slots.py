@@ -72,6 +72,9 @@ class SlotReader(Reader):
         groups = (layer[:, None] * kinds + kind[None])[:, None, :, None]
         return groups.expand(layers, heads, kinds, dim).reshape(-1)
 
+    def target_phases(self) -> Tensor:
+        return self.phases_of.cpu()[:, :, None, None].expand(self.shape).reshape(-1)
+
     @torch.no_grad()
     def reset_head(self, lm: LanguageModel, head: list[int]) -> None:
         """Set the constant slots to the receiver's own keys and values of the head (the attention sink)."""
