@@ -35,7 +35,7 @@ class StepOutput:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
-def total(terms: Mapping[str, Tensor]) -> Tensor:
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
     """The sum of a loss's terms."""
     return reduce(add, terms.values())
 

@@ -21,7 +21,7 @@ from latentwire.model.encoding import (
 )
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.module import total
+from latentwire.training.module import sum_terms
 from tests.systems import small_config
 from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
@@ -188,9 +188,9 @@ def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
     assert copy_spans(replace(texts[0], ids=texts[0].ids[:20]), receiver.prompt, 5, random.Random(1)) == []
 
     terms, parts = receiver.loss(receiver.read_own(texts), block)
-    assert total(terms).item() == pytest.approx(parts["answer_ce"] + 0.5 * parts["copy_ce"], rel=1e-5)
+    assert sum_terms(terms).item() == pytest.approx(parts["answer_ce"] + 0.5 * parts["copy_ce"], rel=1e-5)
     alone, without = receiver.loss(receiver.read_own(texts), plain)
-    assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == total(alone).item()
+    assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == sum_terms(alone).item()
     assert without["first_acc"] == parts["first_acc"] and "copy_ce" not in without
 
 

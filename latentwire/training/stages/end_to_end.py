@@ -12,7 +12,7 @@ from latentwire.config.schema import Config
 from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
-from latentwire.training.module import ParameterGroup, StepOutput, shuffled, total
+from latentwire.training.module import ParameterGroup, StepOutput, shuffled, sum_terms
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
@@ -79,7 +79,7 @@ class EndToEnd:
             term = module.loss(receiver.lm, context, [self.passages[i][1][name].ids for i in chosen])
             if term is not None:
                 terms[feature], metrics[feature] = term, term.item()
-        return StepOutput(total(terms), int(block.mask.sum()), name, metrics, terms)
+        return StepOutput(sum_terms(terms), int(block.mask.sum()), name, metrics, terms)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {
