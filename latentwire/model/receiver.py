@@ -7,18 +7,21 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
+from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.data.prompts import PromptFormat
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
-from latentwire.features.lora.feature import base_model
+from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.schedule import tokens_at
 from latentwire.losses.terms import Terms
 from latentwire.model.encoding import (
@@ -71,6 +74,8 @@ class Receiver:
         self._attached = ExitStack()
         for feature in self.features.values():
             self._attached.enter_context(feature.to(lm.device).attach(lm.model))
+        if config.system.grad_ckpt:
+            self._attached.enter_context(recompute_blocks(lm.model, partial(keep_active, lm.model)))
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     # ---- adapters -------------------------------------------------------------------------------------------------
@@ -78,6 +83,7 @@ class Receiver:
     def add_adapter(self, name: str) -> LoRA:
         """Attach a fresh LoRA adapter under a name, switched off; the one there already, if any, is returned."""
         if name not in self.adapters:
+            self.lm.take_turn()  # an adapter is made where the weights are, and stays there
             adapter = LoRA(self.config.lora, name)
             self._attached.enter_context(adapter.attach(self.lm.model))
             self.adapters[name] = adapter
@@ -179,6 +185,7 @@ class Receiver:
 
         Without `progress`, the way through the stage from 0 to 1, it is the plain loss that baselines are trained on.
         """
+        hand_over("questions", block.ids)
         own = self._predict(context, block, block.labels != -100)
         terms = answer_terms(own, block, self.config.losses)
         if progress is not None:

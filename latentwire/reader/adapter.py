@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
 from latentwire.config.schema import AdapterConfig
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, Statistics, left_align, real
 from latentwire.reader.calibration import embedding_rms, sample_embeddings, set_rms
 from latentwire.reader.color import Color
@@ -71,6 +72,7 @@ class EmbeddingReader(Reader):
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
         embeds, mask = left_align(self.head, self.calibrate(values), counts)
+        hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
 
     def known_statistics(self, lm: LanguageModel) -> Statistics:

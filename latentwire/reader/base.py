@@ -39,6 +39,10 @@ class Reader(nn.Module, ABC):
     def target_groups(self) -> Tensor:
         """(d_out,) group of each target number; groups are scaled to equal variance in the closed form."""
 
+    def target_phases(self) -> Tensor:
+        """(d_out,) the phase of its window from which each target number comes; -1 where it comes from all of it."""
+        return torch.full_like(self.target_groups(), -1)
+
     @abstractmethod
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
         """The context from generated values or targets (batch, M, d_out); counts: (batch,) latents of each row."""

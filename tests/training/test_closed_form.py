@@ -11,7 +11,15 @@ import torch
 from latentwire.core.errors import TrainingError
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted
-from latentwire.training.stages.closed_form import NormalEquations, Prepared, fit, r_squared, solve
+from latentwire.training.stages.closed_form import (
+    Bands,
+    NormalEquations,
+    Prepared,
+    fit,
+    importance_of,
+    r_squared,
+    solve,
+)
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -116,3 +124,61 @@ def test_a_stopped_fit_goes_on_from_its_sums(tmp_path: Path) -> None:
         atol=1e-3,
         rtol=1e-2,
     )
+
+
+def test_a_band_keeps_far_tokens_out_and_predicts_better_from_few_rows() -> None:
+    """Four phases of six inputs; each target depends on its own phase alone."""
+    torch.manual_seed(0)
+    of = torch.arange(16) % 4
+    truth = torch.zeros(24, 16)
+    for phase in range(4):
+        truth[phase * 6 : phase * 6 + 6, of == phase] = torch.randn(6, 4)
+    x, new = torch.randn(40, 24), torch.randn(200, 24)
+    y, groups = x @ truth + torch.randn(40, 16), torch.zeros(16, dtype=torch.long)
+    banded = solve(equations(x, y), groups, 16, 1e-3, Bands(of, 4, 0))
+    whole = solve(equations(x, y), groups, 16, 1e-3)
+    assert r_squared(banded, new, new @ truth) > r_squared(whole, new, new @ truth) + 0.05
+    weight = banded.encoder @ banded.generator
+    for phase in range(4):
+        far = torch.ones(24, dtype=torch.bool)
+        far[phase * 6 : phase * 6 + 6] = False
+        assert weight[far][:, of == phase].abs().max() < 1e-4
+    # As wide as the window it is the same as without a band.
+    wide = solve(equations(x, y), groups, 16, 1e-3, Bands(of, 4, 4))
+    torch.testing.assert_close(wide.encoder @ wide.generator, whole.encoder @ whole.generator, atol=1e-3, rtol=1e-3)
+    # A target of the whole window (-1) beside banded ones.
+    mixed = solve(equations(x, y), groups, 16, 1e-3, Bands(torch.where(of == 0, -1, of), 4, 0))
+    weight = mixed.encoder @ mixed.generator
+    assert weight[6:][:, of == 0].abs().max() > 1e-3 and weight[:6][:, of == 1].abs().max() < 1e-4
+
+
+def test_what_matters_is_kept_when_the_rank_is_cut() -> None:
+    """Two targets that vary little but matter, beside many that do not."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 12)
+    y = torch.cat([0.1 * x[:, :2], x[:, 2:] @ torch.randn(10, 10)], 1)
+    groups, importance = torch.zeros(12, dtype=torch.long), torch.full((12,), 1e-3)
+    importance[:2] = 1e3
+    plain, weighted = (solve(equations(x, y), groups, 3, 1e-6, importance=w) for w in (None, importance))
+    error = [
+        float(((x - f.mean_x) @ f.encoder @ f.generator * f.scale + f.mean_y - y)[:, :2].pow(2).mean())
+        for f in (plain, weighted)
+    ]
+    assert error[1] < 1e-3 * error[0]
+    even = solve(equations(x, y), groups, 3, 1e-6, importance=torch.full((12,), 7.0))
+    torch.testing.assert_close(even.encoder @ even.generator, plain.encoder @ plain.generator, atol=1e-3, rtol=1e-3)
+
+
+def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() -> None:
+    system = small_system(small_config(), ("llama",))
+    receiver = system.receivers["a"]
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
+    weights = importance_of(receiver, texts, 2, 0.01)
+    assert weights.shape == (receiver.lm.anatomy.slot_size,) and bool((weights > 0).all())
+    # With the output of the last attention cut off, nothing in the last layer matters but the floor.
+    with torch.no_grad():
+        receiver.lm.model.model.layers[-1].self_attn.o_proj.weight.zero_()
+    cut = importance_of(receiver, texts, 2, 0.01).view(receiver.lm.anatomy.slot_shape)
+    values = torch.cat([v for v in receiver.targets(texts)[0]]).var(0).view(cut.shape)
+    assert (cut[-1] * values[-1].mean((0, 2), keepdim=True)).max() < 0.05
+    assert (cut[0] * values[0].mean((0, 2), keepdim=True)).max() > 1

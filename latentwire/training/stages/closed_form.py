@@ -4,13 +4,20 @@ Reduced-rank ridge regression (Izenman 1975): the best linear map of rank d_z fr
 targets of *all* readers together. Its left factor is the encoder, its right factor, cut by receiver, the generators:
 one Z, chosen to serve every reader. Targets are scaled to equal variance a group (a layer's keys, a layer's values).
 
+A slot holds one token's keys and values, so it is predicted from that token's features and its neighbours' alone
+(`band`) and not from the whole window: with a few hundred thousand tokens that is the better conditioned problem by
+far. The rank is cut afterwards, from all predictions together, each weighted by how much the answers depend on it:
+the squared gradient of the answer loss, the diagonal of the empirical Fisher information (as in Fisher-weighted SVD,
+Hsu et al. 2022, arXiv 2207.00112).
+
 The normal equations are accumulated batch by batch, so the text may be of any length at constant memory. A fit that is
 stopped keeps its sums and goes on from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +28,7 @@ from torch import Tensor
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
 from latentwire.model.encoding import ReceiverText, SenderText
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
 
@@ -106,36 +113,70 @@ class Factors:
     mean_y: Tensor
 
 
+def _of_group(variance: Tensor, groups: Tensor) -> Tensor:
+    """(d_y,) the mean variance of each target's group."""
+    counts = torch.bincount(groups).clamp(min=1)
+    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
+
+
+@dataclass
+class Bands:
+    """Which inputs predict a target: of `phases` equal blocks of inputs, those within `width` of the target's own.
+
+    of: (d_y,) the phase of each target; -1 where all inputs predict it.
+    """
+
+    of: Tensor
+    phases: int
+    width: int
+
+    def blocks(self, d_x: int) -> Iterator[tuple[slice, Tensor]]:
+        """Inputs and the targets (indices) that they predict."""
+        size = d_x // self.phases
+        for phase in self.of.unique().tolist():
+            first, last = (0, self.phases) if phase < 0 else (phase - self.width, phase + self.width + 1)
+            yield slice(max(0, first) * size, min(self.phases, last) * size), (self.of == phase).nonzero()[:, 0]
+
+
 def solve(
-    equations: NormalEquations, groups: Tensor, rank: int, ridge: float, encoder: Tensor | None = None
+    equations: NormalEquations,
+    groups: Tensor,
+    rank: int,
+    ridge: float,
+    bands: Bands | None = None,
+    importance: Tensor | None = None,
+    encoder: Tensor | None = None,
 ) -> Factors:
     """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
+
+    importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
 
     With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
     mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    counts = torch.bincount(groups).clamp(min=1)
-    scale = (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+    scale = _of_group(variance, groups).sqrt()
     xy /= scale
     if encoder is not None:
         gram = encoder.T @ xx @ encoder
         gram.diagonal().add_(1e-4 * gram.diagonal().mean())
         return Factors(mean_x, encoder, torch.linalg.solve(gram, encoder.T @ xy), scale, mean_y)
-    covariance = xx.diagonal().clone()
-    xx.diagonal().add_(ridge * xx.diagonal().mean())
-    lower = torch.linalg.cholesky(xx)
-    # With X'X + ridge = LL' and W = L^-1 X'Y, the fitted values' Gram matrix is W'W: its leading right singular
-    # vectors are the directions of the targets that are predicted best.
-    w = torch.linalg.solve_triangular(lower, xy, upper=False)
-    rank = min(rank, *w.shape)
+    weight = torch.zeros_like(xy)
+    everything = [(slice(0, len(xx)), torch.arange(xy.shape[1], device=xy.device))]
+    for inputs, targets in bands.blocks(len(xx)) if bands else everything:
+        block = xx[inputs, inputs].clone()
+        block.diagonal().add_(ridge * block.diagonal().mean())
+        weight[inputs, targets] = torch.cholesky_solve(xy[inputs, targets], torch.linalg.cholesky(block))
+    # With X'X = LL', the predictions' Gram matrix is (L'W)'(L'W): its leading right singular vectors are the directions
+    # of the targets in which the predictions vary most.
+    xx.diagonal().add_(1e-4 * xx.diagonal().mean())
+    each = torch.ones_like(scale) if importance is None else (importance * scale.pow(2)).sqrt()
+    fitted = torch.linalg.cholesky(xx).T @ (weight * each)
+    rank = min(rank, *fitted.shape)
     torch.manual_seed(0)  # its random start must not depend on what ran before
-    v = torch.svd_lowrank(w, q=min(rank + 64, *w.shape), niter=2)[2][:, :rank]
-    weight = torch.linalg.solve_triangular(lower.T, w @ v, upper=True)
-    # Unit variance of z, from the centred second moments: diag(E' X'X E) without the ridge.
-    second = (lower.T @ weight).pow(2).sum(0) - ridge * covariance.mean() * weight.pow(2).sum(0)
-    std = (second / equations.rows).clamp(min=1e-8).sqrt()
-    return Factors(mean_x, weight / std, (v * std).T.contiguous(), scale, mean_y)
+    v = torch.svd_lowrank(fitted, q=min(rank + 64, *fitted.shape), niter=2)[2][:, :rank]
+    std = ((fitted @ v).pow(2).sum(0) / equations.rows).clamp(min=1e-8).sqrt()  # z gets unit variance
+    return Factors(mean_x, weight @ (each[:, None] * v / std), (v * std).T / each, scale, mean_y)
 
 
 def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
@@ -159,19 +200,43 @@ def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, 
     return features, torch.cat([t.to(features.device) for t in targets], 1)
 
 
+def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
+    """(d_out,) mean squared gradient of the answer loss by each target number, over texts and windows.
+
+    A share `floor` of what they weigh together is spread evenly over the scaled targets, so that none is given up.
+    """
+    total, seen = torch.zeros(1, device=receiver.lm.device), []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        values, counts = receiver.targets(batch)
+        values = values.float().requires_grad_(True)
+        block = receiver.pack(batch, random.Random(start), copying=False)
+        with receiver.using(LATENT):
+            terms = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
+        (gradient,) = torch.autograd.grad(terms.total, values)
+        total = total + gradient.pow(2).sum((0, 1))
+        seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
+    variance = _of_group(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
+    share = total * variance  # how much of the loss hangs on each number's variation
+    return ((1 - floor) * share / share.mean() + floor) / variance
+
+
 def fit(
     system: LatentWire,
     passages: Iterable[Prepared],
     *,
     held_out: int,
     ridge: float,
+    band: int | None = None,
+    importance: Tensor | None = None,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
     state: Path | None = None,
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
-    The first `held_out` passages are set aside.
+    The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
+    slot; None for the whole window. `importance`: (sum of d_out,) as `importance_of` measures it, receivers in order.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers = system.receivers
@@ -196,13 +261,16 @@ def fit(
         raise TrainingError(
             f"curriculum.closed_form.held_out: no passage is left to fit on after {held_out} are set aside"
         )
-    groups, offset = [], 0
+    groups, phases, offset = [], [], 0
     for receiver in receivers.values():
         own = receiver.reader.target_groups()
         groups.append(own + offset)
+        phases.append(receiver.reader.target_phases())
         offset += int(own.max()) + 1
     encoder = system.sender.encoder
-    factors = solve(equations, torch.cat(groups).to(encoder.weight.device), encoder.weight.shape[1], ridge)
+    device = encoder.weight.device
+    bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
+    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
     rank = factors.encoder.shape[1]
     with torch.no_grad():
         encoder.mean.copy_(factors.mean_x)

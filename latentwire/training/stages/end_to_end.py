@@ -115,7 +115,6 @@ class EndToEnd:
             term = feature.loss(receiver.lm, context, [text.ids for text in texts])
             if term is not None:
                 terms.add(name, term)
-        terms.metrics["z_rms"] = z.detach().pow(2).mean().sqrt().item()
         return terms
 
     def _from_text(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> StepOutput:
