@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
 from latentwire.model.encoding import QuestionBlock, ReceiverText, pack_questions
 from latentwire.model.receiver import LATENT, TEXT, Receiver
+from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.systems import small_config, small_passages, small_system
@@ -72,6 +74,7 @@ def test_without_options_the_loss_is_the_plain_one_bit_by_bit(slots: bool, copy_
     assert torch.equal(torch.stack(list(out.terms.values())).sum(), out.loss)
 
 
+NORMS = {"grad_norms_every": 1}
 TERMS: list[tuple[str, dict[str, Any], float]] = [
     ("first_token_ce", {"first_token_weight": 0.5}, 0.5),
     ("first_token_entropy", {"first_token_entropy": 0.1}, -0.1),
@@ -113,6 +116,21 @@ def test_all_terms_together_sum_to_the_loss() -> None:
     assert set(out.terms) == {"answer_ce", *(name for name, _, _ in TERMS)}
     assert out.loss.item() == pytest.approx(sum(t.item() for t in out.terms.values()), rel=1e-6)
     assert set(out.terms) <= set(out.metrics)  # each is logged under its own name
+
+
+def test_every_term_s_gradient_is_logged_and_recomputation_changes_nothing(tmp_path: Path) -> None:
+    everything = {key: value for _, options, _ in TERMS for key, value in options.items()}
+    records = []
+    for again in (False, True):
+        system = {"grad_ckpt": again}
+        module = stage(everything, slots=False, adapter={"calibration": "none"}, system=system, diagnostics=NORMS)
+        shake(module.system.receivers["a"], LATENT)
+        records.append(Trainer(module, module.config, tmp_path / str(again), 2).take_step())
+    plain, recomputed = records
+    norms = {key for key in plain if key.startswith("loss_grad_norm/")}
+    assert norms == {f"loss_grad_norm/{name}" for name in ("answer_ce", *(name for name, _, _ in TERMS))}
+    for key in ("loss", "grad_norm", *norms):
+        assert recomputed[key] == pytest.approx(plain[key], rel=1e-3) and plain[key] > 0
 
 
 @pytest.mark.parametrize("k", [1, 2, 50])
