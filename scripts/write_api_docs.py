@@ -17,7 +17,7 @@ ORDER = (
 HEAD = """# API reference
 
 Written by `python scripts/write_api_docs.py` from the docstrings; [python.md](python.md) is where to begin. Shapes
-are in brackets, (batch, latents, d_z) the commonest; what a user can cause is raised as a subclass of `LatentWireError`.
+are in brackets, (batch, latents, d_z) the commonest; what a user can cause is raised as a `LatentWireError`.
 
 """
 
