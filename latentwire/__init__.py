@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,9 @@ if TYPE_CHECKING:
     from latentwire.model.receiver import Receiver
     from latentwire.model.sender import Sender
     from latentwire.wire.message import Wire
+
+if sys.platform == "darwin":  # what MPS cannot do, the CPU does; torch looks at this only while it is imported
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Receiver", "Sender", "Wire"]

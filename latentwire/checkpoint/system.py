@@ -18,7 +18,7 @@ from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, check_devices
 
 
 def save_checkpoint(
@@ -32,8 +32,10 @@ def save_checkpoint(
 
 def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:
     """Build the system that a checkpoint describes and take up its state."""
+    config = config or load_config_of(folder)
+    check_devices(config.system)
     state = load_folder(folder)
-    system = LatentWire.build(config or load_config_of(folder))
+    system = LatentWire.build(config)
     _take_up(system, folder, state)
     return system
 

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def flag(name: str | None) -> dict[str, Any]:
@@ -123,6 +134,17 @@ class AdapterConfig(Section):
         "embed_rms", description="What sets the RMS of the vectors that the receiver reads."
     )
     fixed_rms: PositiveFloat = Field(1.0, description="The RMS for calibration='fixed'.")
+    color: Literal["none", "diagonal", "full"] = Field(
+        "none",
+        description="Give the vectors the mean and variance (diagonal) or covariance (full) of the token embeddings.",
+        json_schema_extra=flag("adapter_color"),
+    )
+    gain: PositiveFloat = Field(
+        1.0, description="Factor on the vectors after calibration.", json_schema_extra=flag("adapter_gain")
+    )
+    learn_gain: bool = Field(
+        False, description="Train the gain end to end, from that start.", json_schema_extra=flag("learn_adapter_gain")
+    )
 
 
 class AnchorConfig(Section):
@@ -131,10 +153,17 @@ class AnchorConfig(Section):
     text: str = Field(
         "", description="Text between the context and the question.", json_schema_extra=flag("anchor_text")
     )
-    bos: bool = Field(
-        True, description="Begin every prompt with the receiver's BOS token.", json_schema_extra=flag("use_bos")
+    bos: Literal["before", "after", "none"] = Field(
+        "before",
+        description="The receiver's BOS token: before the context, between context and anchor, or nowhere "
+        "(true and false stand for before and none).",
     )
     chat_template: bool = Field(False, description="Wrap the question in the receiver's chat template.")
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _bos_as_truth(cls, value: Any) -> Any:
+        return {"true": "before", "false": "none"}.get(str(value).lower(), value)
 
 
 class FeaturesConfig(Section):
@@ -229,20 +258,80 @@ class GistHeadConfig(Section):
 
 
 class LossesConfig(Section):
-    """What is added to the cross-entropy of answers in slot tuning and end to end."""
+    """What is added to the cross-entropy of answers in slot tuning and end to end; a weight of 0 leaves a term out.
 
-    copy_weight: float = Field(
-        0.0, ge=0.0, description="Weight of copying: going on with spans of the passage from their first tokens."
+    Baselines are trained on the cross-entropy of answers alone. The terms from `align_weight` on are about what the
+    sender and readers make, so they play a part end to end only.
+    """
+
+    copy_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of copying: going on with spans of the passage from their first tokens."
     )
     copy_spans: PositiveInt = Field(2, description="Spans a passage, packed like questions.")
+    first_token_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the cross-entropy of answers' first tokens, at the start of a stage."
+    )
+    first_token_weight_end: NonNegativeFloat | None = Field(
+        None, description="The same at its end; without it, the weight stays."
+    )
+    first_token_schedule: Literal["linear", "cosine"] = Field("linear", description="How it goes from start to end.")
+    first_token_entropy: NonNegativeFloat = Field(
+        0.0, description="Weight of a bonus for the entropy of the prediction of answers' first tokens."
+    )
+    k_tokens: PositiveInt = Field(4, description="K: first tokens of an answer that the next three terms look at.")
+    k_tokens_end: PositiveInt | None = Field(
+        None, description="K at the end of a stage, which it reaches in equal steps; without it, K stays."
+    )
+    k_token_weight: NonNegativeFloat = Field(0.0, description="Weight of the cross-entropy of the first K tokens.")
+    kd_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of distillation: KL to the predictions of the receiver reading the text itself."
+    )
+    kd_temperature: PositiveFloat = Field(1.0, description="Temperature of both predictions in distillation.")
+    state_kd_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of distillation of hidden states from the receiver reading the text itself."
+    )
+    state_kd_kind: Literal["mse", "cosine"] = Field("mse", description="How hidden states are compared.")
+    state_kd_layers: list[PositiveInt] | None = Field(
+        None,
+        min_length=1,
+        description="Layers whose outputs are compared, counted from 1; default: the final hidden states.",
+    )
+    align_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of alignment: each answer's mean token embedding has a vector or slot close to it."
+    )
+    manifold_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the distance in mean and variance of what readers make from what receivers know."
+    )
+    latent_scale_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the deviation of latents from unit RMS, dimension by dimension."
+    )
+    output_rms_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the deviation of vectors or slots from the RMS that they should have."
+    )
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher, the receiver reading the text itself, is needed."""
+        return self.kd_weight > 0 or self.state_kd_weight > 0
 
 
 class TuningStage(Section):
     """Length and rates of one gradient stage."""
 
-    epochs: PositiveInt = Field(1, description="Passes over the training passages.")
+    epochs: PositiveInt = Field(
+        1, description="Passes over the training passages. As a flag or override, it lifts a file's max_steps."
+    )
     max_steps: int | None = Field(None, ge=0, description="Stop after so many steps; 0 skips the stage.")
     lr_scale: PositiveFloat = Field(1.0, description="Multiplies every learning rate of the stage.")
+
+
+class EndToEndStage(TuningStage):
+    """The stage with the wire, which may begin with and keep some reading of the text itself."""
+
+    warmup_text_steps: NonNegativeInt = Field(
+        0, description="Steps in which receivers read the text and the latents in turn, so that LoRA learns the task."
+    )
+    tail_text_prob: Share = Field(0.0, description="How often they read the text after that.")
 
 
 class ClosedFormStage(Section):
@@ -254,6 +343,10 @@ class ClosedFormStage(Section):
         1,
         description="Tokens on each side of its own from whose features a slot is predicted; null: the whole window.",
     )
+    importance_passages: NonNegativeInt = Field(
+        24, description="Passages on which the answer loss tells how much each target matters; 0: all matter alike."
+    )
+    importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
 
 
@@ -263,7 +356,7 @@ class CurriculumConfig(Section):
     slot_tuning: TuningStage = TuningStage(max_steps=300)
     baselines: TuningStage = TuningStage(max_steps=200)
     closed_form: ClosedFormStage = ClosedFormStage()
-    end_to_end: TuningStage = TuningStage(max_steps=1000)
+    end_to_end: EndToEndStage = EndToEndStage(max_steps=1000)
 
 
 class OptimizerConfig(Section):
@@ -278,7 +371,14 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0.0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    schedule: Literal["linear", "cosine", "constant", "restarts", "wsd"] = Field(
+        "linear",
+        description="Decay after the warm-up; restarts: cosine, several times; wsd: constant, then linear at the end.",
+    )
+    cycles: PositiveInt = Field(3, description="Cycles of schedule='restarts'.")
+    decay_share: float = Field(
+        0.2, gt=0.0, le=1.0, description="Last share of the steps in which schedule='wsd' decays."
+    )
     warmup_steps: int = Field(20, ge=0)
     min_lr_ratio: float = Field(0.05, ge=0.0, le=1.0, description="Where the decay ends, as a share of the peak.")
     max_bad_steps: PositiveInt = Field(5, description="NaN or inf losses in a row after which training stops.")
@@ -288,6 +388,17 @@ class DiagnosticsConfig(Section):
     """What is written to diagnostics.jsonl."""
 
     log_every: PositiveInt = Field(10, description="Steps between two lines of a receiver.")
+    grad_norms_every: NonNegativeInt = Field(
+        0,
+        description="Steps between two measurements of every loss term's own gradient norm; 0 for none. Each costs one "
+        "more backward pass a term.",
+    )
+    profile_memory: bool = Field(
+        False, description="Peak memory of each step's forward, backward and optimizer, and of each stage."
+    )
+    log_shapes: bool = Field(
+        False, description="Print the shape of every tensor handed from part to part, once a shape."
+    )
 
 
 class CheckpointConfig(Section):
@@ -304,7 +415,8 @@ class CheckpointConfig(Section):
     )
 
 
-ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay"]
+ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay", "embedding_anchor"]
+DEFAULT_MODES: tuple[ModeName, ...] = get_args(ModeName)[:-1]
 
 
 class EvaluationConfig(Section):
@@ -314,10 +426,16 @@ class EvaluationConfig(Section):
         200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples")
     )
     modes: list[ModeName] = Field(
-        list(get_args(ModeName)),
+        list(DEFAULT_MODES),
         min_length=1,
-        description="What is measured; the rest is null in eval.json.",
+        description="What is measured; the rest is null in eval.json. Of all modes, only embedding_anchor is off.",
         json_schema_extra=flag("eval_modes"),
+    )
+    anchor_text: str = Field(
+        "Passage:\n",
+        min_length=1,
+        description="The text in front of the passage's embeddings in mode embedding_anchor.",
+        json_schema_extra=flag("eval_anchor_text"),
     )
     batch_size: PositiveInt = Field(
         25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size")
@@ -342,6 +460,21 @@ class SystemConfig(Section):
     """Machine."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    require_cuda: bool = Field(False, description="Refuse to start where CUDA is missing, before anything is loaded.")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = Field(
+        None,
+        description="Spread every receiver over devices, as Transformers' from_pretrained does; by name or {module: "
+        "device}. The sender stays on system.device.",
+    )
+    sequential_models: bool = Field(
+        False,
+        description="Only one receiver's weights in the device's memory at a time; the others wait on the CPU. Slower, "
+        "with the same results.",
+    )
+    grad_ckpt: bool = Field(
+        False,
+        description="Gradient checkpointing of the receivers: activations are computed again in the backward pass.",
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads; default: what torch finds.")
     seed: int = Field(0, description="Seed of initialisation and of batch order.")
     cache_features: bool = Field(True, description="Keep the frozen sender's window features in memory.")
@@ -381,4 +514,34 @@ class Config(Section):
             section = getattr(self, name)
             if section.width % section.heads:
                 raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
+        if self.system.sequential_models:
+            for key, value in (
+                ("model.load_4bit", self.model.load_4bit),
+                ("system.device_map", self.system.device_map),
+            ):
+                if value:
+                    raise ValueError(f"system.sequential_models: excludes {key}, which places the weights itself")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Config:
+        """An option that could do nothing is refused."""
+        adapter, stage = self.adapter, self.curriculum.end_to_end
+        if self.features.use_deep_prefix:
+            changed = {"color": adapter.color != "none", "gain": adapter.gain != 1.0, "learn_gain": adapter.learn_gain}
+            for key in (key for key, value in changed.items() if value):
+                raise ValueError(
+                    f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
+                )
+        elif self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
+            raise ValueError(
+                f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
+            )
+        if self.anchor.chat_template and self.anchor.bos != "before":
+            raise ValueError("anchor.bos: anchor.chat_template places BOS itself")
+        for key in ("warmup_text_steps", "tail_text_prob"):
+            if getattr(stage, key) and not self.features.use_lora:
+                raise ValueError(
+                    f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
+                )
         return self

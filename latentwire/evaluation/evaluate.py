@@ -23,7 +23,7 @@ from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, la
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES, modes_for
 from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
-from latentwire.model.system import LatentWire, load_lm, resolve_device
+from latentwire.model.system import LatentWire, check_devices, load_lm
 
 SCHEMA = 1
 BYTES_OF_TEXT = {
@@ -33,7 +33,7 @@ BYTES_OF_TEXT = {
     "lm_bytes": "lossless by the sender's model",
 }
 """Forms of a text that a message's bytes are compared with."""
-UNTUNED = ("text", "embedding_replay")
+UNTUNED = ("text", "embedding_replay", "embedding_anchor")
 """Modes that are read by the bare model by definition."""
 
 
@@ -60,7 +60,7 @@ def evaluate(
     )
     lossless = None
     if own.lm_bytes:  # the system's own sender has only the layers that it needs
-        whole = load_lm(config.encoder.model, config, resolve_device(config.system.device), sender=True)
+        whole = load_lm(config.encoder.model, config, check_devices(config.system), sender=True)
         lossless = lm_bytes(whole, [item.passage.context for item in items])
         del whole
     receivers: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
 from latentwire.model.receiver import TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
-from latentwire.model.system import load_lm, load_receiver_state, load_sender_state, resolve_device
+from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
 
 
 def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
@@ -46,4 +46,4 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
 def _device(config: Config) -> str:
     if config.system.threads:
         torch.set_num_threads(config.system.threads)
-    return resolve_device(config.system.device)
+    return check_devices(config.system)

@@ -12,6 +12,7 @@ from torch import Tensor
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError, WireError
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.chunks import split_text
 from latentwire.model.encoding import SenderText, encode_for_sender, stack_phases
@@ -67,9 +68,11 @@ class Sender:
 
     def latents(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Latents of texts given by their features: (batch, M, d_z) right-padded, and counts (batch,)."""
-        counts = [len(f) for f in features]
-        z = self.encoder(torch.cat(list(features)))  # one product: its gradient is as large as the encoder itself
+        counts, rows = [len(f) for f in features], torch.cat(list(features))
+        hand_over("features", rows)
+        z = self.encoder(rows)  # one product: its gradient is as large as the encoder itself
         rows = torch.nn.utils.rnn.pad_sequence(z.split(counts), batch_first=True)
+        hand_over("z", rows)
         return rows, torch.tensor(counts, device=self.lm.device)
 
     # ---- messages -------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.turns import Turns
 from latentwire.config import Config, resolve_receivers
+from latentwire.config.schema import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
@@ -28,10 +30,11 @@ class LatentWire:
         default_codec(config)  # what is wrong with it should be known before anything is loaded
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
-        device = resolve_device(config.system.device)
+        device = check_devices(config.system)
+        turns = Turns() if config.system.sequential_models else None
         sender = Sender(load_lm(config.encoder.model, config, device, sender=True), config)
         receivers = {
-            name: Receiver(name, load_lm(model, config, device), config)
+            name: Receiver(name, load_lm(model, config, device, turns=turns), config)
             for name, model in resolve_receivers(config.model).items()
         }
         return cls(config, sender, receivers)
@@ -95,27 +98,48 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]])
             receiver.add_adapter(adapter).load_state_dict(lora)
 
 
+def check_devices(system: SystemConfig) -> str:
+    """The device of `system.device`; ConfigError where what the section asks for is not on this machine."""
+    device = resolve_device(system.device)
+    if system.require_cuda and torch.device(device).type != "cuda":
+        found = "no CUDA device was found" if system.device == "auto" else f"system.device is {system.device!r}"
+        raise ConfigError(f"system.require_cuda: {found}")
+    if isinstance(system.device_map, dict):
+        for place in dict.fromkeys(system.device_map.values()):
+            if place != "disk":
+                _usable(place, "system.device_map")
+    return device
+
+
 def resolve_device(name: str) -> str:
     """'auto' takes CUDA, then MPS, then the CPU."""
     if name != "auto":
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"system.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        _usable(name, "system.device")
         return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_lm(model: str, config: Config, device: str, *, sender: bool = False) -> LanguageModel:
-    """Load one language model as the configuration says."""
+def _usable(device: str | int, key: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{key}: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def load_lm(
+    model: str, config: Config, device: str, *, sender: bool = False, turns: Turns | None = None
+) -> LanguageModel:
+    """Load one language model as the configuration says; 4 bits and a device map are for receivers."""
     return LanguageModel.load(
         model,
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
         device=device,
         load_4bit=config.model.load_4bit and not sender,
+        device_map=None if sender else config.system.device_map,
+        turns=turns,
     )
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
@@ -26,10 +28,11 @@ from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.data.example import Passage
+from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
 from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, check_devices
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
 from latentwire.training.stages import closed_form
@@ -45,9 +48,10 @@ from latentwire.training.stages.slot_tuning import (
     tuning_name,
 )
 
-MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
+MAY_CHANGE = {
+    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
+    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
     "data.eval_path",
-    "system.threads",
     "evaluation",
     "diagnostics",
 }
@@ -100,6 +104,7 @@ class Run:
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
+        check_devices(self.config.system)
         if self.config.checkpoint.init_from:
             start = find_checkpoint(Path(self.config.checkpoint.init_from))
             _check_same_form(start, self.config)
@@ -110,26 +115,35 @@ class Run:
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
         self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         seed_everything(self.config.system.seed)
+        profiled = self.config.diagnostics.profile_memory
+        if profiled:
+            reset_peak()
         self.system = LatentWire.build(self.config)
+        loaded = {"stage": "load", "memory_mb": peak_memory_mb()}
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
         self.start()
-        lora, curriculum = self.config.features.use_lora, self.config.curriculum
+        if profiled:
+            append_jsonl(self.folder / "diagnostics.jsonl", loaded)
+        lora = self.config.features.use_lora
         if self.config.checkpoint.init_from:
             self._start_from(Path(self.config.checkpoint.init_from))
-        else:
+        if lora and self.config.losses.distils:  # the teachers
+            for receiver in self.system.receivers.values():
+                self._tune(receiver, TEXT)
+        if not self.config.checkpoint.init_from:
             if lora:
                 for receiver in self.system.receivers.values():
-                    self._tune(receiver, LATENT, curriculum.slot_tuning, "slot_tuning")
+                    self._tune(receiver, LATENT)
                     receiver.add_adapter(LATENT)  # also where slot tuning is left out
             self._closed_form()
         trained = self._end_to_end()
         if trained:
             save_checkpoint(self.last, self.system, self.command)
         for receiver in self.system.receivers.values():
-            for reads in (TEXT, TOKEN_BUDGET):
+            for reads in (TOKEN_BUDGET,) if self.config.losses.distils else (TEXT, TOKEN_BUDGET):
                 if lora:
-                    self._tune(receiver, reads, curriculum.baselines, "baselines")
+                    self._tune(receiver, reads)
         if trained and lora:  # again, now with the baselines' adapters
             save_checkpoint(self.last, self.system, self.command)
         return self.system
@@ -187,14 +201,12 @@ class Run:
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
-    def _tune(self, receiver: Receiver, reads: str, stage: TuningStage, kind: str) -> None:
+    def _tune(self, receiver: Receiver, reads: str) -> None:
+        kind, stage = self._tuning_stage(reads)
         texts = [texts[receiver.name] for _, (_, texts) in self.prepared]
-        steps = self._steps(epoch_steps(texts, self.config), stage)
-        if not steps:
+        if not self._steps(epoch_steps(texts, self.config), stage):
             return
-        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
-        if stage.lr_scale != 1.0:
-            key["lr_scale"] = stage.lr_scale
+        key = self._tuning_key(receiver, texts, reads)
         kept = cached_folder(self.cache, key)
         if (kept / INDEX).is_file():
             print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
@@ -205,6 +217,24 @@ class Run:
             save_tuned(kept, receiver, reads, key)
         elif reads == LATENT:
             self._refuse_to_go_on(kind, f" of {receiver.name!r}")
+        elif reads == TEXT and self.config.losses.distils and {"slot_tuning", "end_to_end"} & set(self.stages):
+            raise ConfigError(
+                f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well"
+            )
+
+    def _tuning_stage(self, reads: str) -> tuple[str, TuningStage]:
+        curriculum = self.config.curriculum
+        return ("slot_tuning", curriculum.slot_tuning) if reads == LATENT else ("baselines", curriculum.baselines)
+
+    def _tuning_key(self, receiver: Receiver, texts: Sequence[ReceiverText], reads: str) -> dict[str, Any]:
+        stage = self._tuning_stage(reads)[1]
+        steps = self._steps(epoch_steps(texts, self.config), stage)
+        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
+        if stage.lr_scale != 1.0:
+            key["lr_scale"] = stage.lr_scale
+        if reads == LATENT and self.config.losses.distils:
+            key["teacher"] = self._tuning_key(receiver, texts, TEXT)
+        return key
 
     def _start_from(self, path: Path) -> None:
         """Take up everything from a checkpoint, in place of slot tuning and the closed form."""
@@ -231,18 +261,27 @@ class Run:
                 if seen // 2000 != (seen - rows) // 2000:
                     print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
+            asked = [texts for _, (_, texts) in self.prepared[stage.held_out :][: stage.importance_passages]]
+            importance = [
+                closed_form.importance_of(r, [texts[name] for texts in asked], 4, stage.importance_floor)
+                for name, r in self.system.receivers.items()
+                if asked
+            ]
             sums = done.parent / "sums"
+            if self.config.diagnostics.profile_memory:
+                reset_peak()
             scores = closed_form.fit(
                 self.system,
                 self._texts_for_closed_form(),
                 held_out=stage.held_out,
                 ridge=stage.ridge,
                 band=stage.band,
+                importance=torch.cat(importance) if importance else None,
                 report=report,
                 state=sums,
             )
             seconds = round(time.perf_counter() - started, 1)
-            record = {"stage": "closed_form", "r2": scores, "seconds": seconds}
+            record = {"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()}
             append_jsonl(self.folder / "diagnostics.jsonl", record)
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
@@ -296,7 +335,11 @@ class Run:
         )
         trainer.callbacks.append(log)
         trainer.fit()
-        save_folder(folder / "done", module.state_dict(), {"step": trainer.step})
+        if trainer.memory.enabled:
+            peak = {"stage": module.name, "memory_mb": trainer.memory.highest}
+            append_jsonl(self.folder / "diagnostics.jsonl", peak)
+        trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
+        save_folder(folder / "done", module.state_dict(), {"step": trainer.step, "parameters": trained})
         for state in folder.glob("step_*"):
             shutil.rmtree(state)
 

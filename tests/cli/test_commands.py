@@ -205,6 +205,28 @@ def test_debug_shows_the_traceback_and_files_run_as_scripts() -> None:
         assert debug.returncode == 2 and "Traceback" in debug.stderr
 
 
+def test_debug_logs_everything_unless_a_flag_says_otherwise() -> None:
+    logged = train_main(["--debug", "--dry-run"])["config"]["diagnostics"]
+    assert logged["log_every"] == 1 and logged["log_shapes"] and logged["profile_memory"]
+    logged = train_main(["--debug", "--log_every", "7", "--no_log_shapes", "--dry-run"])["config"]["diagnostics"]
+    assert logged["log_every"] == 7 and not logged["log_shapes"] and logged["profile_memory"]
+    plain = train_main(["--dry-run"])["config"]["diagnostics"]
+    assert not plain["log_shapes"] and not plain["profile_memory"]
+
+
+def test_stages_tell_their_memory_and_what_they_trained(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, eval_samples=0, stages="slot_tuning,closed_form,end_to_end")
+    train_main([*flags, "--profile_memory"])
+    rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    peaks = {row["stage"]: row["memory_mb"] for row in rows if "step" not in row}
+    assert {"load", "closed_form", "end_to_end"} <= set(peaks) and min(peaks.values()) > 50
+    steps = [row["memory_mb"] for row in rows if row["stage"] == "end_to_end" and "step" in row]
+    assert peaks["end_to_end"] >= max(steps)
+    trained = json.loads((tmp_path / "stages" / "end_to_end" / "done" / "checkpoint.json").read_text())["parameters"]
+    assert {"encoder", "generator/llama", "lora/qwen"} <= set(trained)
+    assert trained["encoder"] == 4 * 2 * 48 * 16  # window, layers, hidden size, d_z
+
+
 def test_the_demo_shows_one_message_and_writes_its_results(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +342,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         text = (out / name).read_text()
         assert str(tmp_path) not in text and str(models) not in text, name
     config = json.loads((out / "checkpoint.json").read_text())["config"]
+    assert not {"device", "require_cuda"} & set(config["system"])
     assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
@@ -365,3 +388,28 @@ def test_frozen_and_lora_checkpoints_do_not_start_each_other(
 ) -> None:
     flags = [*arguments(models, init_from=models / "run", out_dir=tmp_path), "--no_use_lora"]
     assert "features.use_lora = True, not False" in fails(train_main, flags, capsys)
+
+
+def test_distillation_tunes_its_teacher_first(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distil = {"kd_weight": 1, "eval_samples": 0, "tuned_cache": tmp_path / "cache"}
+    flags = arguments(models, out_dir=tmp_path / "run", **distil)
+    message = fails(train_main, [*flags, "--stages", "slot_tuning"], capsys)
+    assert "--stages: distillation needs the text-tuned 'llama': do baselines first or as well" in message
+    train_main(flags)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(r["stage"] for r in rows))
+    teachers, slots = ["baseline/llama/text", "baseline/qwen/text"], ["slot_tuning/llama", "slot_tuning/qwen"]
+    budget = [name.replace("text", "token_budget") for name in teachers]
+    assert stages == [*teachers, *slots, "closed_form", "end_to_end", *budget]
+    taught = [r for r in rows if r["stage"].startswith(("slot", "end"))]
+    assert taught and all(r["kd"] > 0 and r["loss"] == pytest.approx(r["answer_ce"] + r["kd"]) for r in taught)
+    assert not any("kd" in r for r in rows if r["stage"].startswith("baseline"))
+    assert (tmp_path / "run" / "last" / "baselines" / "llama-text.safetensors").is_file()
+    # Another teacher is another slot tuning; the same one is found again.
+    capsys.readouterr()
+    train_main(arguments(models, out_dir=tmp_path / "again", stages="slot_tuning,baselines", **distil))
+    assert capsys.readouterr().out.count("taken from") == 6
+    train_main(
+        arguments(models, out_dir=tmp_path / "more", baselines_max_steps=2, stages="slot_tuning,baselines", **distil)
+    )
+    assert capsys.readouterr().out.count("taken from") == 0

@@ -6,7 +6,9 @@ one Z, chosen to serve every reader. Targets are scaled to equal variance a grou
 
 A slot holds one token's keys and values, so it is predicted from that token's features and its neighbours' alone
 (`band`) and not from the whole window: with a few hundred thousand tokens that is the better conditioned problem by
-far. The rank is cut afterwards, from all predictions together.
+far. The rank is cut afterwards, from all predictions together, each weighted by how much the answers depend on it:
+the squared gradient of the answer loss, the diagonal of the empirical Fisher information (as in Fisher-weighted SVD,
+Hsu et al. 2022, arXiv 2207.00112).
 
 The normal equations are accumulated batch by batch, so the text may be of any length at constant memory. A fit that is
 stopped keeps its sums and goes on from them.
@@ -14,6 +16,7 @@ stopped keeps its sums and goes on from them.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +28,7 @@ from torch import Tensor
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
 from latentwire.model.encoding import ReceiverText, SenderText
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
 
@@ -110,6 +113,12 @@ class Factors:
     mean_y: Tensor
 
 
+def _of_group(variance: Tensor, groups: Tensor) -> Tensor:
+    """(d_y,) the mean variance of each target's group."""
+    counts = torch.bincount(groups).clamp(min=1)
+    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
+
+
 @dataclass
 class Bands:
     """Which inputs predict a target: of `phases` equal blocks of inputs, those within `width` of the target's own.
@@ -135,16 +144,18 @@ def solve(
     rank: int,
     ridge: float,
     bands: Bands | None = None,
+    importance: Tensor | None = None,
     encoder: Tensor | None = None,
 ) -> Factors:
     """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
+
+    importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
 
     With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
     mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    counts = torch.bincount(groups).clamp(min=1)
-    scale = (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+    scale = _of_group(variance, groups).sqrt()
     xy /= scale
     if encoder is not None:
         gram = encoder.T @ xx @ encoder
@@ -159,12 +170,13 @@ def solve(
     # With X'X = LL', the predictions' Gram matrix is (L'W)'(L'W): its leading right singular vectors are the directions
     # of the targets in which the predictions vary most.
     xx.diagonal().add_(1e-4 * xx.diagonal().mean())
-    fitted = torch.linalg.cholesky(xx).T @ weight
+    each = torch.ones_like(scale) if importance is None else (importance * scale.pow(2)).sqrt()
+    fitted = torch.linalg.cholesky(xx).T @ (weight * each)
     rank = min(rank, *fitted.shape)
     torch.manual_seed(0)  # its random start must not depend on what ran before
     v = torch.svd_lowrank(fitted, q=min(rank + 64, *fitted.shape), niter=2)[2][:, :rank]
     std = ((fitted @ v).pow(2).sum(0) / equations.rows).clamp(min=1e-8).sqrt()  # z gets unit variance
-    return Factors(mean_x, weight @ (v / std), (v * std).T.contiguous(), scale, mean_y)
+    return Factors(mean_x, weight @ (each[:, None] * v / std), (v * std).T / each, scale, mean_y)
 
 
 def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
@@ -188,6 +200,27 @@ def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, 
     return features, torch.cat([t.to(features.device) for t in targets], 1)
 
 
+def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
+    """(d_out,) mean squared gradient of the answer loss by each target number, over texts and windows.
+
+    A share `floor` of what they weigh together is spread evenly over the scaled targets, so that none is given up.
+    """
+    total, seen = torch.zeros(1, device=receiver.lm.device), []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        values, counts = receiver.targets(batch)
+        values = values.float().requires_grad_(True)
+        block = receiver.pack(batch, random.Random(start), copying=False)
+        with receiver.using(LATENT):
+            terms = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
+        (gradient,) = torch.autograd.grad(terms.total, values)
+        total = total + gradient.pow(2).sum((0, 1))
+        seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
+    variance = _of_group(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
+    share = total * variance  # how much of the loss hangs on each number's variation
+    return ((1 - floor) * share / share.mean() + floor) / variance
+
+
 def fit(
     system: LatentWire,
     passages: Iterable[Prepared],
@@ -195,6 +228,7 @@ def fit(
     held_out: int,
     ridge: float,
     band: int | None = None,
+    importance: Tensor | None = None,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
     state: Path | None = None,
@@ -202,7 +236,7 @@ def fit(
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
     The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
-    slot; None for the whole window.
+    slot; None for the whole window. `importance`: (sum of d_out,) as `importance_of` measures it, receivers in order.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers = system.receivers
@@ -236,7 +270,7 @@ def fit(
     encoder = system.sender.encoder
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
-    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands)
+    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
     rank = factors.encoder.shape[1]
     with torch.no_grad():
         encoder.mean.copy_(factors.mean_x)
