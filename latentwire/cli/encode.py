@@ -65,7 +65,7 @@ def encode(
         raise DataError(f"{', '.join(map(label, files or ['-']))}: no text in it")
     if out != "-":
         write_bytes(out, b"".join(written))
-        print(f"{out}: {counts['messages']} messages, {counts['bytes']} bytes")
+        print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts
 
 

@@ -49,7 +49,7 @@ def test_a_text_goes_through_files(
     out = story.with_suffix(".lw")
     counts = latentwire(["encode", str(story), "--ckpt", str(models / "run"), "--codec", "int8", "-o", str(out)])
     assert counts == {"messages": 1, "bytes": out.stat().st_size}
-    assert f"{out}: 1 messages, {counts['bytes']} bytes" in capsys.readouterr().out
+    assert f"{out}: 1 message, {counts['bytes']} bytes" in capsys.readouterr().out
 
     rows = latentwire(["inspect", str(out), "--json"])
     assert json.loads(capsys.readouterr().out) == rows
