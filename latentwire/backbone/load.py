@@ -74,13 +74,14 @@ def load_model(
     attn_implementation: str,
     device: str | torch.device = "cpu",
     load_4bit: bool = False,
+    kind: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
-    """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had."""
+    """A model of a `kind` of Transformers' auto classes, in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had."""
     extra = _four_bits(dtype, device) if load_4bit else {}
     folder = resolve(name)
     try:
         model: PreTrainedModel = _quietly(
-            AutoModelForCausalLM.from_pretrained,
+            kind.from_pretrained,
             folder,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -109,6 +110,13 @@ def resolve_dtype(name: str, device: str | torch.device) -> torch.dtype:
     known = torch.cpu.get_capabilities()
     native = any(known.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
+
+
+def resolve_attention(name: str, device: str | torch.device) -> str:
+    """The implementation of `model.attn_implementation`; "auto" is eager on a CPU and sdpa elsewhere."""
+    if name != "auto":
+        return name
+    return "eager" if torch.device(device).type == "cpu" else "sdpa"
 
 
 def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:

@@ -46,9 +46,9 @@ def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Confi
     return config_from_dict(info["config"], str(folder), changes or {})
 
 
-def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:
-    """Build the system that a checkpoint describes and take up its state."""
+def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
+    """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
     state = load_folder(folder)
-    system = LatentWire.build(config or load_config_of(folder))
+    system = LatentWire.build(config or load_config_of(folder), only)
     system.load_state_dict(state)
     return system

@@ -76,7 +76,7 @@ def latency(
 
 
 def _timed(system: LatentWire, call: Callable[[], Any]) -> float:
-    cuda = system.sender.lm.device.type == "cuda"
+    cuda = system.sender.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()

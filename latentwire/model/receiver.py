@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError, WireError
 from latentwire.data.prompts import PromptFormat
+from latentwire.encoder.text import stack_phases
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model
@@ -26,7 +28,6 @@ from latentwire.model.encoding import (
     choose_questions,
     copy_spans,
     pack_questions,
-    stack_phases,
 )
 from latentwire.reader.adapter import EmbeddingReader
 from latentwire.reader.base import Reader
@@ -51,6 +52,7 @@ class Receiver:
 
     `adapters` maps an adapter name to its LoRA; without LoRA it is empty and the receiver is the untouched model.
     `features` maps the reading features that are on to themselves; they work where latents are read, nowhere else.
+    `own` holds the indices of a message's latents that are for this receiver, None where all are.
     """
 
     def __init__(self, name: str, lm: LanguageModel, config: Config):
@@ -61,6 +63,8 @@ class Receiver:
         self.reader = build_reader(lm, config, len(self.prompt.head))
         self.reader.reset_head(lm, self.prompt.head)
         self.reader.to(lm.device)
+        self.layout = config.latent_layout
+        self.own = self.layout.own(name)
         self.adapters: dict[str, LoRA] = {}
         self.features = build_features(config, lm)
         self._attached = ExitStack()
@@ -134,8 +138,16 @@ class Receiver:
         values, counts = self.targets(texts)
         return self.reader.context(self.lm, values, counts)
 
-    def read_latents(self, z: Tensor, counts: Tensor) -> Context:
-        """Read latents (batch, M, d_z), of which counts[i] in row i."""
+    def read_latents(self, z: Tensor, counts: Tensor, kept: Sequence[Sequence[int]] | None = None) -> Context:
+        """Read messages' latents (batch, M, d_z), of which counts[i] in row i: all, or the shared ones and its own.
+
+        kept: for each row, indices among those that it reads; the others are dropped, in training.
+        """
+        if self.own is not None:
+            z, counts = z[:, self.own], torch.full_like(counts, len(self.own))
+        if kept is not None:
+            z = pad_sequence([row[list(index)] for row, index in zip(z, kept, strict=True)], batch_first=True)
+            counts = torch.tensor([len(index) for index in kept], device=z.device)
         context = self.reader(self.lm, z, counts)
         context.latents = z
         context.latent_mask = torch.arange(z.shape[1], device=z.device)[None] < counts[:, None]
@@ -204,6 +216,8 @@ class Receiver:
         expected = self.config.encoder.d_z
         if latents.shape[1] != expected:
             raise WireError(f"message with latents of width {latents.shape[1]}; the reader expects {expected}")
+        if self.own is not None and len(latents) != self.layout.total:
+            raise WireError(f"message with {len(latents)} latents; the reader expects {self.layout.total}")
         counts = torch.tensor([len(latents)], device=self.lm.device)
         with self.using(LATENT):
             context = self.read_latents(latents[None], counts).repeat([len(questions)])

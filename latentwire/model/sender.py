@@ -5,54 +5,62 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError
-from latentwire.encoder.backbone import BackboneEncoder
-from latentwire.model.encoding import SenderText, encode_for_sender, stack_phases
+from latentwire.encoder.base import Encoder
+from latentwire.encoder.refiner import LatentRefiner
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import encode_for_sender
 
 
 class Sender:
-    """A frozen LM under an encoder. One encoding of a text serves all receivers and all questions."""
+    """An encoder, and the refiner of its latents if there is one. One encoding of a text serves all receivers and all
+    questions."""
 
-    def __init__(self, lm: LanguageModel, config: Config):
+    def __init__(self, encoder: Encoder, config: Config):
         self.config = config.encoder
-        deepest = max(self.config.layers)
-        if deepest > lm.anatomy.layers:
-            raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
-        self.encoder = BackboneEncoder(lm, self.config.layers, self.config.window, self.config.d_z).to(lm.device)
+        self.layout = config.latent_layout
+        self.device = encoder.device
+        self.encoder = encoder.to(self.device)
+        self.refiner = LatentRefiner(config).to(self.device) if config.features.use_latent_refiner else None
 
     @property
-    def lm(self) -> LanguageModel:
-        return self.encoder.lm
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained of it, by name."""
+        parts: dict[str, nn.Module] = {"encoder": self.encoder}
+        return parts if self.refiner is None else parts | {"latent_refiner": self.refiner}
 
     def tokenize(self, text: str) -> SenderText:
         """A text of any length as token ids and windows."""
-        return encode_for_sender(self.lm, text, self.config.window, self.config.latent_len)
+        return encode_for_sender(self.encoder.source, text, self.config.window, self.config.latent_len, self.layout)
 
     def prepare(self, text: str) -> SenderText:
-        """Tokenize a text and cut it into windows; ModelError where it is longer than the sender can read."""
+        """Tokenize a text and cut it into windows; ModelError where the sender cannot read it."""
         prepared = self.tokenize(text)
-        if len(prepared.ids) > self.lm.anatomy.max_positions:
-            raise ModelError(
-                f"encoder.model: a text of {len(prepared.ids)} tokens is longer than the sender's window of "
-                f"{self.lm.anatomy.max_positions}"
-            )
+        refusal = self.refusal(prepared)
+        if refusal:
+            raise ModelError(refusal)
         return prepared
 
-    @torch.no_grad()
-    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """Window features of each text: (M_i, d_features), fp32."""
-        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.lm.device)
-        phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.lm.device)
-        features = self.encoder.features(ids, mask, phase_tokens)
-        return [row[:count] for row, count in zip(features, counts.tolist(), strict=True)]
+    def refusal(self, text: SenderText) -> str | None:
+        """Why the sender cannot read a text, in one line that names what to change; None where it can."""
+        if not text.tokens:
+            return f"text: {text.text!r} holds no token, so there is nothing to send"
+        return self.encoder.too_long(text)
 
-    def latents(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Latents of texts given by their features: (batch, M, d_z) right-padded, and counts (batch,)."""
-        counts = [len(f) for f in features]
-        z = self.encoder(torch.cat(list(features)))  # one product: its gradient is as large as the encoder itself
-        rows = torch.nn.utils.rnn.pad_sequence(z.split(counts), batch_first=True)
-        return rows, torch.tensor(counts, device=self.lm.device)
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """What the frozen part of the encoder makes of each text; it need be computed only once."""
+        return self.encoder.features(texts)
+
+    def encode(self, texts: Sequence[SenderText]) -> tuple[Tensor, Tensor]:
+        """Latents of texts: (batch, M, d_z) right-padded, fp32, and counts (batch,)."""
+        return self.latents(self.features(texts), [text.latents for text in texts])
+
+    def latents(self, features: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`encode` for texts given by their features and by `SenderText.latents` of each."""
+        z = self.encoder(features, counts)
+        if self.refiner is not None:
+            z = self.refiner(z, counts)
+        return z, torch.tensor(counts, device=self.device)

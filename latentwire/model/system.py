@@ -11,7 +11,9 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
-from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
+from latentwire.encoder.registry import build_encoder
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.wire.message import Wire
@@ -26,16 +28,17 @@ class LatentWire:
         self.receivers = receivers
 
     @classmethod
-    def build(cls, config: Config) -> LatentWire:
-        """Load every model that the configuration names. Readers and encoder start at random."""
+    def build(cls, config: Config, only: Sequence[str] | None = None) -> LatentWire:
+        """Load every model that the configuration names, or the sender and only some of the receivers.
+
+        Readers and encoder start at random.
+        """
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
         device = resolve_device(config.system.device)
-        sender = Sender(load_lm(config.encoder.model, config, device, sender=True), config)
-        receivers = {
-            name: Receiver(name, load_lm(model, config, device), config)
-            for name, model in resolve_receivers(config.model).items()
-        }
+        models = resolve_receivers(config.model)
+        sender = Sender(build_encoder(config, device), config)
+        receivers = {name: Receiver(name, load_lm(models[name], config, device), config) for name in only or models}
         return cls(config, sender, receivers)
 
     def prepare(self, passage: Passage) -> tuple[SenderText, dict[str, ReceiverText]]:
@@ -53,7 +56,7 @@ class LatentWire:
     @torch.no_grad()
     def messages(self, texts: Sequence[SenderText], codec: str) -> list[bytes]:
         """`compress` for texts that are tokenized already."""
-        z, counts = self.sender.latents(self.sender.features(texts))
+        z, counts = self.sender.encode(texts)
         return [Wire(row[:count], codec).to_bytes() for row, count in zip(z, counts.tolist(), strict=True)]
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
@@ -61,7 +64,7 @@ class LatentWire:
 
         What is needed to go on training but not to read a message is in it only with `training`.
         """
-        state = {"sender": _merge(encoder=self.sender.encoder.state_dict())}
+        state = {"sender": _merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
         for name, receiver in self.receivers.items():
             state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
             for feature_name, feature in receiver.features.items():
@@ -82,7 +85,8 @@ class LatentWire:
             raise CheckpointError(
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
-        _load(self.sender.encoder, _part(state["sender"], "encoder"), "sender")
+        for part_name, part in self.sender.parts.items():
+            _load(part, _part(state["sender"], part_name), f"sender: {part_name}")
         for name, receiver in self.receivers.items():
             _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
             for feature_name, feature in receiver.features.items():
@@ -109,14 +113,14 @@ def resolve_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_lm(model: str, config: Config, device: str, *, sender: bool = False) -> LanguageModel:
-    """Load one language model as the configuration says."""
+def load_lm(model: str, config: Config, device: str) -> LanguageModel:
+    """Load one receiver's language model as the configuration says."""
     return LanguageModel.load(
         model,
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
         device=device,
-        load_4bit=config.model.load_4bit and not sender,
+        load_4bit=config.model.load_4bit,
     )
 
 

@@ -65,6 +65,7 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0
         self.accumulation = config.optimizer.accumulation
+        module.total = total_steps * self.accumulation
         # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.groups = [g for g in module.parameter_groups() if g.parameters]

@@ -35,6 +35,8 @@ class TrainModule(Protocol):
 
     name: str
     steps_per_epoch: int
+    total: int
+    """Micro-batches of the whole stage, set by the trainer: what changes over a stage goes by it."""
 
     def parameter_groups(self) -> list[ParameterGroup]: ...
 
@@ -47,6 +49,11 @@ class TrainModule(Protocol):
         """What the stage trains, as {file stem: tensors}."""
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None: ...
+
+
+def progress_of(index: int, total: int) -> float:
+    """How far through a stage a micro-batch is: 0 for the first one, 1 for the last one."""
+    return min(1.0, index / (total - 1)) if total > 1 else 0.0
 
 
 POOL = 16

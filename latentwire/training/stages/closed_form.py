@@ -24,7 +24,9 @@ from torch import Tensor
 
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
-from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
@@ -143,8 +145,7 @@ def solve(
     mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    counts = torch.bincount(groups).clamp(min=1)
-    scale = (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+    scale = shared_scale(variance, groups)
     xy /= scale
     if encoder is not None:
         gram = encoder.T @ xx @ encoder
@@ -167,6 +168,12 @@ def solve(
     return Factors(mean_x, weight @ (v / std), (v * std).T.contiguous(), scale, mean_y)
 
 
+def shared_scale(variance: Tensor, groups: Tensor) -> Tensor:
+    """Standard deviation of each target (d_y,), that of its group."""
+    counts = torch.bincount(groups).clamp(min=1)
+    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+
+
 def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
     """Share of the scaled targets' variance that the factors explain on rows that the fit did not see."""
     predicted = (x - factors.mean_x) @ factors.encoder @ factors.generator
@@ -181,11 +188,34 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, Receiver]) -> tuple[Tensor, Tensor]:
     """Window features (rows, d_features) and all readers' targets (rows, sum of d_out) of some passages."""
     features = torch.cat(system.sender.features([sent for sent, _ in batch])).float()
-    targets = []
-    for name, receiver in receivers.items():
-        values, counts = receiver.targets([texts[name] for _, texts in batch])
-        targets.append(torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float())
+    targets = [targets_of(r, [texts[name] for _, texts in batch]) for name, r in receivers.items()]
     return features, torch.cat([t.to(features.device) for t in targets], 1)
+
+
+def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
+    """A reader's targets (rows, d_out) of some texts, one row a window."""
+    values, counts = receiver.targets(texts)
+    return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
+
+
+@torch.no_grad()
+def standardise(system: LatentWire, passages: Iterable[Prepared], batch_size: int = 8) -> None:
+    """Give every generator the mean and the scale of its targets on some passages, and nothing else.
+
+    Where there is no closed form, this is where readers start from: latents of unit variance then give slots or vectors
+    of the size that the receiver is used to, around the mean of its own.
+    """
+    sums = {name: NormalEquations() for name in system.receivers}
+    for batch in _batched(passages, batch_size):
+        for name, receiver in system.receivers.items():
+            y = targets_of(receiver, [texts[name] for _, texts in batch])
+            sums[name].add(y.new_zeros(len(y), 0), y)
+    for name, receiver in system.receivers.items():
+        _, mean, variance, _, _ = sums[name].centred()
+        groups = receiver.reader.target_groups().to(mean.device)
+        receiver.reader.generator.scale.copy_(shared_scale(variance, groups))
+        receiver.reader.generator.shift.copy_(mean)
+        receiver.reader.fitted()
 
 
 def fit(
@@ -205,7 +235,9 @@ def fit(
     slot; None for the whole window.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
-    receivers = system.receivers
+    receivers, encoder = system.receivers, system.sender.encoder
+    if not isinstance(encoder, BackboneEncoder):
+        raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
     passages = iter(passages)
     aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
@@ -233,7 +265,6 @@ def fit(
         groups.append(own + offset)
         phases.append(receiver.reader.target_phases())
         offset += int(own.max()) + 1
-    encoder = system.sender.encoder
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
     factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands)

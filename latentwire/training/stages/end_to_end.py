@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
-from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
-from latentwire.training.module import ParameterGroup, StepOutput, shuffled
+from latentwire.training.dropout import keep_latents
+from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
+
+
+class Batch(NamedTuple):
+    """Who reads which passages, the questions on them, and, with latent dropout, which latents of each are kept."""
+
+    receiver: str
+    chosen: list[int]
+    block: QuestionBlock
+    kept: list[list[int]] | None
 
 
 class EndToEnd:
     """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
 
-    Each round of K micro-batches shows every receiver the same passages. The sender's LM is frozen, so its window
-    features are computed once for each passage and kept (bf16) when `system.cache_features` is on.
+    Each round of K micro-batches shows every receiver the same passages. What is frozen of the sender is computed once
+    for each passage and kept (bf16) when `system.cache_features` is on.
     """
 
     name = "end_to_end"
@@ -34,11 +45,16 @@ class EndToEnd:
         most = config.data.questions_per_passage
         self.lengths = [sum(t.cost(most) - len(t.ids) for t in texts.values()) for _, texts in passages]
         self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
+        self.total = 0
         self._features: dict[int, Tensor] = {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        rates = self.config.optimizer
-        groups = [ParameterGroup("encoder", [self.system.sender.encoder.weight], rates.lr_encoder)]
+        rates, sender = self.config.optimizer, self.system.sender
+        encoder_rate = rates.lr_sender if sender.encoder.from_scratch else rates.lr_encoder
+        groups = [
+            ParameterGroup(part, list(module.parameters()), encoder_rate if part == "encoder" else rates.lr_sender)
+            for part, module in sender.parts.items()
+        ]
         for name, receiver in self.system.receivers.items():
             generator = list(receiver.reader.generator.parameters())
             groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
@@ -50,30 +66,36 @@ class EndToEnd:
                 groups.append(ParameterGroup(f"lora/{name}", lora, rates.lr))
         return groups
 
-    def batch(self, index: int) -> Any:
+    def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
         name = self.names[turn]
         receiver = self.system.receivers[name]
-        return name, chosen, receiver.pack([self.passages[i][1][name] for i in chosen], rng)
+        texts = [self.passages[i][1][name] for i in chosen]
+        block = receiver.pack(texts, rng)
+        kept = None
+        if self.config.latents.drops:
+            progress = progress_of(index, self.total)
+            kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
+        return Batch(name, chosen, block, kept)
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
-        """Window features of passages, from memory where they are known."""
+        """The encoder's features of passages, from memory where they are known."""
         missing = [i for i in chosen if i not in self._features]
         # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
         found = {i: self.system.sender.features([self.passages[i][0]])[0] for i in missing}
         if self.config.system.cache_features:
             # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
-            found = {i: f.to(torch.bfloat16) for i, f in found.items()}
+            found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
             self._features |= found
         return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
 
-    def forward(self, batch: Any) -> StepOutput:
-        name, chosen, block = batch
+    def forward(self, batch: Batch) -> StepOutput:
+        name, chosen, block, kept = batch
         receiver = self.system.receivers[name]
-        z, counts = self.system.sender.latents(self.features(chosen))
+        z, counts = self.system.sender.latents(self.features(chosen), [self.passages[i][0].latents for i in chosen])
         with receiver.using(LATENT):
-            context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device))
+            context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), kept)
             loss, metrics = receiver.loss(context, block)
         for feature, module in receiver.features.items():
             term = module.loss(receiver.lm, context, [self.passages[i][1][name].ids for i in chosen])

@@ -46,6 +46,7 @@ class SlotTuning:
         self.lora = receiver.add_adapter(reads)
         self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
         self.steps_per_epoch = epoch_steps(texts, config)
+        self.total = 0
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
@@ -99,9 +100,13 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
         "lora": config.lora.model_dump(),
-        "optimizer": config.optimizer.model_dump(exclude={"lr", "lr_encoder", "lr_generator", "max_bad_steps"}),
+        "optimizer": config.optimizer.model_dump(
+            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "max_bad_steps"}
+        ),
         "seed": config.system.seed,
     }
+    if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
+        key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump()

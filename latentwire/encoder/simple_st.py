@@ -1,0 +1,48 @@
+"""One sentence embedding, spread over the latents.
+
+The embedding is the mean of a frozen pretrained model's last hidden states (Sentence-BERT, Reimers & Gurevych 2019,
+arXiv 1908.10084). It is one vector for the whole text, so what a message can say is bounded by it, however many latents
+there are: a baseline for the other encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.backbone.text_model import TextModel
+from latentwire.config.schema import Config
+from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
+from latentwire.encoder.queries import Queries, to_latents
+from latentwire.encoder.text import SenderText
+
+
+class SimpleSTEncoder(Encoder):
+    """A sentence embedding (hidden_size,) to latents (M, d_z): each query's offset is added to it, then an MLP."""
+
+    def __init__(self, model: TextModel, config: Config):
+        super().__init__()
+        section = config.queries
+        self.source = self.model = model
+        self.device = model.device
+        self.sentence = nn.Linear(model.hidden_size, section.width)
+        self.queries = Queries(config)
+        self.mlp = nn.Sequential(nn.GELU(), nn.Linear(section.width, section.width), nn.GELU())
+        self.out = to_latents(section, config.encoder.d_z)
+
+    @classmethod
+    def load(cls, config: Config, device: str) -> SimpleSTEncoder:
+        return cls(TextModel.load(config.encoder.model, config.model, device), config)
+
+    def too_long(self, text: SenderText) -> str | None:
+        return too_many_tokens(text, self.model.max_positions) or self.queries.too_many(text.latents)
+
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """The RMS-normalised mean of the last hidden states of each text's own tokens: (hidden_size,), fp32."""
+        return [rms_normalised(states.mean(0)) for states in self.model.states([t.ids for t in texts])]
+
+    def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        sentences = self.sentence(torch.stack(list(features)).float())
+        return self.out(self.mlp(sentences[:, None] + self.queries(counts)))
