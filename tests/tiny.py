@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from string import ascii_letters, digits
@@ -156,16 +157,14 @@ def tiny_lm(family: str, seed: int = 0, **changes: Any) -> LanguageModel:
 
 @cache
 def _wordpiece() -> str:
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """A vocabulary of whole words, and of characters for the others (the trainer does not give the same one twice)."""
+    characters = sorted(set(ascii_letters.lower() + digits + ".,:?'-"))
+    words = sorted({word for text in SENTENCES for word in re.findall("[a-z]{4,}", text.lower())})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters), *words]
+    core = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    alphabet = sorted(set(ascii_letters.lower() + digits + ".,:?'-"))
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=260, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    core.train_from_iterator(SENTENCES, trainer)
     ids = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ids)
     return core.to_str()
@@ -174,7 +173,7 @@ def _wordpiece() -> str:
 def bert_tokenizer() -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer that puts [CLS] and [SEP] around a text."""
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_wordpiece()), model_max_length=256, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_wordpiece()), model_max_length=512, **names)
 
 
 def tiny_bert(seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -185,7 +184,7 @@ def tiny_bert(seed: int = 0, **changes: Any) -> PreTrainedModel:
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 512,
         "initializer_range": 0.15,
     }
     with torch.random.fork_rng():

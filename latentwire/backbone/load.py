@@ -76,7 +76,10 @@ def load_model(
     load_4bit: bool = False,
     kind: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
-    """A model of a `kind` of Transformers' auto classes, in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had."""
+    """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had.
+
+    kind: the auto class of Transformers that loads it.
+    """
     extra = _four_bits(dtype, device) if load_4bit else {}
     folder = resolve(name)
     try:

@@ -74,7 +74,7 @@ class TextModel(TextTokenizer):
 
     @property
     def max_positions(self) -> int:
-        """The longest text in tokens, special ones included: what the model or its tokenizer says, whichever is less."""
+        """The longest text in tokens, special ones included: the less of what the model and its tokenizer say."""
         return min(getattr(self.model.config, "max_position_embeddings", 1 << 30), self.tokenizer.model_max_length)
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ class EncoderConfig(Section):
     )
     model: str = Field(
         "smollm2-135m",
-        description="Sender model: a causal LM, and for simple-st and stq also an encoder such as BERT. byte takes only "
+        description="Sender model: a causal LM; for simple-st and stq also an encoder such as BERT. byte takes only "
         "its tokenizer, to count tokens and find windows.",
         json_schema_extra=flag("sender_id"),
     )

@@ -52,6 +52,10 @@ class Encoder(nn.Module, ABC):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Latents (batch, M, d_z) in fp32, right-padded: counts[i] of them in row i."""
 
+    def standardise(self, latents: Sequence[Tensor]) -> None:
+        """Called once before training, with some texts' latents (M_i, d_z): they then get unit variance."""
+        return
+
 
 def too_many_tokens(text: SenderText, limit: int) -> str | None:
     """The refusal of a text that a pretrained model has not enough positions for."""

@@ -65,3 +65,6 @@ class ByteEncoder(Encoder):
         for block in self.blocks:
             states = block(states, src_key_padding_mask=padding)
         return self.pooler(self.norm(states), lengths, counts)
+
+    def standardise(self, latents: Sequence[Tensor]) -> None:
+        self.pooler.out.standardise(latents)

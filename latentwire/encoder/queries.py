@@ -10,9 +10,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.config.schema import Config, QueriesConfig
+from latentwire.config.schema import Config
 from latentwire.encoder.text import real
+
+
+def bank_size(config: Config) -> int:
+    """The most latents that a message may have."""
+    return config.latent_layout.total or config.queries.bank
 
 
 class Queries(nn.Module):
@@ -20,8 +26,7 @@ class Queries(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        bank = config.latent_layout.total or config.queries.bank
-        self.vectors = nn.Parameter(torch.randn(bank, config.queries.width) / config.queries.width**0.5)
+        self.vectors = nn.Parameter(torch.randn(bank_size(config), config.queries.width) * 0.02)
 
     def too_many(self, latents: int) -> str | None:
         """The refusal of a text that takes more latents than there are queries."""
@@ -37,13 +42,15 @@ class Queries(nn.Module):
 class QueryPooler(nn.Module):
     """States of texts (batch, T, d_memory) to latents (batch, M, d_z).
 
-    The i-th of M queries is told the place in the text for which it stands, (i + 0.5) / M * T, in the same code as the
-    states are told theirs: a receiver will read its latent where the i-th window would be.
+    A receiver reads the i-th latent where the i-th of M windows would be, so the i-th query leans towards that window:
+    attention falls with the distance from it, by a slope of its own in each head (ALiBi, Press et al. 2022, arXiv
+    2108.12409). What lies further away stays within reach, above all for the last heads.
     """
 
     def __init__(self, d_memory: int, config: Config):
         super().__init__()
         section = config.queries
+        self.heads = section.heads
         self.queries = Queries(config)
         self.memory = nn.Linear(d_memory, section.width)
         self.blocks = nn.ModuleList(
@@ -58,27 +65,54 @@ class QueryPooler(nn.Module):
             )
             for _ in range(section.layers)
         )
-        self.out = to_latents(section, config.encoder.d_z)
+        self.out = LatentHead(config)
 
     def forward(self, states: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """states: right-padded, lengths[i] of them in row i; counts: latents of each row."""
         memory = self.memory(states)
-        memory = memory + sinusoids(torch.arange(max(lengths), device=memory.device), memory.shape[-1])
-        places = torch.arange(max(counts), device=memory.device) + 0.5
-        places = places * (torch.tensor(lengths) / torch.tensor(counts)).to(memory.device)[:, None]
-        found = self.queries(counts) + sinusoids(places, memory.shape[-1])
-        unused, padding = ~real(counts, memory.device), ~real(lengths, memory.device)
+        found = self.queries(counts).expand(len(counts), -1, -1)
+        unused, bias = ~real(counts, memory.device), self._bias(lengths, counts).to(memory.device)
         for block in self.blocks:
-            found = block(found, memory, tgt_key_padding_mask=unused, memory_key_padding_mask=padding)
+            found = block(found, memory, memory_mask=bias, tgt_key_padding_mask=unused)
         return self.out(found)
 
+    def _bias(self, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """What is added to the attention of each query to each state: (batch * heads, M, T)."""
+        size = torch.tensor(lengths) / torch.tensor(counts)  # states a window
+        centres = (torch.arange(max(counts)) + 0.5) * size[:, None]
+        distance = (centres[:, :, None] - torch.arange(max(lengths)) - 0.5).abs() / size[:, None, None]
+        slopes = 4.0 * 2.0 ** -torch.arange(self.heads)
+        bias = -slopes[:, None, None] * distance[:, None]
+        return bias.masked_fill(~real(lengths)[:, None, None], -torch.inf).flatten(0, 1)
 
-def to_latents(section: QueriesConfig, d_z: int) -> nn.Module:
-    """The last step to latents, which gives them about unit variance: what generators are made for."""
-    linear = nn.Linear(section.width, d_z)
-    nn.init.normal_(linear.weight, std=section.width**-0.5)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.LayerNorm(section.width), linear)
+
+class LatentHead(nn.Module):
+    """The last step from queries (batch, M, width) to latents (batch, M, d_z): a linear map, and an offset a query."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        width, d_z = config.queries.width, config.encoder.d_z
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, d_z, bias=False)
+        nn.init.normal_(self.linear.weight, std=width**-0.5)
+        self.offset = nn.Parameter(torch.zeros(bank_size(config), d_z))
+
+    def forward(self, found: Tensor) -> Tensor:
+        return self.linear(self.norm(found)) + self.offset[: found.shape[1]]
+
+    @torch.no_grad()
+    def standardise(self, latents: Sequence[Tensor]) -> None:
+        """Give latents such as these (M_i, d_z) zero mean over texts, each query's for itself, and unit variance.
+
+        What all texts have in common needs no sending; and generators are made for latents of unit variance.
+        """
+        z, mask = pad_sequence(list(latents), batch_first=True), real([len(row) for row in latents])[..., None]
+        mask = mask.to(z.device)
+        mean = (z * mask).sum(0) / mask.sum(0)
+        std = ((z - mean) * mask).pow(2).sum((0, 1)).div(mask.sum()).sqrt().clamp(min=1e-4)
+        self.offset[: len(mean)] -= mean
+        self.offset /= std
+        self.linear.weight /= std[:, None]
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:

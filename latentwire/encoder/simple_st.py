@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentwire.backbone.text_model import TextModel
 from latentwire.config.schema import Config
 from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
-from latentwire.encoder.queries import Queries, to_latents
+from latentwire.encoder.queries import LatentHead, Queries
 from latentwire.encoder.text import SenderText
 
 
@@ -30,7 +30,7 @@ class SimpleSTEncoder(Encoder):
         self.sentence = nn.Linear(model.hidden_size, section.width)
         self.queries = Queries(config)
         self.mlp = nn.Sequential(nn.GELU(), nn.Linear(section.width, section.width), nn.GELU())
-        self.out = to_latents(section, config.encoder.d_z)
+        self.out = LatentHead(config)
 
     @classmethod
     def load(cls, config: Config, device: str) -> SimpleSTEncoder:
@@ -46,3 +46,6 @@ class SimpleSTEncoder(Encoder):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         sentences = self.sentence(torch.stack(list(features)).float())
         return self.out(self.mlp(sentences[:, None] + self.queries(counts)))
+
+    def standardise(self, latents: Sequence[Tensor]) -> None:
+        self.out.standardise(latents)

@@ -40,3 +40,6 @@ class STQEncoder(Encoder):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         states = nn.utils.rnn.pad_sequence(list(features), batch_first=True).float()
         return self.pooler(states, [len(f) for f in features], counts)
+
+    def standardise(self, latents: Sequence[Tensor]) -> None:
+        self.pooler.out.standardise(latents)

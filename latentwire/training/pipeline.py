@@ -154,7 +154,7 @@ class Run:
                 out.append((passage, prepared))
         print(
             f"data: {len(out)} of {len(passages)} training passages have at most "
-            f"{self.config.data.max_context_tokens} tokens",
+            f"{self.config.data.max_context_tokens} tokens and fit sender and receivers",
             flush=True,
         )
         return out

@@ -200,13 +200,19 @@ def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
 
 @torch.no_grad()
 def standardise(system: LatentWire, passages: Iterable[Prepared], batch_size: int = 8) -> None:
-    """Give every generator the mean and the scale of its targets on some passages, and nothing else.
+    """Where encoder and readers start from without the closed form, by statistics of some passages.
 
-    Where there is no closed form, this is where readers start from: latents of unit variance then give slots or vectors
-    of the size that the receiver is used to, around the mean of its own.
+    Latents get unit variance, and every generator the mean and the scale of its targets, so that what it makes of them
+    is of the size that the receiver is used to.
     """
+    batches = list(_batched(passages, batch_size))
+    latents: list[Tensor] = []
+    for batch in batches:
+        z, counts = system.sender.encode([sent for sent, _ in batch])
+        latents += [row[:n] for row, n in zip(z, counts.tolist(), strict=True)]
+    system.sender.encoder.standardise(latents)
     sums = {name: NormalEquations() for name in system.receivers}
-    for batch in _batched(passages, batch_size):
+    for batch in batches:
         for name, receiver in system.receivers.items():
             y = targets_of(receiver, [texts[name] for _, texts in batch])
             sums[name].add(y.new_zeros(len(y), 0), y)
