@@ -110,9 +110,9 @@ class LatentHead(nn.Module):
         mask = mask.to(z.device)
         mean = (z * mask).sum(0) / mask.sum(0)
         std = ((z - mean) * mask).pow(2).sum((0, 1)).div(mask.sum()).sqrt().clamp(min=1e-4)
-        self.offset[: len(mean)] -= mean
-        self.offset /= std
-        self.linear.weight /= std[:, None]
+        self.offset[: len(mean)].sub_(mean)
+        self.offset.div_(std)
+        self.linear.weight.div_(std[:, None])
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:

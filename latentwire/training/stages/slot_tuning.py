@@ -133,5 +133,7 @@ def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
 def data_fingerprint(passages: Sequence[Passage]) -> str:
     """Hash of the passages and questions that a stage sees."""
     if not passages:
-        raise TrainingError("data: no training passage is short enough for data.max_context_tokens, sender and receivers")
+        raise TrainingError(
+            "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
+        )
     return stable_hash([[p.context, [[q.text, list(q.answers)] for q in p.questions]] for p in passages])
