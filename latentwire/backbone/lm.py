@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
-from latentwire.backbone.load import load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.turns import Turns
 from latentwire.core.errors import ModelError
 
 
@@ -40,7 +41,8 @@ class Context:
         index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.mask.device)
         cache = DynamicCache()
         for i, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys[index], layer.values[index], i)
+            rows = index.to(layer.keys.device)
+            cache.update(layer.keys[rows], layer.values[rows], i)
         latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
         return Context(cache, self.mask[index], latents, latent_mask)
 
@@ -54,14 +56,18 @@ class KeysValues:
 
 
 class LanguageModel:
-    """A causal LM with its tokenizer."""
+    """A causal LM with its tokenizer. With `turns`, it shares the memory of its device with other models."""
 
-    def __init__(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None
+    ):
         if not tokenizer.is_fast:
             raise ModelError(f"model {name!r}: a fast tokenizer is needed (windows are aligned by character offsets)")
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
+        self.device = model.device
+        self.turns = turns
         self.anatomy = describe(model.config, name)
         # A model's own defaults (repetition penalties and the like) would leak into what is asked for: greedy answers.
         model.generation_config = GenerationConfig()
@@ -75,20 +81,34 @@ class LanguageModel:
         attn_implementation: str = "auto",
         device: str = "cpu",
         load_4bit: bool = False,
+        device_map: DeviceMap | None = None,
+        turns: Turns | None = None,
     ) -> LanguageModel:
         """Load by built-in alias, Hub id, local folder or .gguf file; every parameter is frozen."""
+        if turns is not None:
+            turns.release()  # there need not be room for two
         model = load_model(
             name,
             dtype=resolve_dtype(dtype, device),
             attn_implementation=resolve_attention(attn_implementation, device),
             device=device,
             load_4bit=load_4bit,
+            device_map=device_map,
         )
-        return cls(name, model, load_tokenizer(name))
+        lm = cls(name, model, load_tokenizer(name), turns)
+        lm.take_turn()
+        return lm
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
+    def take_turn(self) -> None:
+        """Have the weights on the device, where models take turns there."""
+        if self.turns is not None:
+            self.turns.take(self.model, self.device)
+
+    def layer_device(self, index: int) -> torch.device:
+        """Where a decoder block computes: `device`, unless the model is spread over several."""
+        hook = getattr(decoder_layers(self.model)[index], "_hf_hook", None)
+        found = getattr(hook, "execution_device", None)
+        return self.device if found is None else torch.device(found)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,18 +142,21 @@ class LanguageModel:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _decode(self, **inputs: Any) -> Tensor:
+        self.take_turn()
         with self.autocast():
-            return self.model.get_decoder()(**inputs).last_hidden_state
+            return self.model.get_decoder()(**inputs).last_hidden_state.to(self.device)
 
     # ---- plain forward passes -------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
         """What the first layer sees of token ids (batch, tokens): (batch, tokens, hidden_size)."""
-        return self.model.get_input_embeddings()(ids)
+        self.take_turn()
+        return self.model.get_input_embeddings()(ids).to(self.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits in fp32 of final hidden states (..., hidden_size): (..., vocabulary)."""
-        logits = self.model.get_output_embeddings()(hidden).float()
+        self.take_turn()
+        logits = self.model.get_output_embeddings()(hidden).to(self.device).float()
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -162,8 +185,8 @@ class LanguageModel:
         cache = DynamicCache()
         for i, (layer, (cos, sin)) in enumerate(zip(context.cache.layers, rope, strict=True)):
             keys, values = (t.transpose(1, 2) for t in slots[:, :, i].unbind(3))  # (batch, kv_heads, n, head_dim)
-            keys = rotate(keys.float(), cos[:, None], sin[:, None]).to(self.dtype)
-            cache.update(torch.cat([layer.keys, keys], 2), torch.cat([layer.values, values.to(self.dtype)], 2), i)
+            keys = rotate(keys.float(), cos[:, None], sin[:, None]).to(layer.keys)
+            cache.update(torch.cat([layer.keys, keys], 2), torch.cat([layer.values, values.to(layer.values)], 2), i)
         return Context(cache, mask, context.latents, context.latent_mask)
 
     def own_slots(self, ids: Sequence[int]) -> Tensor:
@@ -198,6 +221,7 @@ class LanguageModel:
     def generate(self, context: Context, ids: Tensor, mask: Tensor, max_new_tokens: int, stop: list[int]) -> Tensor:
         """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
         cached = context.mask.shape[1]
+        self.take_turn()
         with self.autocast():
             out = self.model.generate(
                 input_ids=ids,
@@ -242,10 +266,10 @@ class LanguageModel:
 
         def keep_key(module: Any, args: Any, key: Tensor) -> None:
             key = key.transpose(1, 2) if source.heads_first else key
-            out.keys.append(key.reshape(*key.shape[:2], heads, dim))
+            out.keys.append(key.reshape(*key.shape[:2], heads, dim).to(self.device))
 
         def keep_value(module: Any, args: Any, value: Tensor) -> None:
-            out.values.append(value.reshape(*value.shape[:2], heads, dim))
+            out.values.append(value.reshape(*value.shape[:2], heads, dim).to(self.device))
 
         try:
             for block in decoder_layers(self.model):

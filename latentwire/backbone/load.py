@@ -53,6 +53,7 @@ HUB_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
     "ignore_patterns": ["*/*", "consolidated*"],  # other exports and second copies of the weights
 }
+DeviceMap = str | dict[str, int | str]
 # What Transformers, the tokenizers and safetensors raise for files that are missing, damaged or of another kind.
 BAD_FILES = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
@@ -74,13 +75,17 @@ def load_model(
     attn_implementation: str,
     device: str | torch.device = "cpu",
     load_4bit: bool = False,
+    device_map: DeviceMap | None = None,
     kind: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
     """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had.
 
+    With a `device_map`, as from_pretrained takes it, the model is spread over devices and `device` is not used.
     kind: the auto class of Transformers that loads it.
     """
     extra = _four_bits(dtype, device) if load_4bit else {}
+    if device_map is not None:
+        extra["device_map"] = device_map
     folder = resolve(name)
     try:
         model: PreTrainedModel = _quietly(
@@ -92,8 +97,9 @@ def load_model(
             **extra,
         )
     except BAD_FILES as error:
-        raise ModelError(f"model {name!r}: cannot be loaded from {folder}: {_one_line(error)}") from error
-    if not load_4bit:
+        by = f" with system.device_map = {device_map!r}" if device_map else ""
+        raise ModelError(f"model {name!r}: cannot be loaded from {folder}{by}: {_one_line(error)}") from error
+    if "device_map" not in extra:
         model.to(device)  # type: ignore[arg-type]
     model.eval()
     model.requires_grad_(False)

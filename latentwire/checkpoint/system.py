@@ -18,7 +18,7 @@ from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_fo
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
 from latentwire.core.manifest import run_manifest
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, check_devices
 
 
 def save_checkpoint(
@@ -48,7 +48,9 @@ def load_config_of(folder: Path, changes: dict[str, Any] | None = None) -> Confi
 
 def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
     """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
+    config = config or load_config_of(folder)
+    check_devices(config.system)
     state = load_folder(folder)
-    system = LatentWire.build(config or load_config_of(folder), only)
+    system = LatentWire.build(config, only)
     system.load_state_dict(state)
     return system

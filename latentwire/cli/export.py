@@ -11,7 +11,11 @@ from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, read_json, write_json, write_text
 from latentwire.core.errors import CheckpointError
 
-HERE = ("runs_dir", "tuned_cache", "init_from")
+HERE = {
+    "checkpoint": ("runs_dir", "tuned_cache", "init_from"),
+    "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
+}
+"""Options of a run that say where and on what it was made; others have another place and another machine."""
 
 
 @click.command(name="latentwire.cli.export")
@@ -56,14 +60,15 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
 
 
 def portable(info: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's index with file names in place of this machine's paths, and without where it keeps its runs.
+    """A checkpoint's index with file names in place of this machine's paths, and without the options in HERE.
 
     The held-out file is left out: an evaluation names its own.
     """
     config = _named(info["config"])
     config["data"]["eval_path"] = None
-    for key in HERE:
-        config["checkpoint"].pop(key, None)
+    for section, keys in HERE.items():
+        for key in keys:
+            config[section].pop(key, None)
     out = info | {"config": config}
     if "manifest" in info:
         manifest = info["manifest"]

@@ -14,6 +14,7 @@ from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
 
+DEBUG = {"diagnostics.log_every": 1, "diagnostics.profile_memory": True, "diagnostics.log_shapes": True}
 STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
 
 
@@ -33,7 +34,7 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
 @click.option("--stages", metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier run left in the folder.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show tracebacks, and log every step with its memory and shapes.")
 @schema_options
 def command(
     config_path: str | None,
@@ -52,7 +53,7 @@ def command(
 
     Example: python -m latentwire.cli.train --config configs/smoke/lora.json --samples 64
     """
-    config = load_config(config_path, overrides, flags)
+    config = load_config(config_path, overrides, (DEBUG if debug else {}) | flags)
     chosen = list(STAGES) if stages is None else [s for s in stages.split(",") if s]
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:

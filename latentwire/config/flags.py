@@ -73,7 +73,7 @@ def default_of(field: FieldInfo) -> str:
     return (
         {None: "none", True: "true", False: "false"}.get(field.default, str(field.default))
         if isinstance(field.default, bool | None)
-        else str(field.default)
+        else str(field.default).replace("\n", "\\n")
     )
 
 

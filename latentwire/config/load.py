@@ -19,7 +19,7 @@ def load_config(
     path: str | Path | None = None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Read a JSON file (which may name another one under "extends"), then apply overrides and flags by dotted key."""
-    values = _read(Path(path), ()) if path else {}
+    values = read_config_file(Path(path)) if path else {}
     changes = dict(map(parse_override, overrides))
     return config_from_dict(values, str(path or "defaults"), changes | dict(flags or {}))
 
@@ -36,14 +36,18 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:
-    """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key."""
+    """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key.
+
+    Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds.
+    """
     values = json.loads(json.dumps(values))
-    for dotted, value in changes.items():
+    limits = {key.removesuffix("epochs") + "max_steps": None for key in changes if key.endswith(".epochs")}
+    for dotted, value in (limits | dict(changes)).items():
         _set(values, dotted, value, where)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first(error)}") from None
+        raise ConfigError(f"{where}: {first_problem(error)}") from None
 
 
 def resolve_receivers(model: ModelConfig) -> dict[str, str]:
@@ -57,7 +61,8 @@ def resolve_receivers(model: ModelConfig) -> dict[str, str]:
     return chosen
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A JSON object from a file, over the one that it names under "extends"; ConfigError where there is none."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
     try:
@@ -75,7 +80,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected a file name, got {base!r}")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+    return _merge(read_config_file(path.parent / base, (*seen, path.resolve())), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -95,13 +100,13 @@ def _set(values: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     values[last] = value
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> str:
     """The first problem in one line, with the dotted path, and how many more there are."""
     problems = error.errors()
     first, more = problems[0], len(problems) - 1
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(dotted, list(dotted_keys()), n=1)
+        close = difflib.get_close_matches(dotted, list(dotted_keys(model)), n=1)
         text = f"{dotted}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
     elif not dotted:  # a check of the whole configuration names its keys itself
         text = str(first["ctx"]["error"])

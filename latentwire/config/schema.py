@@ -339,7 +339,9 @@ class LossesConfig(Section):
 class TuningStage(Section):
     """Length and rates of one gradient stage."""
 
-    epochs: PositiveInt = Field(1, description="Passes over the training passages.")
+    epochs: PositiveInt = Field(
+        1, description="Passes over the training passages. As a flag or override, it lifts a file's max_steps."
+    )
     max_steps: int | None = Field(None, ge=0, description="Stop after so many steps; 0 skips the stage.")
     lr_scale: PositiveFloat = Field(1.0, description="Multiplies every learning rate of the stage.")
 
@@ -353,6 +355,10 @@ class ClosedFormStage(Section):
         1,
         description="Tokens on each side of its own from whose features a slot is predicted; null: the whole window.",
     )
+    importance_passages: NonNegativeInt = Field(
+        24, description="Passages on which the answer loss tells how much each target matters; 0: all matter alike."
+    )
+    importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
 
 
@@ -390,6 +396,17 @@ class DiagnosticsConfig(Section):
     """What is written to diagnostics.jsonl."""
 
     log_every: PositiveInt = Field(10, description="Steps between two lines of a receiver.")
+    grad_norms_every: NonNegativeInt = Field(
+        0,
+        description="Steps between two measurements of every loss term's own gradient norm; 0 for none. Each costs one "
+        "more backward pass a term.",
+    )
+    profile_memory: bool = Field(
+        False, description="Peak memory of each step's forward, backward and optimizer, and of each stage."
+    )
+    log_shapes: bool = Field(
+        False, description="Print the shape of every tensor handed from part to part, once a shape."
+    )
 
 
 class CheckpointConfig(Section):
@@ -406,7 +423,8 @@ class CheckpointConfig(Section):
     )
 
 
-ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay"]
+ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay", "embedding_anchor"]
+DEFAULT_MODES: tuple[ModeName, ...] = get_args(ModeName)[:-1]
 
 
 class EvaluationConfig(Section):
@@ -416,10 +434,16 @@ class EvaluationConfig(Section):
         200, ge=0, description="Held-out questions; 0 skips evaluation.", json_schema_extra=flag("eval_samples")
     )
     modes: list[ModeName] = Field(
-        list(get_args(ModeName)),
+        list(DEFAULT_MODES),
         min_length=1,
-        description="What is measured; the rest is null in eval.json.",
+        description="What is measured; the rest is null in eval.json. Of all modes, only embedding_anchor is off.",
         json_schema_extra=flag("eval_modes"),
+    )
+    anchor_text: str = Field(
+        "Passage:\n",
+        min_length=1,
+        description="The text in front of the passage's embeddings in mode embedding_anchor.",
+        json_schema_extra=flag("eval_anchor_text"),
     )
     batch_size: PositiveInt = Field(
         25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size")
@@ -434,6 +458,21 @@ class SystemConfig(Section):
     """Machine."""
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps.")
+    require_cuda: bool = Field(False, description="Refuse to start where CUDA is missing, before anything is loaded.")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = Field(
+        None,
+        description="Spread every receiver over devices, as Transformers' from_pretrained does; by name or {module: "
+        "device}. The sender stays on system.device.",
+    )
+    sequential_models: bool = Field(
+        False,
+        description="Only one receiver's weights in the device's memory at a time; the others wait on the CPU. Slower, "
+        "with the same results.",
+    )
+    grad_ckpt: bool = Field(
+        False,
+        description="Gradient checkpointing of the receivers: activations are computed again in the backward pass.",
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads; default: what torch finds.")
     seed: int = Field(0, description="Seed of initialisation and of batch order.")
     cache_features: bool = Field(True, description="Keep the frozen sender's window features in memory.")
@@ -477,6 +516,13 @@ class Config(Section):
             section = getattr(self, name)
             if section.width % section.heads:
                 raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
+        if self.system.sequential_models:
+            for key, value in (
+                ("model.load_4bit", self.model.load_4bit),
+                ("system.device_map", self.system.device_map),
+            ):
+                if value:
+                    raise ValueError(f"system.sequential_models: excludes {key}, which places the weights itself")
         return self
 
     @model_validator(mode="after")

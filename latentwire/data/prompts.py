@@ -49,6 +49,10 @@ class PromptFormat:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def opening(self, text: str) -> list[int]:
+        """A text that stands between the head and the context."""
+        return self._ids(text)
+
     def tail(self, question: str) -> list[int]:
         """Everything between the context and the answer."""
         return self._ids(self.anchor + QUESTION.format(question=question) + self.after)

@@ -10,6 +10,9 @@ from tqdm import tqdm
 
 from latentwire.core.atomic import append_jsonl
 
+LOSS_GRAD_NORM = "loss_grad_norm"
+"""Beginning of a record's keys for the gradient norm of each loss term; what was measured is always written."""
+
 
 class StepLog:
     """Show every step in a progress bar; write one of each receiver in `every` steps, and skipped ones, as JSONL."""
@@ -31,7 +34,8 @@ class StepLog:
             tqdm.write(f"step {record['step']}: loss {loss} of {name}: step skipped", file=sys.stderr)
         else:
             self.smooth[name] = 0.95 * self.smooth.get(name, loss) + 0.05 * loss
-        if record["step"] >= self.due.get(name, 0) or "skipped" in record:
+        measured = any(key.startswith(LOSS_GRAD_NORM) for key in record)
+        if record["step"] >= self.due.get(name, 0) or "skipped" in record or measured:
             self.due[name] = record["step"] + self.every
             append_jsonl(self.path, record | {f"smooth_loss/{n}": round(v, 4) for n, v in self.smooth.items()})
             if not self.live:

@@ -52,8 +52,8 @@ class Encoder(nn.Module, ABC):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Latents (batch, M, d_z) in fp32, right-padded: counts[i] of them in row i."""
 
-    def standardise(self, latents: Sequence[Tensor]) -> None:
-        """Called once before training, with some texts' latents (M_i, d_z): they then get unit variance."""
+    def standardise(self, features: Sequence[Tensor], counts: Sequence[int]) -> None:
+        """Called once before training from scratch, with some texts' features: latents then have unit variance."""
         return
 
 

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config.schema import Config
-from latentwire.encoder.base import Encoder
-from latentwire.encoder.queries import QueryPooler, sinusoids
+from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler, sinusoids
 from latentwire.encoder.text import SenderText, real
 
 
-class ByteEncoder(Encoder):
+class ByteEncoder(QueryEncoder):
     """UTF-8 bytes (T,) to latents (M, d_z). The tokenizer of encoder.model only counts tokens and finds windows."""
 
     def __init__(self, source: TextTokenizer, config: Config, device: torch.device | str = "cpu"):
@@ -42,6 +41,7 @@ class ByteEncoder(Encoder):
         )
         self.norm = nn.LayerNorm(width)
         self.pooler = QueryPooler(width, config)
+        self.head = LatentHead(config)
 
     @classmethod
     def load(cls, config: Config, device: str) -> ByteEncoder:
@@ -51,7 +51,7 @@ class ByteEncoder(Encoder):
         length = len(text.text.encode())
         if length > self.max_len:
             return f"byte.max_len: a text of {length} bytes is longer than {self.max_len}"
-        return self.pooler.queries.too_many(text.latents)
+        return self.too_many_latents(text)
 
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """The bytes of each text: (T_i,)."""
@@ -64,7 +64,4 @@ class ByteEncoder(Encoder):
         padding = ~real(lengths, self.device)
         for block in self.blocks:
             states = block(states, src_key_padding_mask=padding)
-        return self.pooler(self.norm(states), lengths, counts)
-
-    def standardise(self, latents: Sequence[Tensor]) -> None:
-        self.pooler.out.standardise(latents)
+        return self.head(self.pooler(self.norm(states), lengths, counts))

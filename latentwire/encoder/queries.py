@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.config.schema import Config
-from latentwire.encoder.text import real
+from latentwire.encoder.base import Encoder
+from latentwire.encoder.text import SenderText, real
 
 
 def bank_size(config: Config) -> int:
@@ -21,26 +22,57 @@ def bank_size(config: Config) -> int:
     return config.latent_layout.total or config.queries.bank
 
 
-class Queries(nn.Module):
-    """A bank of learned vectors, one for each latent that a message may have."""
+def bank_of(config: Config) -> nn.Parameter:
+    """Learned queries, one for each latent that a message may have: (bank, width)."""
+    return nn.Parameter(torch.randn(bank_size(config), config.queries.width) * 0.02)
 
-    def __init__(self, config: Config):
-        super().__init__()
-        self.vectors = nn.Parameter(torch.randn(bank_size(config), config.queries.width) * 0.02)
 
-    def too_many(self, latents: int) -> str | None:
+class QueryEncoder(Encoder):
+    """What encoders with learned queries have in common."""
+
+    head: LatentHead
+
+    def too_many_latents(self, text: SenderText) -> str | None:
         """The refusal of a text that takes more latents than there are queries."""
-        if latents <= len(self.vectors):
+        if text.latents <= len(self.head.offset):
             return None
-        return f"queries.bank: a text of {latents} latents has more than the {len(self.vectors)} queries that there are"
+        bank = len(self.head.offset)
+        return f"queries.bank: a text of {text.latents} latents has more than the {bank} queries that there are"
 
-    def forward(self, counts: Sequence[int]) -> Tensor:
-        """The first of them, as many as the longest row has latents: (M, width)."""
-        return self.vectors[: max(counts)]
+    def centre(self, features: Sequence[Tensor]) -> None:
+        """Take up the statistics of features, where the encoder standardises them."""
+        return
+
+    @torch.no_grad()
+    def standardise(self, features: Sequence[Tensor], counts: Sequence[int]) -> None:
+        self.centre(features)
+        self.head.standardise([self([one], [count])[0] for one, count in zip(features, counts, strict=True)])
+
+
+class Standardiser(nn.Module):
+    """(x - mean) / std, each of d dimensions for itself; mean and std are those of rows (n, d) that it was shown.
+
+    States of a pretrained model have most of their size in common. What tells texts apart is the small rest.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    def fit(self, rows: Tensor) -> None:
+        self.mean.copy_(rows.mean(0))
+        self.std.copy_(rows.std(0, unbiased=False).clamp(min=1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.float() - self.mean) / self.std
 
 
 class QueryPooler(nn.Module):
-    """States of texts (batch, T, d_memory) to latents (batch, M, d_z).
+    """Learned queries that attend to texts' states (batch, T, d_memory): (batch, M, width).
 
     A receiver reads the i-th latent where the i-th of M windows would be, so the i-th query leans towards that window:
     attention falls with the distance from it, by a slope of its own in each head (ALiBi, Press et al. 2022, arXiv
@@ -51,7 +83,7 @@ class QueryPooler(nn.Module):
         super().__init__()
         section = config.queries
         self.heads = section.heads
-        self.queries = Queries(config)
+        self.queries = bank_of(config)
         self.memory = nn.Linear(d_memory, section.width)
         self.blocks = nn.ModuleList(
             nn.TransformerDecoderLayer(
@@ -65,16 +97,15 @@ class QueryPooler(nn.Module):
             )
             for _ in range(section.layers)
         )
-        self.out = LatentHead(config)
 
     def forward(self, states: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """states: right-padded, lengths[i] of them in row i; counts: latents of each row."""
         memory = self.memory(states)
-        found = self.queries(counts).expand(len(counts), -1, -1)
+        found = self.queries[: max(counts)].expand(len(counts), -1, -1)
         unused, bias = ~real(counts, memory.device), self._bias(lengths, counts).to(memory.device)
         for block in self.blocks:
             found = block(found, memory, memory_mask=bias, tgt_key_padding_mask=unused)
-        return self.out(found)
+        return found
 
     def _bias(self, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """What is added to the attention of each query to each state: (batch * heads, M, T)."""

@@ -25,7 +25,7 @@ from latentwire.evaluation.summary import joint_measures, mean_over_receivers, m
 from latentwire.model.system import LatentWire
 
 SCHEMA = 1
-UNTUNED = ("text", "embedding_replay")
+UNTUNED = ("text", "embedding_replay", "embedding_anchor")
 """Modes that are read by the bare model by definition."""
 
 

@@ -45,6 +45,12 @@ def _replay(receiver: Receiver, given: Given) -> Context:
     return receiver.read_text([t.ids for t in given.texts], as_embeddings=True)
 
 
+def _anchored(receiver: Receiver, given: Given) -> Context:
+    anchor = receiver.prompt.opening(receiver.config.evaluation.anchor_text)
+    rows = [t.ids[: t.head_len] + anchor + t.ids[t.head_len :] for t in given.texts]
+    return receiver.read_text(rows, as_embeddings=True)
+
+
 def _budget(receiver: Receiver, given: Given) -> Context:
     return receiver.read_text([t.truncated() for t in given.texts])
 
@@ -66,6 +72,7 @@ MODES: dict[str, Mode] = {
         Mode("token_budget", TOKEN_BUDGET, _budget),
         Mode("no_context", TEXT, _nothing),
         Mode("embedding_replay", None, _replay),
+        Mode("embedding_anchor", None, _anchored),
     )
 }
 """In a run with LoRA, the token budget is read with the adapter tuned for it, no context with that of the text."""

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,13 +15,15 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
+from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError, WireError
 from latentwire.data.prompts import PromptFormat
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.text import stack_phases
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
-from latentwire.features.lora.feature import base_model
+from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
 from latentwire.model.encoding import (
     QuestionBlock,
@@ -70,6 +73,8 @@ class Receiver:
         self._attached = ExitStack()
         for feature in self.features.values():
             self._attached.enter_context(feature.to(lm.device).attach(lm.model))
+        if config.system.grad_ckpt:
+            self._attached.enter_context(recompute_blocks(lm.model, partial(keep_active, lm.model)))
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     # ---- adapters -------------------------------------------------------------------------------------------------
@@ -77,6 +82,7 @@ class Receiver:
     def add_adapter(self, name: str) -> LoRA:
         """Attach a fresh LoRA adapter under a name, switched off; the one there already, if any, is returned."""
         if name not in self.adapters:
+            self.lm.take_turn()  # an adapter is made where the weights are, and stays there
             adapter = LoRA(self.config.lora, name)
             self._attached.enter_context(adapter.attach(self.lm.model))
             self.adapters[name] = adapter
@@ -174,9 +180,13 @@ class Receiver:
             spans = [copy_spans(t, self.prompt, losses.copy_spans, rng) for t in texts]
         return pack_questions(rows, self.lm.pad_id, self.lm.device, spans)
 
-    def loss(self, context: Context, block: QuestionBlock) -> tuple[Tensor, dict[str, float]]:
-        """The training loss of packed questions, and its parts: `answer_ce` in nats per answer token, `first_acc`,
-        and `copy_ce` in nats per copied token where there are spans."""
+    def loss(self, context: Context, block: QuestionBlock) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The weighted terms of the training loss of packed questions, by name, and what to log of them.
+
+        Logged are `answer_ce` in nats per answer token, `first_acc`, and `copy_ce` in nats per copied token where
+        there are spans.
+        """
+        hand_over("questions", block.ids)
         with self.reading(context):
             hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
         labels = block.labels[:, 1:]
@@ -184,14 +194,15 @@ class Receiver:
         with self.lm.autocast():
             logits = self.lm.logits(hidden[:, :-1][chosen])
         targets, spans = labels[chosen], block.spans[:, 1:][chosen]
-        loss = answer_cross_entropy(logits[~spans], targets[~spans])
+        terms = {"answer_ce": answer_cross_entropy(logits[~spans], targets[~spans])}
         first = block.first[:, 1:][chosen] & ~spans
-        parts = {"answer_ce": loss.item(), "first_acc": first_token_accuracy(logits.detach(), targets, first).item()}
+        first_acc = first_token_accuracy(logits.detach(), targets, first).item()
+        metrics = {"answer_ce": terms["answer_ce"].item(), "first_acc": first_acc}
         if spans.any():
             copy = answer_cross_entropy(logits[spans], targets[spans])
-            parts["copy_ce"] = copy.item()
-            loss = loss + self.config.losses.copy_weight * copy
-        return loss, parts
+            metrics["copy_ce"] = copy.item()
+            terms["copy_ce"] = self.config.losses.copy_weight * copy
+        return terms, metrics
 
     @torch.no_grad()
     def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:

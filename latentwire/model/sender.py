@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.base import Encoder
 from latentwire.encoder.refiner import LatentRefiner
 from latentwire.encoder.text import SenderText
@@ -60,7 +61,10 @@ class Sender:
 
     def latents(self, features: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """`encode` for texts given by their features and by `SenderText.latents` of each."""
+        for one in features:
+            hand_over("features", one)
         z = self.encoder(features, counts)
         if self.refiner is not None:
             z = self.refiner(z, counts)
+        hand_over("z", z)
         return z, torch.tensor(counts, device=self.device)

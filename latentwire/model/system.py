@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.turns import Turns
 from latentwire.config import Config, resolve_receivers
+from latentwire.config.schema import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
@@ -35,10 +37,13 @@ class LatentWire:
         """
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
-        device = resolve_device(config.system.device)
+        device = check_devices(config.system)
+        turns = Turns() if config.system.sequential_models else None
         models = resolve_receivers(config.model)
         sender = Sender(build_encoder(config, device), config)
-        receivers = {name: Receiver(name, load_lm(models[name], config, device), config) for name in only or models}
+        receivers = {
+            name: Receiver(name, load_lm(models[name], config, device, turns), config) for name in only or models
+        }
         return cls(config, sender, receivers)
 
     def prepare(self, passage: Passage) -> tuple[SenderText, dict[str, ReceiverText]]:
@@ -100,20 +105,37 @@ class LatentWire:
                     receiver.add_adapter(adapter).load_state_dict(lora)
 
 
+def check_devices(system: SystemConfig) -> str:
+    """The device of `system.device`; ConfigError where what the section asks for is not on this machine."""
+    device = resolve_device(system.device)
+    if system.require_cuda and torch.device(device).type != "cuda":
+        found = "no CUDA device was found" if system.device == "auto" else f"system.device is {system.device!r}"
+        raise ConfigError(f"system.require_cuda: {found}")
+    if isinstance(system.device_map, dict):
+        for place in dict.fromkeys(system.device_map.values()):
+            if place != "disk":
+                _usable(place, "system.device_map")
+    return device
+
+
 def resolve_device(name: str) -> str:
     """'auto' takes CUDA, then MPS, then the CPU."""
     if name != "auto":
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"system.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        _usable(name, "system.device")
         return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_lm(model: str, config: Config, device: str) -> LanguageModel:
+def _usable(device: str | int, key: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"{key}: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def load_lm(model: str, config: Config, device: str, turns: Turns | None = None) -> LanguageModel:
     """Load one receiver's language model as the configuration says."""
     return LanguageModel.load(
         model,
@@ -121,6 +143,8 @@ def load_lm(model: str, config: Config, device: str) -> LanguageModel:
         attn_implementation=config.model.attn_implementation,
         device=device,
         load_4bit=config.model.load_4bit,
+        device_map=config.system.device_map,
+        turns=turns,
     )
 
 

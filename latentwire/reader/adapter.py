@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, left_align
 from latentwire.reader.calibration import embedding_rms, set_rms
 from latentwire.reader.generator import Generator
@@ -59,4 +60,5 @@ class EmbeddingReader(Reader):
         if self.calibration != "none":
             values = set_rms(values, self.rms)
         embeds, mask = left_align(self.head, values, counts)
+        hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from latentwire.backbone.anatomy import Anatomy
 from latentwire.backbone.lm import Context, LanguageModel, rotate
+from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, left_align
 from latentwire.reader.generator import Generator
 
@@ -84,6 +85,7 @@ class SlotReader(Reader):
         batch, longest = values.shape[:2]
         head_len = self.head.shape[0]
         slots, mask = left_align(self.head, values.view(batch, longest, *self.shape), counts)
+        hand_over("slots", slots)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents
         window, phase = order - head_len, torch.arange(self.phases, device=values.device)[None, :, None]
@@ -95,5 +97,6 @@ class SlotReader(Reader):
             keys, vals = slots[:, :, layer].unbind(3)  # (batch, K, kv_heads, head_dim)
             cos, sin = (t.view(batch, self.phases, -1, t.shape[-1])[:, self.phases_of[layer]] for t in rope[layer])
             keys = rotate(keys.transpose(1, 2).float(), cos, sin)
-            cache.update(keys.to(lm.dtype), vals.transpose(1, 2).to(lm.dtype), layer)
+            place = lm.layer_device(layer)
+            cache.update(keys.to(place, lm.dtype), vals.transpose(1, 2).to(place, lm.dtype), layer)
         return Context(cache, mask)

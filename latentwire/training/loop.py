@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from latentwire.checkpoint.training_state import TrainingState, latest_state, load_state, prune_states, save_state
 from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
-from latentwire.diagnostics.memory import peak_memory_mb
+from latentwire.diagnostics.memory import MemoryProfile
+from latentwire.diagnostics.progress import LOSS_GRAD_NORM
+from latentwire.diagnostics.tensors import Watch
 from latentwire.training.interrupt import Interrupted, StopRequest
 from latentwire.training.module import StepOutput, TrainModule
 from latentwire.training.schedule import lr_factor
@@ -66,6 +68,9 @@ class Trainer:
         self.bad_steps = 0
         self.accumulation = config.optimizer.accumulation
         module.total = total_steps * self.accumulation
+        self.memory = MemoryProfile(config.diagnostics.profile_memory)
+        self.watch = Watch(module.name, config.diagnostics.log_shapes)
+        self.norms_due: dict[str, int] = {}
         # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.groups = [g for g in module.parameter_groups() if g.parameters]
@@ -86,15 +91,20 @@ class Trainer:
         outputs: list[StepOutput] = []
         torch.manual_seed(self.config.system.seed * 1_000_003 + self.step)
         for part in range(self.accumulation):
-            output = self.module.forward(self.module.batch(self.step * self.accumulation + part))
+            with self.memory.phase("forward"), self.watch.watching():
+                output = self.module.forward(self.module.batch(self.step * self.accumulation + part))
             outputs.append(output)
+            output.metrics |= self.watch.rms
             if not math.isfinite(output.loss.item()):
                 break
-            self.accelerator.backward(output.loss / self.accumulation)
+            if self._norms_due(output.receiver):
+                output.metrics |= self._loss_grad_norms(output.terms)
+            with self.memory.phase("backward"):
+                self.accelerator.backward(output.loss / self.accumulation)
         record = self._record(outputs)
         finite = math.isfinite(record["loss"])
         if finite:
-            norms = {g.name: _grad_norm(g.parameters) for g in self.groups}
+            norms = {g.name: _total_norm([p.grad for p in g.parameters if p.grad is not None]) for g in self.groups}
             total = self.accelerator.clip_grad_norm_(
                 [p for g in self.groups for p in g.parameters], self.config.optimizer.grad_clip
             )
@@ -102,7 +112,8 @@ class Trainer:
             record |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
             finite = math.isfinite(record["grad_norm"])
         if finite:
-            self.optimizer.step()
+            with self.memory.phase("optimizer"):
+                self.optimizer.step()
             self.bad_steps = 0
         else:
             self.bad_steps += 1
@@ -110,6 +121,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         seconds = time.perf_counter() - started
+        record |= self.memory.step()
         return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
 
     def _record(self, outputs: list[StepOutput]) -> StepRecord:
@@ -126,7 +138,23 @@ class Trainer:
             values = [o.metrics[key] for o in outputs if key in o.metrics]
             record[key] = sum(values) / len(values)
         lrs = {f"lr/{g.name}": p["lr"] for g, p in zip(self.groups, self.optimizer.param_groups, strict=True)}
-        return record | lrs | {"tokens": sum(o.tokens for o in outputs), "memory_mb": peak_memory_mb()}
+        return record | lrs | {"tokens": sum(o.tokens for o in outputs)}
+
+    def _norms_due(self, receiver: str) -> bool:
+        every = self.config.diagnostics.grad_norms_every
+        if not every or self.step < self.norms_due.get(receiver, 0):
+            return False
+        self.norms_due[receiver] = self.step + every
+        return True
+
+    def _loss_grad_norms(self, terms: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The norm of each loss term's own gradient, before they add up and are clipped."""
+        parameters = [p for g in self.groups for p in g.parameters if p.requires_grad]
+        norms = {}
+        for name, term in terms.items():
+            grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            norms[f"{LOSS_GRAD_NORM}/{name}"] = _total_norm([g for g in grads if g is not None])
+        return norms
 
     def _set_lr(self) -> None:
         factor = lr_factor(self.config.optimizer, self.step, self.total_steps)
@@ -204,6 +232,5 @@ class Trainer:
                 self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in keys}
 
 
-def _grad_norm(parameters: list[torch.nn.Parameter]) -> float:
-    grads = [p.grad for p in parameters if p.grad is not None]
+def _total_norm(grads: list[torch.Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -22,12 +23,21 @@ class ParameterGroup:
 
 @dataclass
 class StepOutput:
-    """Result of one forward pass: the loss (nats per answer token), what it cost, and what to log."""
+    """Result of one forward pass: the loss (nats per answer token), what it cost, and what to log.
+
+    terms: the weighted terms, by name, that the loss is the sum of.
+    """
 
     loss: Tensor
     tokens: int
     receiver: str
     metrics: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of a loss's terms."""
+    return reduce(add, terms.values())
 
 
 class TrainModule(Protocol):

@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
@@ -27,15 +29,17 @@ from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.data.example import Passage
+from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, check_devices
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
 from latentwire.training.stages import closed_form
 from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
     SlotTuning,
     cached_folder,
@@ -47,9 +51,10 @@ from latentwire.training.stages.slot_tuning import (
     tuning_name,
 )
 
-MAY_CHANGE = {f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")} | {
+MAY_CHANGE = {
+    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
+    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
     "data.eval_path",
-    "system.threads",
     "evaluation",
     "diagnostics",
 }
@@ -104,6 +109,7 @@ class Run:
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
+        check_devices(self.config.system)
         if self.config.checkpoint.init_from:
             start = find_checkpoint(Path(self.config.checkpoint.init_from))
             _check_same_form(start, self.config)
@@ -114,10 +120,16 @@ class Run:
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
         self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         seed_everything(self.config.system.seed)
+        profiled = self.config.diagnostics.profile_memory
+        if profiled:
+            reset_peak()
         self.system = LatentWire.build(self.config)
+        loaded = {"stage": "load", "memory_mb": peak_memory_mb()}
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
         self.start()
+        if profiled:
+            append_jsonl(self.folder / "diagnostics.jsonl", loaded)
         lora, curriculum = self.config.features.use_lora, self.config.curriculum
         if self.config.checkpoint.init_from:
             self._start_from(Path(self.config.checkpoint.init_from))
@@ -238,18 +250,27 @@ class Run:
                 if seen // 2000 != (seen - rows) // 2000:
                     print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
+            asked = [texts for _, (_, texts) in self.prepared[stage.held_out :][: stage.importance_passages]]
+            importance = [
+                closed_form.importance_of(r, [texts[name] for texts in asked], 4, stage.importance_floor)
+                for name, r in self.system.receivers.items()
+                if asked
+            ]
             sums = done.parent / "sums"
+            if self.config.diagnostics.profile_memory:
+                reset_peak()
             scores = closed_form.fit(
                 self.system,
                 self._texts_for_closed_form(),
                 held_out=stage.held_out,
                 ridge=stage.ridge,
                 band=stage.band,
+                importance=torch.cat(importance) if importance else None,
                 report=report,
                 state=sums,
             )
             seconds = round(time.perf_counter() - started, 1)
-            record = {"stage": "closed_form", "r2": scores, "seconds": seconds}
+            record = {"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()}
             append_jsonl(self.folder / "diagnostics.jsonl", record)
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
@@ -269,7 +290,7 @@ class Run:
             "statistics of what they have to make",
             flush=True,
         )
-        closed_form.standardise(self.system, islice(self._texts_for_closed_form(), STATISTICS_PASSAGES))
+        standardise(self.system, islice(self._texts_for_closed_form(), STATISTICS_PASSAGES))
         save_folder(done, self.system.state_dict(), {})
 
     def _end_to_end(self) -> bool:
@@ -320,7 +341,11 @@ class Run:
         )
         trainer.callbacks.append(log)
         trainer.fit()
-        save_folder(folder / "done", module.state_dict(), {"step": trainer.step})
+        if trainer.memory.enabled:
+            peak = {"stage": module.name, "memory_mb": trainer.memory.highest}
+            append_jsonl(self.folder / "diagnostics.jsonl", peak)
+        trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
+        save_folder(folder / "done", module.state_dict(), {"step": trainer.step, "parameters": trained})
         for state in folder.glob("step_*"):
             shutil.rmtree(state)
 

@@ -205,6 +205,28 @@ def test_debug_shows_the_traceback_and_files_run_as_scripts() -> None:
         assert debug.returncode == 2 and "Traceback" in debug.stderr
 
 
+def test_debug_logs_everything_unless_a_flag_says_otherwise() -> None:
+    logged = train_main(["--debug", "--dry-run"])["config"]["diagnostics"]
+    assert logged["log_every"] == 1 and logged["log_shapes"] and logged["profile_memory"]
+    logged = train_main(["--debug", "--log_every", "7", "--no_log_shapes", "--dry-run"])["config"]["diagnostics"]
+    assert logged["log_every"] == 7 and not logged["log_shapes"] and logged["profile_memory"]
+    plain = train_main(["--dry-run"])["config"]["diagnostics"]
+    assert not plain["log_shapes"] and not plain["profile_memory"]
+
+
+def test_stages_tell_their_memory_and_what_they_trained(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, eval_samples=0, stages="slot_tuning,closed_form,end_to_end")
+    train_main([*flags, "--profile_memory"])
+    rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    peaks = {row["stage"]: row["memory_mb"] for row in rows if "step" not in row}
+    assert {"load", "closed_form", "end_to_end"} <= set(peaks) and min(peaks.values()) > 50
+    steps = [row["memory_mb"] for row in rows if row["stage"] == "end_to_end" and "step" in row]
+    assert peaks["end_to_end"] >= max(steps)
+    trained = json.loads((tmp_path / "stages" / "end_to_end" / "done" / "checkpoint.json").read_text())["parameters"]
+    assert {"encoder", "generator/llama", "lora/qwen"} <= set(trained)
+    assert trained["encoder"] == 4 * 2 * 48 * 16  # window, layers, hidden size, d_z
+
+
 def test_the_demo_shows_one_message_and_writes_its_results(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +342,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         text = (out / name).read_text()
         assert str(tmp_path) not in text and str(models) not in text, name
     config = json.loads((out / "checkpoint.json").read_text())["config"]
+    assert not {"device", "require_cuda"} & set(config["system"])
     assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64

@@ -31,6 +31,7 @@ def flags_of(models: Path, kind: str, **more: object) -> list[str]:
         "latent_private_len": 2,
         "latent_keep_start": 0.5,
         "slot_tuning_max_steps": 1,
+        "tuned_cache": models / f"cache-{kind}",
     }
     return [*arguments(models, **options | more), "--use_latent_refiner"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.config import Config, load_config, resolve_receivers
+from latentwire.config.ablation import load_ablation
 from latentwire.config.flags import options
 from latentwire.config.load import dotted_keys
 from latentwire.config.reference import markdown
@@ -82,9 +83,31 @@ def test_the_reference_page_is_the_schema() -> None:
     assert (ROOT / "docs" / "config.md").read_text() == markdown()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.json")), ids=lambda p: p.name)
+def shipped(ablations: bool) -> list[Path]:
+    return [p for p in sorted((ROOT / "configs").rglob("*.json")) if (p.parent.name == "ablation") is ablations]
+
+
+@pytest.mark.parametrize("path", shipped(ablations=False), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     load_config(path)
+
+
+@pytest.mark.parametrize("path", shipped(ablations=True), ids=lambda p: p.name)
+def test_every_shipped_ablation_is_valid(path: Path) -> None:
+    assert load_ablation(path).runs
+
+
+@pytest.mark.parametrize("words", [["--epochs", "3"], ["--override", "curriculum.end_to_end.epochs=3"]])
+def test_epochs_that_are_asked_for_lift_the_limit_of_a_file(words: list[str]) -> None:
+    from latentwire.train import main
+
+    base = ["--config", str(ROOT / "configs" / "smoke" / "base.json"), "--dry-run"]
+    assert main(base)["config"]["curriculum"]["end_to_end"]["max_steps"] == 8
+    stages = main([*base, *words])["config"]["curriculum"]
+    assert (stages["end_to_end"]["epochs"], stages["end_to_end"]["max_steps"]) == (3, None)
+    assert stages["slot_tuning"]["max_steps"] == 3  # another stage's limit stays
+    both = main([*base, *words, "--end_to_end_max_steps", "5"])["config"]["curriculum"]["end_to_end"]
+    assert (both["epochs"], both["max_steps"]) == (3, 5)
 
 
 def test_help_and_dry_run_need_no_torch() -> None:

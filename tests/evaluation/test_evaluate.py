@@ -17,7 +17,7 @@ SMALL = {"latency_samples": 1, "max_new_tokens": 4, "bootstrap": 50, "batch_size
 @pytest.mark.parametrize("slots", [True, False])
 def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots: bool, capsys: object) -> None:
     config = small_config(
-        evaluation=SMALL,
+        evaluation=SMALL | {"modes": list(MODES)},
         features={"use_lora": True, "use_deep_prefix": slots},
         model={"dtype": "float32", "receivers": {"a": "x", "b": "y"}},
     )

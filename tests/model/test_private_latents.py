@@ -63,7 +63,7 @@ def test_every_query_and_reader_is_trained() -> None:
     module = EndToEnd(system, [system.prepare(p) for p in small_passages(2)], system.config)
     for turn, reads in ((0, [0, 1, 2, 3, 4]), (1, [0, 1, 2, 5, 6])):
         module.forward(module.batch(turn)).loss.backward()
-        offset = system.sender.encoder.pooler.out.offset
+        offset = system.sender.encoder.head.offset
         assert offset.grad.abs().sum(1).nonzero()[:, 0].tolist() == reads
         offset.grad = None
 

@@ -11,7 +11,15 @@ import torch
 from latentwire.core.errors import TrainingError
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted
-from latentwire.training.stages.closed_form import Bands, NormalEquations, Prepared, fit, r_squared, solve
+from latentwire.training.stages.closed_form import (
+    Bands,
+    NormalEquations,
+    Prepared,
+    fit,
+    importance_of,
+    r_squared,
+    solve,
+)
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -142,3 +150,35 @@ def test_a_band_keeps_far_tokens_out_and_predicts_better_from_few_rows() -> None
     mixed = solve(equations(x, y), groups, 16, 1e-3, Bands(torch.where(of == 0, -1, of), 4, 0))
     weight = mixed.encoder @ mixed.generator
     assert weight[6:][:, of == 0].abs().max() > 1e-3 and weight[:6][:, of == 1].abs().max() < 1e-4
+
+
+def test_what_matters_is_kept_when_the_rank_is_cut() -> None:
+    """Two targets that vary little but matter, beside many that do not."""
+    torch.manual_seed(0)
+    x = torch.randn(400, 12)
+    y = torch.cat([0.1 * x[:, :2], x[:, 2:] @ torch.randn(10, 10)], 1)
+    groups, importance = torch.zeros(12, dtype=torch.long), torch.full((12,), 1e-3)
+    importance[:2] = 1e3
+    plain, weighted = (solve(equations(x, y), groups, 3, 1e-6, importance=w) for w in (None, importance))
+    error = [
+        float(((x - f.mean_x) @ f.encoder @ f.generator * f.scale + f.mean_y - y)[:, :2].pow(2).mean())
+        for f in (plain, weighted)
+    ]
+    assert error[1] < 1e-3 * error[0]
+    even = solve(equations(x, y), groups, 3, 1e-6, importance=torch.full((12,), 7.0))
+    torch.testing.assert_close(even.encoder @ even.generator, plain.encoder @ plain.generator, atol=1e-3, rtol=1e-3)
+
+
+def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() -> None:
+    system = small_system(small_config(), ("llama",))
+    receiver = system.receivers["a"]
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
+    weights = importance_of(receiver, texts, 2, 0.01)
+    assert weights.shape == (receiver.lm.anatomy.slot_size,) and bool((weights > 0).all())
+    # With the output of the last attention cut off, nothing in the last layer matters but the floor.
+    with torch.no_grad():
+        receiver.lm.model.model.layers[-1].self_attn.o_proj.weight.zero_()
+    cut = importance_of(receiver, texts, 2, 0.01).view(receiver.lm.anatomy.slot_shape)
+    values = torch.cat([v for v in receiver.targets(texts)[0]]).var(0).view(cut.shape)
+    assert (cut[-1] * values[-1].mean((0, 2), keepdim=True)).max() < 0.05
+    assert (cut[0] * values[0].mean((0, 2), keepdim=True)).max() > 1

@@ -32,9 +32,13 @@ class GatedCrossAttention(nn.Module):
         """hidden: (batch, tokens, hidden_size); latents: (batch, M, d_z) with mask (batch, M)."""
         memory = self.memory(latents)
         found = self.attention(
-            self.query(self.norm(hidden.float())), memory, memory, key_padding_mask=~mask, need_weights=False
+            self.query(self.norm(hidden.to(latents.device).float())),
+            memory,
+            memory,
+            key_padding_mask=~mask,
+            need_weights=False,
         )[0]
-        return hidden + (self.gate.tanh() * self.out(found)).to(hidden.dtype)
+        return hidden + (self.gate.tanh() * self.out(found)).to(hidden)
 
 
 @register("latent_adapters")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -72,14 +73,10 @@ class LoRA:
         """
         model = self.model
         assert model is not None, "attach first"
-        before = _active(model)
-        _switch(model, self.adapter)
         for layer in self._layers():
             layer.lora_dropout[self.adapter].train(torch.is_grad_enabled())  # the models themselves stay in eval mode
-        try:
+        with _switched(model, self.adapter):
             yield
-        finally:
-            _switch(model, before)
 
     def _layers(self) -> Iterator[LoraLayer]:
         if self.model is not None:
@@ -114,15 +111,14 @@ class LoRA:
                 p.copy_(state[name])
 
 
-@contextmanager
-def base_model(model: nn.Module) -> Iterator[None]:
+def base_model(model: nn.Module) -> AbstractContextManager[None]:
     """Switch every adapter of a model off for a while: the untouched receiver."""
-    before = _active(model)
-    _switch(model, None)
-    try:
-        yield
-    finally:
-        _switch(model, before)
+    return _switched(model, None)
+
+
+def keep_active(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """What brings the adapter that is on now back later, for a while."""
+    return partial(_switched, model, _active(model))
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -144,6 +140,16 @@ def _active(model: nn.Module) -> str | None:
     for _, layer in _lora_layers(model):
         return None if layer.disable_adapters else layer.active_adapters[0]
     return None
+
+
+@contextmanager
+def _switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
+    before = _active(model)
+    _switch(model, adapter)
+    try:
+        yield
+    finally:
+        _switch(model, before)
 
 
 def _switch(model: nn.Module, adapter: str | None) -> None:

@@ -6,7 +6,9 @@ one Z, chosen to serve every reader. Targets are scaled to equal variance a grou
 
 A slot holds one token's keys and values, so it is predicted from that token's features and its neighbours' alone
 (`band`) and not from the whole window: with a few hundred thousand tokens that is the better conditioned problem by
-far. The rank is cut afterwards, from all predictions together.
+far. The rank is cut afterwards, from all predictions together, each weighted by how much the answers depend on it:
+the squared gradient of the answer loss, the diagonal of the empirical Fisher information (as in Fisher-weighted SVD,
+Hsu et al. 2022, arXiv 2207.00112).
 
 The normal equations are accumulated batch by batch, so the text may be of any length at constant memory. A fit that is
 stopped keeps its sums and goes on from them.
@@ -14,6 +16,7 @@ stopped keeps its sums and goes on from them.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,9 +30,10 @@ from latentwire.core.errors import TrainingError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
+from latentwire.training.module import sum_terms
 
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
@@ -112,6 +116,12 @@ class Factors:
     mean_y: Tensor
 
 
+def group_mean(variance: Tensor, groups: Tensor) -> Tensor:
+    """(d_y,) the mean variance of each target's group."""
+    counts = torch.bincount(groups).clamp(min=1)
+    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
+
+
 @dataclass
 class Bands:
     """Which inputs predict a target: of `phases` equal blocks of inputs, those within `width` of the target's own.
@@ -137,15 +147,18 @@ def solve(
     rank: int,
     ridge: float,
     bands: Bands | None = None,
+    importance: Tensor | None = None,
     encoder: Tensor | None = None,
 ) -> Factors:
     """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
+
+    importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
 
     With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
     mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    scale = shared_scale(variance, groups)
+    scale = group_mean(variance, groups).sqrt()
     xy /= scale
     if encoder is not None:
         gram = encoder.T @ xx @ encoder
@@ -160,18 +173,13 @@ def solve(
     # With X'X = LL', the predictions' Gram matrix is (L'W)'(L'W): its leading right singular vectors are the directions
     # of the targets in which the predictions vary most.
     xx.diagonal().add_(1e-4 * xx.diagonal().mean())
-    fitted = torch.linalg.cholesky(xx).T @ weight
+    each = torch.ones_like(scale) if importance is None else (importance * scale.pow(2)).sqrt()
+    fitted = torch.linalg.cholesky(xx).T @ (weight * each)
     rank = min(rank, *fitted.shape)
     torch.manual_seed(0)  # its random start must not depend on what ran before
     v = torch.svd_lowrank(fitted, q=min(rank + 64, *fitted.shape), niter=2)[2][:, :rank]
     std = ((fitted @ v).pow(2).sum(0) / equations.rows).clamp(min=1e-8).sqrt()  # z gets unit variance
-    return Factors(mean_x, weight @ (v / std), (v * std).T.contiguous(), scale, mean_y)
-
-
-def shared_scale(variance: Tensor, groups: Tensor) -> Tensor:
-    """Standard deviation of each target (d_y,), that of its group."""
-    counts = torch.bincount(groups).clamp(min=1)
-    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].sqrt().float()
+    return Factors(mean_x, weight @ (each[:, None] * v / std), (v * std).T / each, scale, mean_y)
 
 
 def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
@@ -198,30 +206,25 @@ def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
     return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
 
 
-@torch.no_grad()
-def standardise(system: LatentWire, passages: Iterable[Prepared], batch_size: int = 8) -> None:
-    """Where encoder and readers start from without the closed form, by statistics of some passages.
+def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
+    """(d_out,) mean squared gradient of the answer loss by each target number, over texts and windows.
 
-    Latents get unit variance, and every generator the mean and the scale of its targets, so that what it makes of them
-    is of the size that the receiver is used to.
+    A share `floor` of what they weigh together is spread evenly over the scaled targets, so that none is given up.
     """
-    batches = list(_batched(passages, batch_size))
-    latents: list[Tensor] = []
-    for batch in batches:
-        z, counts = system.sender.encode([sent for sent, _ in batch])
-        latents += [row[:n] for row, n in zip(z, counts.tolist(), strict=True)]
-    system.sender.encoder.standardise(latents)
-    sums = {name: NormalEquations() for name in system.receivers}
-    for batch in batches:
-        for name, receiver in system.receivers.items():
-            y = targets_of(receiver, [texts[name] for _, texts in batch])
-            sums[name].add(y.new_zeros(len(y), 0), y)
-    for name, receiver in system.receivers.items():
-        _, mean, variance, _, _ = sums[name].centred()
-        groups = receiver.reader.target_groups().to(mean.device)
-        receiver.reader.generator.scale.copy_(shared_scale(variance, groups))
-        receiver.reader.generator.shift.copy_(mean)
-        receiver.reader.fitted()
+    total, seen = torch.zeros(1, device=receiver.lm.device), []
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        values, counts = receiver.targets(batch)
+        values = values.float().requires_grad_(True)
+        block = receiver.pack(batch, random.Random(start), copying=False)
+        with receiver.using(LATENT):
+            terms, _ = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
+        (gradient,) = torch.autograd.grad(sum_terms(terms), values)
+        total = total + gradient.pow(2).sum((0, 1))
+        seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
+    variance = group_mean(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
+    share = total * variance  # how much of the loss hangs on each number's variation
+    return ((1 - floor) * share / share.mean() + floor) / variance
 
 
 def fit(
@@ -231,6 +234,7 @@ def fit(
     held_out: int,
     ridge: float,
     band: int | None = None,
+    importance: Tensor | None = None,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
     state: Path | None = None,
@@ -238,20 +242,20 @@ def fit(
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
     The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
-    slot; None for the whole window.
+    slot; None for the whole window. `importance`: (sum of d_out,) as `importance_of` measures it, receivers in order.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers, encoder = system.receivers, system.sender.encoder
     if not isinstance(encoder, BackboneEncoder):
         raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
     passages = iter(passages)
-    aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
+    aside = [rows_of(system, batch, receivers) for batch in batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
     if state is not None and (state / INDEX).is_file():
         done = equations.load(state)
         report(equations.rows)
     with StopRequest() as stop:
-        for batch in _batched(islice(passages, done, None), batch_size):
+        for batch in batched(islice(passages, done, None), batch_size):
             rows = rows_of(system, batch, receivers)
             equations.add(*rows)
             done += len(batch)
@@ -273,7 +277,7 @@ def fit(
         offset += int(own.max()) + 1
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
-    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands)
+    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
     rank = factors.encoder.shape[1]
     with torch.no_grad():
         encoder.mean.copy_(factors.mean_x)
@@ -296,7 +300,7 @@ def fit(
     return scores
 
 
-def _batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
+def batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
     batch: list[Prepared] = []
     for item in items:
         batch.append(item)

@@ -14,7 +14,7 @@ from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
-from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
+from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled, sum_terms
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
@@ -96,13 +96,12 @@ class EndToEnd:
         z, counts = self.system.sender.latents(self.features(chosen), [self.passages[i][0].latents for i in chosen])
         with receiver.using(LATENT):
             context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), kept)
-            loss, metrics = receiver.loss(context, block)
+            terms, metrics = receiver.loss(context, block)
         for feature, module in receiver.features.items():
             term = module.loss(receiver.lm, context, [self.passages[i][1][name].ids for i in chosen])
             if term is not None:
-                loss, metrics[feature] = loss + term, term.item()
-        metrics["z_rms"] = z.detach().pow(2).mean().sqrt().item()
-        return StepOutput(loss, int(block.mask.sum()), name, metrics)
+                terms[feature], metrics[feature] = term, term.item()
+        return StepOutput(sum_terms(terms), int(block.mask.sum()), name, metrics, terms)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {

@@ -27,7 +27,7 @@ from latentwire.core.hashing import stable_hash
 from latentwire.data.example import Passage
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
-from latentwire.training.module import ParameterGroup, StepOutput, shuffled
+from latentwire.training.module import ParameterGroup, StepOutput, shuffled, sum_terms
 
 READS = (LATENT, TEXT, TOKEN_BUDGET)
 
@@ -64,8 +64,8 @@ class SlotTuning:
             else:
                 rows = [t.ids if self.reads == TEXT else t.truncated() for t in texts]
                 context, tokens = self.receiver.read_text(rows), sum(map(len, rows))
-            loss, metrics = self.receiver.loss(context, block)
-        return StepOutput(loss, tokens + int(block.mask.sum()), self.receiver.name, metrics)
+            terms, metrics = self.receiver.loss(context, block)
+        return StepOutput(sum_terms(terms), tokens + int(block.mask.sum()), self.receiver.name, metrics, terms)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"lora": self.lora.state_dict()}

@@ -1,0 +1,140 @@
+"""`python -m latentwire.cli.run_ablation`: many runs that differ in a few keys, in one table."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import traceback
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentwire.cli.run import invoke, run_and_exit
+from latentwire.config.ablation import Plan, PlannedRun, load_ablation
+from latentwire.config.load import parse_override
+from latentwire.core.atomic import read_json, write_json
+from latentwire.core.errors import ConfigError, LatentWireError, TrainingError
+from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
+
+
+@click.command(name="latentwire.cli.run_ablation")
+@click.option("--config", "config_path", required=True, metavar="FILE", help="JSON file of the ablation.")
+@click.option("--out_dir", metavar="DIR", help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.")
+@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in every run.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B", help="Sweep over one more key, or other values.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only runs of this name; may hold * and ?.")
+@click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the runs, for job arrays.")
+@click.option("--dry-run", is_flag=True, help="List the runs and stop.")
+@click.option("--fresh", is_flag=True, help="Remove what earlier runs left in the chosen runs' folders.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    config_path: str,
+    out_dir: str | None,
+    overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
+    only: tuple[str, ...],
+    shard: str | None,
+    dry_run: bool,
+    fresh: bool,
+    debug: bool,
+) -> dict[str, Any]:
+    """Train and evaluate every run of an ablation, then compare them in a table and a plot.
+
+    The same command again goes on where it was cut off; finished runs are left alone. A run that fails is noted, the
+    others go on, and the command ends with status 2.
+
+    Example: python -m latentwire.cli.run_ablation --config configs/ablation/sample_ablation.json
+    """
+    plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
+    folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
+    chosen = choose(plan.runs, only, shard)
+    if dry_run:
+        for run in chosen:
+            changes = " ".join(f"{key}={json.dumps(value)}" for key, value in run.changes.items())
+            print(f"{run.name}: {changes}{' (done)' if is_done(folder / run.name, run) else ''}")
+        return {"folder": str(folder), "runs": [run.name for run in chosen]}
+    write_json(folder / PLAN, {"name": plan.name, "runs": [{"name": r.name, "differs": r.differs} for r in plan.runs]})
+    failed = {}
+    for number, run in enumerate(chosen, 1):
+        print(f"\n== {run.name} ({number} of {len(chosen)}) ==", flush=True)
+        if is_done(folder / run.name, run) and not fresh:
+            print("done before", flush=True)
+        elif (error := train(plan, run, folder / run.name, fresh, debug)) is not None:
+            failed[run.name] = error
+            print(f"failed: {error}", flush=True)
+        write_report(folder)
+    table = write_report(folder)
+    print(f"\n{as_markdown(table)}\nwritten: {folder / 'table.md'}, table.csv, table.json, plot.png, history.jsonl")
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise TrainingError(f"{len(failed)} of {len(chosen)} runs failed; {name}: {error}")
+    return table
+
+
+def parse_sweep(text: str) -> tuple[str, list[Any]]:
+    """The key and the values of "key=a,b" or of "key=[a, b]", where a and b are JSON or else plain text."""
+    key, value = parse_override(text)
+    if isinstance(value, str):
+        value = [parse_override(f"{key}={part}")[1] for part in value.split(",") if part.strip()]
+    return key, value if isinstance(value, list) else [value]
+
+
+def choose(runs: Sequence[PlannedRun], only: Sequence[str], shard: str | None) -> list[PlannedRun]:
+    """The runs that are asked for: those of some names, and of these one part of N."""
+    for pattern in only:
+        if not any(fnmatch(run.name, pattern) for run in runs):
+            raise ConfigError(f"--only {pattern}: no such run (there are: {', '.join(run.name for run in runs)})")
+    chosen = [run for run in runs if not only or any(fnmatch(run.name, pattern) for pattern in only)]
+    if shard is None:
+        return chosen
+    parts = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise ConfigError(f"--shard {shard}: expected I/N with I from 1 to N, such as 2/4")
+    return chosen[int(parts[1]) - 1 :: int(parts[2])]
+
+
+def is_done(folder: Path, run: PlannedRun) -> bool:
+    """Whether a run's folder holds the evaluation of this very configuration."""
+    try:
+        made_with = read_json(folder / "eval.json")["manifest"]["config"]
+    except (LatentWireError, KeyError, TypeError):
+        return False
+    return not (folder / FAILED).exists() and bool(made_with == run.config.model_dump(mode="json"))
+
+
+def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -> str | None:
+    """Train and evaluate one run in its folder; returns the error, which is also left in failed.json, if it fails."""
+    from latentwire.cli.train import main as train_main
+    from latentwire.training.interrupt import Interrupted
+
+    words = ["--config", str(plan.base)] if plan.base else []
+    words += [word for key, value in run.changes.items() for word in ("--override", f"{key}={json.dumps(value)}")]
+    words += ["--out_dir", str(folder), *(["--fresh"] if fresh else [])]
+    try:
+        train_main(words)
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever it is, it is this run's alone
+        if debug:
+            traceback.print_exc()
+        said = " ".join(str(error).split()) or type(error).__name__
+        write_json(folder / FAILED, {"error": said, "kind": type(error).__name__, "traceback": traceback.format_exc()})
+        return said
+    finally:
+        gc.collect()  # the models of this run must not wait for those of the next
+    (folder / FAILED).unlink(missing_ok=True)
+    return None
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Run an ablation; returns what table.json holds. Raises LatentWireError where a run failed."""
+    table: dict[str, Any] = invoke(command, args)
+    return table
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

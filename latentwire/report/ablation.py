@@ -1,0 +1,164 @@
+"""The tables and the plot of an ablation, made of what its runs left in their folders. No torch.
+
+FOLDER/ablation.json        the runs: names, and what sets each apart
+       <run>/               a training run (eval.json, diagnostics.jsonl, ...), or failed.json
+       history.jsonl        every run's diagnostics, one behind the other, each line with its run
+       table.{md,csv,json}  one row for each run and receiver
+       plot.png             F1 with its interval
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latentwire.core.atomic import read_json, write_bytes, write_json, write_text
+
+SCHEMA = 1
+PLAN, FAILED = "ablation.json", "failed.json"
+STAGE = "end_to_end"
+"""The stage whose trained parameters and step time are compared."""
+MEASURES = ("f1", "f1_ci", "em", "em_ci", "nll_per_token", "first_token_acc")
+COLUMNS = ("em", "nll_per_token", "first_token_acc", "compression", "wire_bytes", "trained_parameters", "step_s")
+HEADINGS = ("EM", "NLL/token", "first token", "compression", "wire bytes", "trained parameters", "step s")
+FORMATS = ("{:.3f}", "{:.3f}", "{:.3f}", "{:.2f}x", "{:.0f}", "{:,}", "{:.2f}")
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write history, tables and plot of the runs as far as they have come; returns what table.json holds."""
+    plan = read_json(folder / PLAN)
+    table = {"schema": SCHEMA, "name": plan["name"], "runs": [collect(folder, run) for run in plan["runs"]]}
+    names = [run["run"] for run in table["runs"]]
+    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history(folder, names)))
+    write_json(folder / "table.json", table)
+    write_text(folder / "table.csv", as_csv(table))
+    write_text(folder / "table.md", as_markdown(table))
+    if any(run["receivers"] for run in table["runs"]):
+        write_bytes(folder / "plot.png", plot(table))
+    return table
+
+
+def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
+    """One run: how far it came, and what was measured of each receiver that reads latents."""
+    run = folder / planned["name"]
+    row: dict[str, Any] = {"run": planned["name"], "differs": planned["differs"], "status": "unfinished", "error": None}
+    row |= {"dataset": None, "samples": None, "commit": None, "cpu": None, "receivers": {}}
+    if (run / FAILED).is_file():
+        return row | {"status": "failed", "error": read_json(run / FAILED)["error"]}
+    if not (run / "eval.json").is_file():
+        return row
+    results = read_json(run / "eval.json")
+    made = results["manifest"]
+    row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
+    row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
+    steps = [r for r in _lines(run / "diagnostics.jsonl") if r.get("stage") == STAGE and "skipped" not in r]
+    for name, receiver in results["receivers"].items():
+        seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
+        row["receivers"][name] = {
+            **{key: receiver["latent"][key] for key in MEASURES},
+            "compression": receiver["compression"],
+            "wire_bytes": receiver["bytes"]["wire"],
+            "trained_parameters": trained_parameters(run, name),
+            "step_s": statistics.median(seconds) if seconds else None,
+        }
+    return row
+
+
+def trained_parameters(run: Path, receiver: str) -> int | None:
+    """Parameters trained end to end for one receiver: its own groups, and those that all share (the encoder)."""
+    index = run / "stages" / STAGE / "done" / "checkpoint.json"
+    groups = read_json(index).get("parameters", {}) if index.is_file() else {}
+    own = [count for group, count in groups.items() if "/" not in group or group.endswith(f"/{receiver}")]
+    return sum(own) if own else None
+
+
+def history(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
+    """The diagnostics of all runs, each line with the name of its run."""
+    for name in names:
+        for row in _lines(folder / name / "diagnostics.jsonl"):
+            yield {"run": name} | row
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # another process is writing this line
+                continue
+
+
+def as_csv(table: dict[str, Any]) -> str:
+    """One row for each run and receiver, numbers in full; runs without results have one row too."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["run", "status", "receiver", "f1", "f1_low", "f1_high", *COLUMNS, "differs"])
+    for run in table["runs"]:
+        differs = json.dumps(run["differs"])
+        for name, m in run["receivers"].items():
+            writer.writerow([run["run"], run["status"], name, m["f1"], *m["f1_ci"], *(m[c] for c in COLUMNS), differs])
+        if not run["receivers"]:
+            writer.writerow([run["run"], run["status"], *[""] * (len(COLUMNS) + 4), differs])
+    return out.getvalue()
+
+
+def as_markdown(table: dict[str, Any]) -> str:
+    """The table for readers, with what it was made on above it."""
+    lines = [f"# Ablation {table['name']}", ""]
+    done = [run for run in table["runs"] if run["receivers"]]
+    for text in dict.fromkeys(
+        f"{run['samples']} held-out questions ({run['dataset']}), read from the message's bytes; commit "
+        f"{(run['commit'] or 'unknown')[:7]}, {run['cpu']}."
+        for run in done
+    ):
+        lines += [text, ""]
+    lines += [f"| run | receiver | F1 [95 %] | {' | '.join(HEADINGS)} |", f"|---|---|{'---|' * (len(HEADINGS) + 1)}"]
+    for run in table["runs"]:
+        for name, m in run["receivers"].items():
+            f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
+            cells = [
+                "" if m[column] is None else form.format(m[column])
+                for column, form in zip(COLUMNS, FORMATS, strict=True)
+            ]
+            lines.append(f"| {run['run']} | {name} | {f1} | {' | '.join(cells)} |")
+        if not run["receivers"]:
+            said = f"{run['status']}: {run['error']}" if run["error"] else run["status"]
+            lines.append(f"| {run['run']} | {said.replace('|', '/')} |{' |' * (len(HEADINGS) + 1)}")
+    lines += ["", f"Trained parameters and step time are those of the stage `{STAGE}`. What each run changes:", ""]
+    lines += [f"- {run['run']}: {_words(run['differs'])}" for run in table["runs"]]
+    return "\n".join(lines) + "\n"
+
+
+def _words(differs: dict[str, Any]) -> str:
+    return ", ".join(f"`{key}` = `{json.dumps(value)}`" for key, value in differs.items()) or "nothing"
+
+
+def plot(table: dict[str, Any]) -> bytes:
+    """A PNG: F1 with its 95 % interval, a row for each finished run, a colour for each receiver."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no state
+
+    runs = [run for run in table["runs"] if run["receivers"]]
+    names = list(dict.fromkeys(name for run in runs for name in run["receivers"]))
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(runs)), layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(names):
+        rows = [(y, run["receivers"][name]) for y, run in enumerate(runs) if name in run["receivers"]]
+        f1 = [m["f1"] for _, m in rows]
+        below = [m["f1"] - m["f1_ci"][0] for _, m in rows]
+        above = [m["f1_ci"][1] - m["f1"] for _, m in rows]
+        shift = 0.12 * (k - (len(names) - 1) / 2)  # or the intervals would hide each other
+        axes.errorbar(f1, [y + shift for y, _ in rows], xerr=[below, above], fmt="o", capsize=3, label=name)
+    axes.set_yticks(range(len(runs)), [run["run"] for run in runs])
+    axes.invert_yaxis()
+    axes.set_xlabel("F1 of answers read from the message, 95 % interval")
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend()
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()

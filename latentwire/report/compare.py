@@ -1,0 +1,79 @@
+"""What the latents keep of a text baseline, from two eval.json files. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentwire.core.atomic import read_json
+from latentwire.core.errors import LatentWireError
+
+BASELINES = ("text_tuned", "text")
+"""In this order: a receiver with LoRA is compared with the text read with a LoRA tuned on the same data."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """An eval.json of the schema that this version writes."""
+    results = read_json(path)
+    if not isinstance(results, dict) or results.get("schema") != 1 or "receivers" not in results:
+        raise LatentWireError(f"{path}: not an eval.json of schema 1")
+    return results
+
+
+def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
+    """One row for each receiver of both files: F1, EM and NLL by latents and by text, and what the message saves.
+
+    LatentWireError where the files measure different questions, have no receiver in common, or lack a mode.
+    """
+    a, b = read_results(latent), read_results(text)
+    for key in ("dataset", "samples"):
+        if a[key] != b[key]:
+            raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")
+    shared = [name for name in a["receivers"] if name in b["receivers"]]
+    if not shared:
+        raise LatentWireError(f"{text}: has none of the receivers of {latent} ({', '.join(a['receivers'])})")
+    return [_row(name, a["receivers"][name], b["receivers"][name], latent, text) for name in shared]
+
+
+def _row(name: str, a: dict[str, Any], b: dict[str, Any], latent: Path, text: Path) -> dict[str, Any]:
+    ours = a["latent"]
+    if ours is None:
+        raise LatentWireError(f"{latent}: receiver {name!r} was not measured in mode 'latent'")
+    wanted = BASELINES if ours["tuned"] else BASELINES[1:]
+    mode = next((m for m in wanted if b[m] is not None), None)
+    if mode is None:
+        raise LatentWireError(f"{text}: receiver {name!r} was not measured in mode {' or '.join(map(repr, wanted))}")
+    theirs = b[mode]
+    return {
+        "receiver": name,
+        "baseline": mode,
+        "latent": {key: ours[key] for key in ("f1", "f1_ci", "em", "nll_per_token")},
+        "text": {key: theirs[key] for key in ("f1", "f1_ci", "em", "nll_per_token")},
+        "f1_kept": ours["f1"] / theirs["f1"] if theirs["f1"] else None,
+        "compression": a["compression"],
+        "wire_bytes": a["bytes"]["wire"],
+        "utf8_bytes": a["bytes"]["utf8"],
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table for readers."""
+    lines = [
+        "| receiver | baseline | F1 text [95 %] | F1 latent [95 %] | kept | EM text | EM latent | compression "
+        "| wire bytes | text bytes |",
+        f"|{'---|' * 10}",
+    ]
+    for row in rows:
+        kept = "" if row["f1_kept"] is None else f"{row['f1_kept']:.0%}"
+        cells = [
+            row["receiver"],
+            row["baseline"],
+            *(f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]" for m in (row["text"], row["latent"])),
+            kept,
+            *(f"{m['em']:.3f}" for m in (row["text"], row["latent"])),
+            f"{row['compression']:.2f}x",
+            f"{row['wire_bytes']:.0f}",
+            f"{row['utf8_bytes']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

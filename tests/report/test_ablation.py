@@ -1,0 +1,117 @@
+"""Table, history and plot of an ablation, from files alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.report.ablation import write_report
+from tests.artifacts import measured, results
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(path: Path, *values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four runs: finished, frozen (without a trained stage), failed and not begun."""
+    runs = [
+        {"name": "wide", "differs": {"encoder.d_z": 64}},
+        {"name": "frozen", "differs": {}},
+        {"name": "broken", "differs": {"lora.targets": ["x|y"]}},
+        {"name": "later", "differs": {}},
+    ]
+    write(tmp_path / "ablation.json", {"name": "study", "runs": runs})
+    write(tmp_path / "wide" / "eval.json", results(a={"latent": measured(0.4)}, b={"latent": measured(0.2)}))
+    steps = [
+        {"stage": "slot_tuning/a", "receiver": "a", "step": 1, "seconds": 90.0},
+        {"stage": "end_to_end", "receiver": "a", "step": 1, "seconds": 3.0},
+        {"stage": "end_to_end", "receiver": "b", "step": 2, "seconds": 7.0},
+        {"stage": "end_to_end", "receiver": "a", "step": 3, "seconds": 1.0},
+        {"stage": "end_to_end", "receiver": "a", "step": 5, "seconds": 2.0},
+        {"stage": "end_to_end", "receiver": "a", "step": 7, "seconds": 99.0, "skipped": True},
+    ]
+    write(tmp_path / "wide" / "diagnostics.jsonl", *steps)
+    with open(tmp_path / "wide" / "diagnostics.jsonl", "a") as file:
+        file.write('{"stage": "end_to')  # a line that another process is about to finish
+    groups = {"encoder": 1000, "generator/a": 20, "lora/a": 3, "generator/b": 50_000}
+    write(tmp_path / "wide" / "stages" / "end_to_end" / "done" / "checkpoint.json", {"parameters": groups})
+    write(tmp_path / "frozen" / "eval.json", results(a={"latent": measured(0.3)}))
+    write(tmp_path / "frozen" / "diagnostics.jsonl", {"stage": "closed_form", "r2": {"a": 0.5}})
+    write(tmp_path / "broken" / "failed.json", {"error": "lora.targets: no x|y in the model", "traceback": "..."})
+    return tmp_path
+
+
+def test_one_row_for_each_run_and_receiver(folder: Path) -> None:
+    table = write_report(folder)
+    assert table == json.loads((folder / "table.json").read_text())
+    wide, frozen, broken, later = table["runs"]
+    assert [run["status"] for run in table["runs"]] == ["done", "done", "failed", "unfinished"]
+    a, b = wide["receivers"]["a"], wide["receivers"]["b"]
+    assert (a["f1"], a["em"], a["wire_bytes"], a["compression"]) == (0.4, 0.2, 900.0, 2.5)
+    assert (a["step_s"], b["step_s"]) == (2.0, 7.0)
+    assert (a["trained_parameters"], b["trained_parameters"]) == (1023, 51_000)
+    assert (frozen["receivers"]["a"]["step_s"], frozen["receivers"]["a"]["trained_parameters"]) == (None, None)
+    assert broken["error"] == "lora.targets: no x|y in the model" and later["receivers"] == {}
+
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [(r["run"], r["receiver"], r["status"]) for r in rows] == [
+        ("wide", "a", "done"),
+        ("wide", "b", "done"),
+        ("frozen", "a", "done"),
+        ("broken", "", "failed"),
+        ("later", "", "unfinished"),
+    ]
+    assert float(rows[0]["f1_low"]) == pytest.approx(0.35) and rows[1]["trained_parameters"] == "51000"
+    assert json.loads(rows[0]["differs"]) == {"encoder.d_z": 64}
+
+
+def test_the_table_for_readers(folder: Path) -> None:
+    write_report(folder)
+    text = (folder / "table.md").read_text()
+    assert "12 held-out questions (facts)" in text and "commit 0123456, a processor" in text
+    assert "| wide | a | 0.400 [0.350, 0.450] | 0.200 | 1.600 | 0.133 | 2.50x | 900 | 1,023 | 2.00 |" in text
+    assert "failed: lora.targets: no x/y in the model" in text and "- wide: `encoder.d_z` = `64`" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {table[0].count("|")}
+
+
+def test_the_history_names_the_run_of_every_line(folder: Path) -> None:
+    write_report(folder)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [(r["run"], r["stage"]) for r in rows] == [
+        ("wide", "slot_tuning/a"),
+        *[("wide", "end_to_end")] * 5,
+        ("frozen", "closed_form"),
+    ]
+
+
+def test_the_plot_is_a_picture_and_is_left_out_where_nothing_is_done(folder: Path, tmp_path: Path) -> None:
+    write_report(folder)
+    first = (folder / "plot.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and int.from_bytes(first[16:20], "big") > 500
+    write(folder / "frozen" / "eval.json", results(a={"latent": measured(0.9)}))
+    write_report(folder)
+    assert (folder / "plot.png").read_bytes() != first
+    empty = tmp_path / "empty"
+    write(empty / "ablation.json", {"name": "empty", "runs": [{"name": "x", "differs": {}}]})
+    write_report(empty)
+    assert not (empty / "plot.png").exists() and "unfinished" in (empty / "table.md").read_text()
+
+
+def test_no_torch_is_needed(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from latentwire.report.ablation import write_report; "
+        f"write_report(Path({str(folder)!r})); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
