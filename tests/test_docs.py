@@ -19,15 +19,17 @@ __all__ = ["models", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_code_of_the_api_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
     code = "\n".join(blocks).replace("checkpoints/default", trained["checkpoint"])
     flags = arguments(models, out_dir=tmp_path / "try")
     code, changed = re.subn(r"train\(\[.*?\]\)", f"train({flags!r})", code)
     assert changed == 1
     names: dict[str, Any] = {}
-    exec(compile(code.replace('"20", "--fresh_eval"', '"4", "--fresh_eval", "--quiet"'), "docs/api.md", "exec"), names)
+    exec(
+        compile(code.replace('"20", "--fresh_eval"', '"4", "--fresh_eval", "--quiet"'), "docs/python.md", "exec"), names
+    )
     assert len(names["answers"]) == 1 and names["results"]["samples"] == 4
     other = Wire(names["latents"][:, :8]).to_bytes()
     with pytest.raises(WireError, match="width 8; the reader expects 16"):
@@ -78,3 +80,10 @@ def test_the_page_on_features_can_be_followed(tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_api_reference_is_that_of_the_docstrings(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "scripts" / "write_api_docs.py", tmp_path / "api.md"], check=True)
+    written = (ROOT / "docs" / "api.md").read_text()
+    assert written == (tmp_path / "api.md").read_text(), "run: python scripts/write_api_docs.py"
+    assert "read_latents(z: Tensor, counts: Tensor) -> Context" in written

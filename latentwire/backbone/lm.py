@@ -6,7 +6,7 @@ a `Context`: a key/value cache with a mask. Scoring and generation then know onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,13 +28,15 @@ class Context:
 
     cache: keys and values of K positions in every layer; mask: (batch, K), True where a position is real.
     The question starts right after: at position `mask.sum(1)`. What was read from latents also carries them, (batch, M,
-    d_z) right-padded with `latent_mask` (batch, M), for features that look at them again.
+    d_z) right-padded with `latent_mask` (batch, M), for features that look at them again, and what the reader generated
+    from them (batch, M, d_out), for losses.
     """
 
     cache: DynamicCache
     mask: Tensor
     latents: Tensor | None = None
     latent_mask: Tensor | None = None
+    generated: Tensor | None = None
 
     def repeat(self, counts: Sequence[int]) -> Context:
         """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
@@ -235,8 +237,9 @@ class LanguageModel:
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
 
-    def hidden_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
-        """Hidden states of right-padded ids (batch, T): (batch, T, len(layers), hidden_size); 0 is the embedding."""
+    @contextmanager
+    def outputs_of(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+        """Layer -> its output (batch, tokens, hidden_size) in the last pass inside; layer 0 is the embedding."""
         blocks = decoder_layers(self.model)
         seen: dict[int, Tensor] = {}
 
@@ -248,10 +251,15 @@ class LanguageModel:
             for k in sorted(set(layers)):
                 module = self.model.get_input_embeddings() if k == 0 else blocks[k - 1]
                 hooks.append(module.register_forward_hook(keep(k)))
-            self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+            yield seen
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def hidden_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
+        """Hidden states of right-padded ids (batch, T): (batch, T, len(layers), hidden_size); 0 is the embedding."""
+        with self.outputs_of(layers) as seen:
+            self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
         return torch.stack([seen[k] for k in layers], 2)
 
     def truncate(self, layers: int) -> None:
@@ -285,6 +293,13 @@ class LanguageModel:
         with self._capture() as out:
             self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
         return out
+
+    def first_values(self, ids: Tensor) -> Tensor:
+        """Values of tokens (n,) in the first layer, which depend on nothing else: (n, kv_heads, head_dim)."""
+        block: Any = decoder_layers(self.model)[0]
+        with self.autocast():
+            values = getattr(block.self_attn, self.anatomy.source.value)(block.input_layernorm(self.embed(ids)))
+        return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim)
 
     def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Rotary cos and sin for integer positions (batch, n), one pair a layer, each (batch, n, head_dim), fp32."""

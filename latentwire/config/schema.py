@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from latentwire.config.layout import LatentLayout, deal_out
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def flag(name: str | None) -> dict[str, Any]:
@@ -221,6 +232,17 @@ class AdapterConfig(Section):
         "embed_rms", description="What sets the RMS of the vectors that the receiver reads."
     )
     fixed_rms: PositiveFloat = Field(1.0, description="The RMS for calibration='fixed'.")
+    color: Literal["none", "diagonal", "full"] = Field(
+        "none",
+        description="Give the vectors the mean and variance (diagonal) or covariance (full) of the token embeddings.",
+        json_schema_extra=flag("adapter_color"),
+    )
+    gain: PositiveFloat = Field(
+        1.0, description="Factor on the vectors after calibration.", json_schema_extra=flag("adapter_gain")
+    )
+    learn_gain: bool = Field(
+        False, description="Train the gain end to end, from that start.", json_schema_extra=flag("learn_adapter_gain")
+    )
 
 
 class AnchorConfig(Section):
@@ -229,10 +251,17 @@ class AnchorConfig(Section):
     text: str = Field(
         "", description="Text between the context and the question.", json_schema_extra=flag("anchor_text")
     )
-    bos: bool = Field(
-        True, description="Begin every prompt with the receiver's BOS token.", json_schema_extra=flag("use_bos")
+    bos: Literal["before", "after", "none"] = Field(
+        "before",
+        description="The receiver's BOS token: before the context, between context and anchor, or nowhere "
+        "(true and false stand for before and none).",
     )
     chat_template: bool = Field(False, description="Wrap the question in the receiver's chat template.")
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _bos_as_truth(cls, value: Any) -> Any:
+        return {"true": "before", "false": "none"}.get(str(value).lower(), value)
 
 
 class FeaturesConfig(Section):
@@ -328,12 +357,61 @@ class GistHeadConfig(Section):
 
 
 class LossesConfig(Section):
-    """What is added to the cross-entropy of answers in slot tuning and end to end."""
+    """What is added to the cross-entropy of answers in slot tuning and end to end; a weight of 0 leaves a term out.
 
-    copy_weight: float = Field(
-        0.0, ge=0.0, description="Weight of copying: going on with spans of the passage from their first tokens."
+    Baselines are trained on the cross-entropy of answers alone. The terms from `align_weight` on are about what the
+    sender and readers make, so they play a part end to end only.
+    """
+
+    copy_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of copying: going on with spans of the passage from their first tokens."
     )
     copy_spans: PositiveInt = Field(2, description="Spans a passage, packed like questions.")
+    first_token_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the cross-entropy of answers' first tokens, at the start of a stage."
+    )
+    first_token_weight_end: NonNegativeFloat | None = Field(
+        None, description="The same at its end; without it, the weight stays."
+    )
+    first_token_schedule: Literal["linear", "cosine"] = Field("linear", description="How it goes from start to end.")
+    first_token_entropy: NonNegativeFloat = Field(
+        0.0, description="Weight of a bonus for the entropy of the prediction of answers' first tokens."
+    )
+    k_tokens: PositiveInt = Field(4, description="K: first tokens of an answer that the next three terms look at.")
+    k_tokens_end: PositiveInt | None = Field(
+        None, description="K at the end of a stage, which it reaches in equal steps; without it, K stays."
+    )
+    k_token_weight: NonNegativeFloat = Field(0.0, description="Weight of the cross-entropy of the first K tokens.")
+    kd_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of distillation: KL to the predictions of the receiver reading the text itself."
+    )
+    kd_temperature: PositiveFloat = Field(1.0, description="Temperature of both predictions in distillation.")
+    state_kd_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of distillation of hidden states from the receiver reading the text itself."
+    )
+    state_kd_kind: Literal["mse", "cosine"] = Field("mse", description="How hidden states are compared.")
+    state_kd_layers: list[PositiveInt] | None = Field(
+        None,
+        min_length=1,
+        description="Layers whose outputs are compared, counted from 1; default: the final hidden states.",
+    )
+    align_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of alignment: each answer's mean token embedding has a vector or slot close to it."
+    )
+    manifold_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the distance in mean and variance of what readers make from what receivers know."
+    )
+    latent_scale_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the deviation of latents from unit RMS, dimension by dimension."
+    )
+    output_rms_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the deviation of vectors or slots from the RMS that they should have."
+    )
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher, the receiver reading the text itself, is needed."""
+        return self.kd_weight > 0 or self.state_kd_weight > 0
 
 
 class TuningStage(Section):
@@ -344,6 +422,15 @@ class TuningStage(Section):
     )
     max_steps: int | None = Field(None, ge=0, description="Stop after so many steps; 0 skips the stage.")
     lr_scale: PositiveFloat = Field(1.0, description="Multiplies every learning rate of the stage.")
+
+
+class EndToEndStage(TuningStage):
+    """The stage with the wire, which may begin with and keep some reading of the text itself."""
+
+    warmup_text_steps: NonNegativeInt = Field(
+        0, description="Steps in which receivers read the text and the latents in turn, so that LoRA learns the task."
+    )
+    tail_text_prob: Share = Field(0.0, description="How often they read the text after that.")
 
 
 class ClosedFormStage(Section):
@@ -368,7 +455,7 @@ class CurriculumConfig(Section):
     slot_tuning: TuningStage = TuningStage(max_steps=300)
     baselines: TuningStage = TuningStage(max_steps=200)
     closed_form: ClosedFormStage = ClosedFormStage()
-    end_to_end: TuningStage = TuningStage(max_steps=1000)
+    end_to_end: EndToEndStage = EndToEndStage(max_steps=1000)
 
 
 class OptimizerConfig(Section):
@@ -386,7 +473,14 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0.0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    schedule: Literal["linear", "cosine", "constant", "restarts", "wsd"] = Field(
+        "linear",
+        description="Decay after the warm-up; restarts: cosine, several times; wsd: constant, then linear at the end.",
+    )
+    cycles: PositiveInt = Field(3, description="Cycles of schedule='restarts'.")
+    decay_share: float = Field(
+        0.2, gt=0.0, le=1.0, description="Last share of the steps in which schedule='wsd' decays."
+    )
     warmup_steps: int = Field(20, ge=0)
     min_lr_ratio: float = Field(0.05, ge=0.0, le=1.0, description="Where the decay ends, as a share of the peak.")
     max_bad_steps: PositiveInt = Field(5, description="NaN or inf losses in a row after which training stops.")
@@ -523,6 +617,29 @@ class Config(Section):
             ):
                 if value:
                     raise ValueError(f"system.sequential_models: excludes {key}, which places the weights itself")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Config:
+        """An option that could do nothing is refused."""
+        adapter, stage = self.adapter, self.curriculum.end_to_end
+        if self.features.use_deep_prefix:
+            changed = {"color": adapter.color != "none", "gain": adapter.gain != 1.0, "learn_gain": adapter.learn_gain}
+            for key in (key for key, value in changed.items() if value):
+                raise ValueError(
+                    f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
+                )
+        elif self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
+            raise ValueError(
+                f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
+            )
+        if self.anchor.chat_template and self.anchor.bos != "before":
+            raise ValueError("anchor.bos: anchor.chat_template places BOS itself")
+        for key in ("warmup_text_steps", "tail_text_prob"):
+            if getattr(stage, key) and not self.features.use_lora:
+                raise ValueError(
+                    f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """How a question is put to a receiver: the constant head, the tail behind the context, and the answer.
 
-    head | context (text, vectors or slots) | tail: anchor, question, "Answer:" | answer
+    head: BOS | context (text, vectors or slots) | tail: anchor, question, "Answer:" | answer
 
 All readers and all baselines use the same head, tail and answer; only the context differs.
 """
@@ -20,7 +20,8 @@ CONTENT_MARK = "\x02"
 class PromptFormat:
     """Token ids of prompts for one tokenizer.
 
-    Plain form: BOS, context, anchor, "\\nQuestion: ...\\nAnswer:", then " answer\\n".
+    Plain form: BOS, context, anchor, "\\nQuestion: ...\\nAnswer:", then " answer\\n". With anchor.bos "after", BOS
+    stands between context and anchor, as if the prompt began there, and the head is empty.
     Chat form: the context, anchor and question are the user's turn of the tokenizer's own chat template, and the
     answer is the assistant's, ended by EOS. What the template puts before the context is the head.
     """
@@ -29,6 +30,8 @@ class PromptFormat:
         self.tokenizer = tokenizer
         self.anchor = anchor.text
         self.chat = anchor.chat_template
+        bos = [] if bos_id is None else [bos_id]
+        self.before_anchor = bos if anchor.bos == "after" else []
         self.end_text = "" if self.chat else "\n"
         eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
         if self.chat:
@@ -41,7 +44,7 @@ class PromptFormat:
             self.head = self._ids(before)
             self.stop = sorted({*eos, self._ids(self.after.lstrip() or "\n")[0]})
         else:
-            self.head = [bos_id] if anchor.bos and bos_id is not None else []
+            self.head = bos if anchor.bos == "before" else []
             self.after = ""
             self.stop = sorted({*eos, self._ids("\n")[-1]})
         self.end_ids = eos if self.chat else []
@@ -55,11 +58,11 @@ class PromptFormat:
 
     def tail(self, question: str) -> list[int]:
         """Everything between the context and the answer."""
-        return self._ids(self.anchor + QUESTION.format(question=question) + self.after)
+        return self.before_anchor + self._ids(self.anchor + QUESTION.format(question=question) + self.after)
 
     def span(self) -> list[int]:
         """What stands before the first tokens of a span that is to be copied from the context."""
-        return self._ids(self.anchor + SPAN)
+        return self.before_anchor + self._ids(self.anchor + SPAN)
 
     def gold(self, text: str) -> list[int]:
         """An answer as it is scored: without what ends it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config.schema import Config
 from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler, sinusoids
-from latentwire.encoder.text import SenderText, real
+from latentwire.encoder.text import SenderText, row_mask
 
 
 class ByteEncoder(QueryEncoder):
@@ -61,7 +61,7 @@ class ByteEncoder(QueryEncoder):
         lengths = [len(f) for f in features]
         states = self.embedding(nn.utils.rnn.pad_sequence(list(features), batch_first=True).long())
         states = states + sinusoids(torch.arange(max(lengths), device=self.device), states.shape[-1])
-        padding = ~real(lengths, self.device)
+        padding = ~row_mask(lengths, self.device)
         for block in self.blocks:
             states = block(states, src_key_padding_mask=padding)
         return self.head(self.pooler(self.norm(states), lengths, counts))

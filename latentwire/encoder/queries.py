@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.config.schema import Config
 from latentwire.encoder.base import Encoder
-from latentwire.encoder.text import SenderText, real
+from latentwire.encoder.text import SenderText, row_mask
 
 
 def bank_size(config: Config) -> int:
@@ -102,7 +102,7 @@ class QueryPooler(nn.Module):
         """states: right-padded, lengths[i] of them in row i; counts: latents of each row."""
         memory = self.memory(states)
         found = self.queries[: max(counts)].expand(len(counts), -1, -1)
-        unused, bias = ~real(counts, memory.device), self._bias(lengths, counts).to(memory.device)
+        unused, bias = ~row_mask(counts, memory.device), self._bias(lengths, counts).to(memory.device)
         for block in self.blocks:
             found = block(found, memory, memory_mask=bias, tgt_key_padding_mask=unused)
         return found
@@ -114,7 +114,7 @@ class QueryPooler(nn.Module):
         distance = (centres[:, :, None] - torch.arange(max(lengths)) - 0.5).abs() / size[:, None, None]
         slopes = 4.0 * 2.0 ** -torch.arange(self.heads)
         bias = -slopes[:, None, None] * distance[:, None]
-        return bias.masked_fill(~real(lengths)[:, None, None], -torch.inf).flatten(0, 1)
+        return bias.masked_fill(~row_mask(lengths)[:, None, None], -torch.inf).flatten(0, 1)
 
 
 class LatentHead(nn.Module):
@@ -137,7 +137,7 @@ class LatentHead(nn.Module):
 
         What all texts have in common needs no sending; and generators are made for latents of unit variance.
         """
-        z, mask = pad_sequence(list(latents), batch_first=True), real([len(row) for row in latents])[..., None]
+        z, mask = pad_sequence(list(latents), batch_first=True), row_mask([len(row) for row in latents])[..., None]
         mask = mask.to(z.device)
         mean = (z * mask).sum(0) / mask.sum(0)
         std = ((z - mean) * mask).pow(2).sum((0, 1)).div(mask.sum()).sqrt().clamp(min=1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentwire.config.schema import Config
 from latentwire.encoder.queries import sinusoids
-from latentwire.encoder.text import real
+from latentwire.encoder.text import row_mask
 
 
 class LatentRefiner(nn.Module):
@@ -43,7 +43,7 @@ class LatentRefiner(nn.Module):
         self.train(torch.is_grad_enabled())
         states = self.inner(z)
         states = states + sinusoids(torch.arange(z.shape[1], device=z.device), states.shape[-1])
-        padding = ~real(counts, z.device)
+        padding = ~row_mask(counts, z.device)
         for block in self.blocks:
             states = block(states, src_key_padding_mask=padding)
         return z + self.gate * self.outer(states)

@@ -96,16 +96,26 @@ SPAN_CUE, SPAN_LENGTH = 8, 24
 class QuestionBlock:
     """Questions packed behind their contexts, one row a context: all (batch, Q).
 
-    segments numbers the questions of a row from 1 (0 is padding); labels hold the answer tokens, -100 elsewhere;
-    first marks each answer's first token; spans marks labels that belong to a copied span rather than to an answer.
+    segments numbers the questions of a row from 1 (0 is padding); labels hold the answer tokens, -100 elsewhere; place
+    counts the tokens of each answer from 0 (-1 elsewhere); spans marks labels that belong to a copied span rather than
+    to an answer.
     """
 
     ids: Tensor
     mask: Tensor
     segments: Tensor
     labels: Tensor
-    first: Tensor
+    place: Tensor
     spans: Tensor
+
+    def early(self, k: int) -> Tensor:
+        """(batch, Q) True at the first k tokens of each answer, copied spans not among them."""
+        return (self.place >= 0) & (self.place < k) & ~self.spans
+
+    def contents(self) -> Tensor:
+        """(batch, Q) True at the tokens of answers, without the one that ends an answer of several."""
+        after = torch.nn.functional.pad(self.place[:, 1:], (0, 1), value=-1)
+        return ((self.place == 0) | (after > 0)) & ~self.spans
 
 
 def pack_questions(
@@ -118,21 +128,21 @@ def pack_questions(
 
     `spans` are packed behind a row's questions in the same form.
     """
-    ids, segments, labels, first, copied = [], [], [], [], []
+    ids, segments, labels, place, copied = [], [], [], [], []
     for questions, more in zip(rows, spans or [[] for _ in rows], strict=True):
         row = [*questions, *more]
         copied.append([int(n >= len(questions)) for n, (tail, answer) in enumerate(row) for _ in tail + answer])
         ids.append([t for tail, answer in row for t in tail + answer])
         segments.append([n for n, (tail, answer) in enumerate(row, 1) for _ in tail + answer])
         labels.append([t for tail, answer in row for t in [-100] * len(tail) + answer])
-        first.append([f for tail, answer in row for f in [0] * len(tail) + [1] + [0] * (len(answer) - 1)])
+        place.append([p for tail, answer in row for p in [-1] * len(tail) + list(range(len(answer)))])
     padded, mask = pad_right(ids, pad, device)
     return QuestionBlock(
         padded,
         mask,
         pad_right(segments, 0, device)[0],
         pad_right(labels, -100, device)[0],
-        pad_right(first, 0, device)[0].bool(),
+        pad_right(place, -1, device)[0],
         pad_right(copied, 0, device)[0].bool(),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,14 +17,15 @@ from torch.nn.utils.rnn import pad_sequence
 from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
 from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
-from latentwire.core.errors import ModelError, WireError
+from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.data.prompts import PromptFormat
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.text import stack_phases
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model, keep_active
-from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
+from latentwire.losses.schedule import tokens_at
+from latentwire.losses.terms import Terms
 from latentwire.model.encoding import (
     QuestionBlock,
     ReceiverText,
@@ -32,8 +33,9 @@ from latentwire.model.encoding import (
     copy_spans,
     pack_questions,
 )
+from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
 from latentwire.reader.adapter import EmbeddingReader
-from latentwire.reader.base import Reader
+from latentwire.reader.base import Reader, real
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.message import Wire
 
@@ -62,6 +64,9 @@ class Receiver:
         self.name = name
         self.lm = lm
         self.config = config
+        deepest = max(config.losses.state_kd_layers or [0])
+        if deepest > lm.anatomy.layers:
+            raise ConfigError(f"losses.state_kd_layers: {deepest} is more than the {lm.anatomy.layers} of {lm.name!r}")
         self.prompt = PromptFormat(lm.tokenizer, config.anchor, lm.bos_id)
         self.reader = build_reader(lm, config, len(self.prompt.head))
         self.reader.reset_head(lm, self.prompt.head)
@@ -154,11 +159,12 @@ class Receiver:
         if kept is not None:
             z = pad_sequence([row[list(index)] for row, index in zip(z, kept, strict=True)], batch_first=True)
             counts = torch.tensor([len(index) for index in kept], device=z.device)
-        context = self.reader(self.lm, z, counts)
-        context.latents = z
-        context.latent_mask = torch.arange(z.shape[1], device=z.device)[None] < counts[:, None]
+        values = self.reader.generate(z, counts)
+        context = self.reader.context(self.lm, values, counts)
+        context.latents, context.latent_mask = z, real(z, counts)
         for feature in self.features.values():
             context = feature.extend(self.lm, context)
+        context.generated = values
         return context
 
     @property
@@ -180,29 +186,54 @@ class Receiver:
             spans = [copy_spans(t, self.prompt, losses.copy_spans, rng) for t in texts]
         return pack_questions(rows, self.lm.pad_id, self.lm.device, spans)
 
-    def loss(self, context: Context, block: QuestionBlock) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The weighted terms of the training loss of packed questions, by name, and what to log of them.
+    def loss(
+        self,
+        context: Context,
+        block: QuestionBlock,
+        progress: float | None = None,
+        teacher: Predictions | None = None,
+    ) -> Terms:
+        """The training loss of packed questions behind a context, as named terms.
 
-        Logged are `answer_ce` in nats per answer token, `first_acc`, and `copy_ce` in nats per copied token where
-        there are spans.
+        Without `progress`, the way through the stage from 0 to 1, it is the plain loss that baselines are trained on.
         """
         hand_over("questions", block.ids)
-        with self.reading(context):
-            hidden = self.lm.continue_from(context, block.ids, block.mask, block.segments)
-        labels = block.labels[:, 1:]
-        chosen = labels != -100
+        own = self._predict(context, block, block.labels != -100)
+        terms = answer_terms(own, block, self.config.losses)
+        if progress is not None:
+            terms.extend(early_terms(own, teacher, block, self.config.losses, progress))
+        return terms
+
+    def reader_loss(self, context: Context, block: QuestionBlock) -> Terms:
+        """The part of the training loss that looks at the latents behind a context and at what the reader made of them;
+        no terms where none is asked for."""
+        untouched = base_model(self.lm.model) if self.config.losses.align_weight else nullcontext()
+        with untouched:
+            return reader_terms(self.reader, self.lm, context, block, self.config.losses)
+
+    @torch.no_grad()
+    def teach(self, texts: Sequence[ReceiverText], block: QuestionBlock, progress: float) -> Predictions | None:
+        """What the receiver predicts of answers' first K tokens when it reads the texts themselves, with the LoRA that
+        was tuned on text if it has one; None where no loss asks for a teacher.
+
+        It costs one reading of each text and of the block, and logits at the K tokens only.
+        """
+        losses = self.config.losses
+        if not losses.distils:
+            return None
+        early = block.early(tokens_at(losses.k_tokens, losses.k_tokens_end, progress))
+        with self.using(TEXT):
+            return self._predict(self.read_text([t.ids for t in texts]), block, early, bool(losses.kd_weight))
+
+    def _predict(self, context: Context, block: QuestionBlock, where: Tensor, logits: bool = True) -> Predictions:
+        """Predictions of the tokens of a block that `where` (batch, Q) marks; the context's cache is used up."""
+        losses, before = self.config.losses, where[:, 1:]
+        layers = (losses.state_kd_layers or []) if losses.state_kd_weight else []
+        with self.reading(context), self.lm.outputs_of(layers) as seen:
+            final = self.lm.continue_from(context, block.ids, block.mask, block.segments)[:, :-1][before]
+        states = [seen[k][:, :-1][before] for k in layers] or [final]
         with self.lm.autocast():
-            logits = self.lm.logits(hidden[:, :-1][chosen])
-        targets, spans = labels[chosen], block.spans[:, 1:][chosen]
-        terms = {"answer_ce": answer_cross_entropy(logits[~spans], targets[~spans])}
-        first = block.first[:, 1:][chosen] & ~spans
-        first_acc = first_token_accuracy(logits.detach(), targets, first).item()
-        metrics = {"answer_ce": terms["answer_ce"].item(), "first_acc": first_acc}
-        if spans.any():
-            copy = answer_cross_entropy(logits[spans], targets[spans])
-            metrics["copy_ce"] = copy.item()
-            terms["copy_ce"] = self.config.losses.copy_weight * copy
-        return terms, metrics
+            return Predictions(self.lm.logits(final) if logits else None, states)
 
     @torch.no_grad()
     def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:
@@ -245,14 +276,7 @@ class Receiver:
 def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     """The reader that the configuration asks for."""
     if not config.features.use_deep_prefix:
-        return EmbeddingReader(
-            lm,
-            config.encoder.d_z,
-            head_len,
-            hidden=config.adapter.hidden,
-            calibration=config.adapter.calibration,
-            fixed_rms=config.adapter.fixed_rms,
-        )
+        return EmbeddingReader(lm, config.encoder.d_z, head_len, config.adapter)
     return SlotReader(
         lm.anatomy,
         config.encoder.d_z,

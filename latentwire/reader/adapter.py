@@ -10,34 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.config.schema import AdapterConfig
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, left_align
-from latentwire.reader.calibration import embedding_rms, set_rms
+from latentwire.reader.base import Reader, Statistics, left_align, real
+from latentwire.reader.calibration import embedding_rms, sample_embeddings, set_rms
+from latentwire.reader.color import Color
 from latentwire.reader.generator import Generator
 
 
 class EmbeddingReader(Reader):
-    """Latents to input vectors (batch, M, hidden_size), calibrated, then prefilled behind the constant head."""
+    """Latents to input vectors (batch, M, hidden_size), prefilled behind the constant head.
+
+    What the generator makes is coloured (`adapter.color`), calibrated and multiplied by the gain. A text's own
+    embeddings need no colour and get the other two.
+    """
 
     rms: Tensor
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        d_z: int,
-        head_len: int,
-        *,
-        hidden: int = 0,
-        calibration: str = "embed_rms",
-        fixed_rms: float = 1.0,
-    ):
+    def __init__(self, lm: LanguageModel, d_z: int, head_len: int, config: AdapterConfig):
         super().__init__()
         width = lm.anatomy.hidden_size
-        self.calibration = calibration
-        self.generator = Generator(d_z, width, hidden)
+        self.calibration = config.calibration
+        self.generator = Generator(d_z, width, config.hidden)
         self.head = nn.Parameter(torch.zeros(head_len, width))
-        start = fixed_rms if calibration == "fixed" else embedding_rms(lm)
+        start = config.fixed_rms if config.calibration == "fixed" else embedding_rms(lm)
         self.register_buffer("rms", torch.tensor(start))
+        self.color = None if config.color == "none" else Color(sample_embeddings(lm), config.color == "full")
+        self.gain: float | Tensor = config.gain
+        if config.learn_gain:
+            self.gain = nn.Parameter(torch.tensor(config.gain))
+        self._known: Statistics | None = None
 
     def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
         """The mean input embedding of each window's phase tokens: (batch, M, hidden_size)."""
@@ -45,8 +47,11 @@ class EmbeddingReader(Reader):
         return lm.embed(ids)[rows, phase_tokens].float().mean(1)
 
     def fitted(self) -> None:
+        scale, shift = self.generator.scale, self.generator.shift
         if self.calibration == "train_stats":
-            self.rms.copy_((self.generator.scale.pow(2) + self.generator.shift.pow(2)).mean().sqrt())
+            self.rms.copy_((scale.pow(2) + shift.pow(2)).mean().sqrt())
+        if self.color is not None:
+            self.color.start(shift, scale)
 
     def target_groups(self) -> Tensor:
         return torch.zeros(self.generator.linear.shape[1], dtype=torch.long)
@@ -56,9 +61,34 @@ class EmbeddingReader(Reader):
         if head:
             self.head.copy_(lm.embed(torch.tensor(head, device=lm.device)).float())
 
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
+    def generate(self, z: Tensor, counts: Tensor) -> Tensor:
+        values = self.generator(z)
+        return values if self.color is None else self.color(values, real(values, counts))
+
+    def calibrate(self, values: Tensor) -> Tensor:
         if self.calibration != "none":
             values = set_rms(values, self.rms)
-        embeds, mask = left_align(self.head, values, counts)
+        return values * self.gain
+
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
+        embeds, mask = left_align(self.head, self.calibrate(values), counts)
         hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
+
+    def known_statistics(self, lm: LanguageModel) -> Statistics:
+        """Of the token embeddings, each dimension for itself."""
+        if self._known is None:
+            embeddings = sample_embeddings(lm)
+            each = torch.arange(embeddings.shape[1], device=lm.device)
+            self._known = Statistics(embeddings.mean(0), embeddings.std(0), each)
+        return self._known
+
+    def expected_squares(self) -> Tensor:
+        return self.rms.pow(2).expand(self.generator.scale.shape)
+
+    def parts(self, values: Tensor) -> Tensor:
+        return values[..., None, :]
+
+    def parts_of_tokens(self, lm: LanguageModel, ids: Tensor) -> Tensor:
+        """The token embeddings: (n, 1, hidden_size)."""
+        return lm.embed(ids).float()[:, None]

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
 from latentwire.reader.generator import Generator
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of what a receiver knows, each (d_out,); `groups` (d_out,) share one deviation."""
+
+    mean: Tensor
+    std: Tensor
+    groups: Tensor
 
 
 class Reader(nn.Module, ABC):
@@ -46,8 +55,39 @@ class Reader(nn.Module, ABC):
         """Called when the closed form has set the generator: its scale and shift are the targets' statistics."""
         return
 
+    def generate(self, z: Tensor, counts: Tensor) -> Tensor:
+        """What is generated from latents (batch, M, d_z): (batch, M, d_out)."""
+        return self.generator(z)
+
+    def calibrate(self, values: Tensor) -> Tensor:
+        """What the receiver is given of generated values or targets (batch, M, d_out), in the same shape."""
+        return values
+
     def forward(self, lm: LanguageModel, z: Tensor, counts: Tensor) -> Context:
-        return self.context(lm, self.generator(z), counts)
+        return self.context(lm, self.generate(z, counts), counts)
+
+    # ---- what losses compare with ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def known_statistics(self, lm: LanguageModel) -> Statistics:
+        """Statistics that calibrated values should have to look like what the receiver knows."""
+
+    @abstractmethod
+    def expected_squares(self) -> Tensor:
+        """(d_out,) mean squares that calibrated values should have."""
+
+    @abstractmethod
+    def parts(self, values: Tensor) -> Tensor:
+        """The part of calibrated values (..., d_out) in which single tokens are known, by head: (..., heads, d)."""
+
+    @abstractmethod
+    def parts_of_tokens(self, lm: LanguageModel, ids: Tensor) -> Tensor:
+        """What the receiver itself makes of single tokens (n,) in that part: (n, heads, d)."""
+
+
+def real(values: Tensor, counts: Tensor) -> Tensor:
+    """Mask (batch, M) of right-padded values (batch, M, ...), of which counts[i] in row i."""
+    return torch.arange(values.shape[1], device=values.device)[None] < counts[:, None]
 
 
 def left_align(head: Tensor, body: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,15 @@ from latentwire.backbone.lm import LanguageModel
 
 
 @torch.no_grad()
-def embedding_rms(lm: LanguageModel, rows: int = 8192) -> float:
-    """Root mean square of the receiver's token embeddings, as its first layer sees them (first `rows` tokens)."""
+def sample_embeddings(lm: LanguageModel, rows: int = 8192) -> Tensor:
+    """The receiver's first token embeddings, as its first layer sees them: (at most rows, hidden_size), fp32."""
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(min(rows, vocabulary), device=lm.device)
-    return float(lm.embed(ids).float().pow(2).mean().sqrt())
+    return lm.embed(torch.arange(min(rows, vocabulary), device=lm.device)).float()
+
+
+def embedding_rms(lm: LanguageModel) -> float:
+    """Root mean square of the receiver's token embeddings."""
+    return float(sample_embeddings(lm).pow(2).mean().sqrt())
 
 
 def set_rms(vectors: Tensor, rms: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from latentwire.backbone.anatomy import Anatomy
 from latentwire.backbone.lm import Context, LanguageModel, rotate
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, left_align
+from latentwire.reader.base import Reader, Statistics, left_align
 from latentwire.reader.generator import Generator
 
 
@@ -100,3 +100,18 @@ class SlotReader(Reader):
             place = lm.layer_device(layer)
             cache.update(keys.to(place, lm.dtype), vals.transpose(1, 2).to(place, lm.dtype), layer)
         return Context(cache, mask)
+
+    def known_statistics(self, lm: LanguageModel) -> Statistics:
+        """Those of the targets, which the closed form left in the generator: a layer's keys or values share one."""
+        return Statistics(self.generator.shift, self.generator.scale, self.target_groups().to(lm.device))
+
+    def expected_squares(self) -> Tensor:
+        return self.generator.scale.pow(2) + self.generator.shift.pow(2)
+
+    def parts(self, values: Tensor) -> Tensor:
+        """The values (not keys) of the first layer: (..., kv_heads, head_dim)."""
+        return values.unflatten(-1, self.shape)[..., 0, :, 1, :]
+
+    def parts_of_tokens(self, lm: LanguageModel, ids: Tensor) -> Tensor:
+        """The first layer's values: (n, kv_heads, head_dim)."""
+        return lm.first_values(ids).float()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from operator import add
+from functools import lru_cache
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -33,11 +32,6 @@ class StepOutput:
     receiver: str
     metrics: dict[str, float] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
-
-
-def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
-    """The sum of a loss's terms."""
-    return reduce(add, terms.values())
 
 
 class TrainModule(Protocol):

@@ -130,22 +130,25 @@ class Run:
         self.start()
         if profiled:
             append_jsonl(self.folder / "diagnostics.jsonl", loaded)
-        lora, curriculum = self.config.features.use_lora, self.config.curriculum
+        lora = self.config.features.use_lora
         if self.config.checkpoint.init_from:
             self._start_from(Path(self.config.checkpoint.init_from))
-        else:
+        if lora and self.config.losses.distils:  # the teachers
+            for receiver in self.system.receivers.values():
+                self._tune(receiver, TEXT)
+        if not self.config.checkpoint.init_from:
             if lora:
                 for receiver in self.system.receivers.values():
-                    self._tune(receiver, LATENT, curriculum.slot_tuning, "slot_tuning")
+                    self._tune(receiver, LATENT)
                     receiver.add_adapter(LATENT)  # also where slot tuning is left out
             self._closed_form()
         trained = self._end_to_end()
         if trained:
             save_checkpoint(self.last, self.system, self.command)
         for receiver in self.system.receivers.values():
-            for reads in (TEXT, TOKEN_BUDGET):
+            for reads in (TOKEN_BUDGET,) if self.config.losses.distils else (TEXT, TOKEN_BUDGET):
                 if lora:
-                    self._tune(receiver, reads, curriculum.baselines, "baselines")
+                    self._tune(receiver, reads)
         if trained and lora:  # again, now with the baselines' adapters
             save_checkpoint(self.last, self.system, self.command)
         return self.system
@@ -203,14 +206,12 @@ class Run:
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
-    def _tune(self, receiver: Receiver, reads: str, stage: TuningStage, kind: str) -> None:
+    def _tune(self, receiver: Receiver, reads: str) -> None:
+        kind, stage = self._tuning_stage(reads)
         texts = [texts[receiver.name] for _, (_, texts) in self.prepared]
-        steps = self._steps(epoch_steps(texts, self.config), stage)
-        if not steps:
+        if not self._steps(epoch_steps(texts, self.config), stage):
             return
-        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
-        if stage.lr_scale != 1.0:
-            key["lr_scale"] = stage.lr_scale
+        key = self._tuning_key(receiver, texts, reads)
         kept = cached_folder(self.cache, key)
         if (kept / INDEX).is_file():
             print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
@@ -221,6 +222,24 @@ class Run:
             save_tuned(kept, receiver, reads, key)
         elif reads == LATENT:
             self._refuse_to_go_on(kind, f" of {receiver.name!r}")
+        elif reads == TEXT and self.config.losses.distils and {"slot_tuning", "end_to_end"} & set(self.stages):
+            raise ConfigError(
+                f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well"
+            )
+
+    def _tuning_stage(self, reads: str) -> tuple[str, TuningStage]:
+        curriculum = self.config.curriculum
+        return ("slot_tuning", curriculum.slot_tuning) if reads == LATENT else ("baselines", curriculum.baselines)
+
+    def _tuning_key(self, receiver: Receiver, texts: Sequence[ReceiverText], reads: str) -> dict[str, Any]:
+        stage = self._tuning_stage(reads)[1]
+        steps = self._steps(epoch_steps(texts, self.config), stage)
+        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
+        if stage.lr_scale != 1.0:
+            key["lr_scale"] = stage.lr_scale
+        if reads == LATENT and self.config.losses.distils:
+            key["teacher"] = self._tuning_key(receiver, texts, TEXT)
+        return key
 
     def _start_from(self, path: Path) -> None:
         """Take up everything from a checkpoint, in place of slot tuning and the closed form."""

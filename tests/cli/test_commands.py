@@ -388,3 +388,28 @@ def test_frozen_and_lora_checkpoints_do_not_start_each_other(
 ) -> None:
     flags = [*arguments(models, init_from=models / "run", out_dir=tmp_path), "--no_use_lora"]
     assert "features.use_lora = True, not False" in fails(train_main, flags, capsys)
+
+
+def test_distillation_tunes_its_teacher_first(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distil = {"kd_weight": 1, "eval_samples": 0, "tuned_cache": tmp_path / "cache"}
+    flags = arguments(models, out_dir=tmp_path / "run", **distil)
+    message = fails(train_main, [*flags, "--stages", "slot_tuning"], capsys)
+    assert "--stages: distillation needs the text-tuned 'llama': do baselines first or as well" in message
+    train_main(flags)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(r["stage"] for r in rows))
+    teachers, slots = ["baseline/llama/text", "baseline/qwen/text"], ["slot_tuning/llama", "slot_tuning/qwen"]
+    budget = [name.replace("text", "token_budget") for name in teachers]
+    assert stages == [*teachers, *slots, "closed_form", "end_to_end", *budget]
+    taught = [r for r in rows if r["stage"].startswith(("slot", "end"))]
+    assert taught and all(r["kd"] > 0 and r["loss"] == pytest.approx(r["answer_ce"] + r["kd"]) for r in taught)
+    assert not any("kd" in r for r in rows if r["stage"].startswith("baseline"))
+    assert (tmp_path / "run" / "last" / "baselines" / "llama-text.safetensors").is_file()
+    # Another teacher is another slot tuning; the same one is found again.
+    capsys.readouterr()
+    train_main(arguments(models, out_dir=tmp_path / "again", stages="slot_tuning,baselines", **distil))
+    assert capsys.readouterr().out.count("taken from") == 6
+    train_main(
+        arguments(models, out_dir=tmp_path / "more", baselines_max_steps=2, stages="slot_tuning,baselines", **distil)
+    )
+    assert capsys.readouterr().out.count("taken from") == 0

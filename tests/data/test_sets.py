@@ -180,7 +180,10 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     plain, anchored = prompt(), prompt(text=" In short:")
     assert tokenizer.decode(plain.tail("Who?")) == "\nQuestion: Who?\nAnswer:"
     assert tokenizer.decode(anchored.tail("Who?")) == " In short:\nQuestion: Who?\nAnswer:"
-    assert plain.head == [2] and prompt(bos=False).head == []
+    assert plain.head == [2] == prompt(bos=True).head and prompt(bos=False).head == [] == prompt(bos="none").head
+    after = prompt(bos="after", text=" In short:")
+    assert after.head == [] and after.tail("Who?") == [2, *anchored.tail("Who?")]
+    assert after.span() == [2, *anchored.span()]
 
 
 def test_a_chat_template_stands_around_the_context() -> None:

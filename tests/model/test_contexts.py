@@ -21,7 +21,6 @@ from latentwire.model.encoding import (
 )
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.module import sum_terms
 from tests.systems import small_config
 from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
@@ -34,10 +33,17 @@ PASSAGES = [
     Passage("b", "The green door is in Brannock.", (Question("3", "What colour is the door?", ("green",)),)),
 ]
 
+CHAT = (
+    "{% for m in messages %}[user] {{ m['content'] }} [end]{% endfor %}"
+    "{% if add_generation_prompt %} [model]{% endif %}"
+)
 
-def receiver_of(family: str, window: int, **model: object) -> Receiver:
-    config = Config.model_validate({"encoder": {"window": window, "d_z": 8}, "model": {"dtype": "float32"}})
-    return Receiver(family, tiny_lm(family, **model), config)
+
+def receiver_of(family: str, window: int, sections: dict[str, dict] | None = None, **model: object) -> Receiver:
+    base = {"encoder": {"window": window, "d_z": 8}, "model": {"dtype": "float32"}}
+    lm = tiny_lm(family, **model)
+    lm.tokenizer.chat_template = CHAT
+    return Receiver(family, lm, Config.model_validate(base | (sections or {})))
 
 
 def texts_of(receiver: Receiver, sender_family: str, window: int) -> list:
@@ -60,6 +66,39 @@ def test_own_slots_at_window_1_equal_the_text(family: str) -> None:
     own = receiver.lm.continue_from(receiver.read_own(texts), block.ids, block.mask)
     keep = block.mask
     torch.testing.assert_close(receiver.lm.logits(own[keep]), receiver.lm.logits(text[keep]), atol=2e-4, rtol=1e-4)
+
+
+ANCHORS = [
+    {"text": " In short:"},
+    {"bos": "after", "text": " In short:"},
+    {"bos": "after"},
+    {"bos": "none"},
+    {"chat_template": True, "text": " In short:"},
+]
+
+
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize("anchor", ANCHORS, ids=str)
+@torch.no_grad()
+def test_both_readers_read_every_form_of_prompt_as_the_text_is_read(anchor: dict, slots: bool) -> None:
+    """At window 1 a reader is given the text itself, so the whole prompt must be what Transformers makes of its ids."""
+    for family in ("llama", "gemma3"):
+        more = {"features": {"use_deep_prefix": slots}, "adapter": {"calibration": "none"}, "anchor": anchor}
+        receiver = receiver_of(family, 1, more)
+        text = texts_of(receiver, family, 1)[0]
+        tail, answer = receiver.prompt.tail("Where is it?"), receiver.prompt.gold("Talden")
+        whole = text.ids + tail + answer
+        assert whole.count(receiver.lm.bos_id) == (anchor.get("bos") != "none" and not anchor.get("chat_template"))
+        if anchor.get("bos") == "after":
+            assert text.head_len == 0 and tail[0] == receiver.lm.bos_id == receiver.prompt.span()[0]
+        logits = receiver.lm.model(torch.tensor([whole])).logits[0, -len(answer) - 1 : -1].float()
+        expected = -torch.log_softmax(logits, -1).gather(1, torch.tensor(answer)[:, None]).sum()
+        for context in (receiver.read_own([text]), receiver.read_text([text.ids])):
+            assert int(context.mask.sum()) == text.head_len + text.latents
+            nll = receiver.score(context, [(tail, answer)]).nll[0]
+            torch.testing.assert_close(nll, expected, atol=2e-4, rtol=1e-4)
+        generated = receiver.generate(receiver.read_own([text]), [tail], 5)
+        assert generated == receiver.generate(receiver.read_text([text.ids]), [tail], 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +173,7 @@ def test_packed_questions_equal_single_ones(family: str) -> None:
     receiver = receiver_of(family, window=4)
     text = texts_of(receiver, "llama", 4)[0]
     packed = pack_questions([text.questions], receiver.lm.pad_id)
-    (loss,) = receiver.loss(receiver.read_own([text]), packed)[0].values()
+    loss = receiver.loss(receiver.read_own([text]), packed).total
     scores = receiver.score(receiver.read_own([text, text]), text.questions)
     torch.testing.assert_close(loss, scores.nll.sum() / scores.tokens.sum(), atol=1e-4, rtol=1e-4)
 
@@ -187,10 +226,12 @@ def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
         assert receiver.lm.tokenizer.decode(tail[len(receiver.prompt.span()) :] + answer).strip() in context
     assert copy_spans(replace(texts[0], ids=texts[0].ids[:20]), receiver.prompt, 5, random.Random(1)) == []
 
-    terms, parts = receiver.loss(receiver.read_own(texts), block)
-    assert sum_terms(terms).item() == pytest.approx(parts["answer_ce"] + 0.5 * parts["copy_ce"], rel=1e-5)
-    alone, without = receiver.loss(receiver.read_own(texts), plain)
-    assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == sum_terms(alone).item()
+    both = receiver.loss(receiver.read_own(texts), block)
+    parts = both.metrics
+    assert both.total.item() == pytest.approx(parts["answer_ce"] + 0.5 * parts["copy_ce"], rel=1e-5)
+    alone = receiver.loss(receiver.read_own(texts), plain)
+    without = alone.metrics
+    assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == alone.total.item()
     assert without["first_acc"] == parts["first_acc"] and "copy_ce" not in without
 
 

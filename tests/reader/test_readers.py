@@ -7,9 +7,12 @@ import torch
 
 from latentwire.backbone.anatomy import describe
 from latentwire.core.errors import ModelError
+from latentwire.model.system import LatentWire
 from latentwire.reader.base import left_align
+from latentwire.reader.color import Color
 from latentwire.reader.slots import phase_table
 from latentwire.training.stages.closed_form import fit
+from latentwire.training.stages.end_to_end import EndToEnd
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, tiny_lm
 
@@ -62,9 +65,10 @@ def test_the_same_wire_is_read_by_receivers_with_other_tokenizers() -> None:
     assert len({len(t.ids) for t in texts.values()}) > 1
 
 
+@pytest.mark.parametrize("gain", [1.0, 3.0])
 @pytest.mark.parametrize("calibration", ["embed_rms", "fixed", "train_stats", "none"])
-def test_calibration_sets_the_size_of_what_is_read(calibration: str) -> None:
-    adapter = {"calibration": calibration, "fixed_rms": 0.5, "hidden": 0}
+def test_calibration_and_gain_set_the_size_of_what_is_read(calibration: str, gain: float) -> None:
+    adapter = {"calibration": calibration, "fixed_rms": 0.5, "hidden": 0, "gain": gain}
     system = small_system(small_config(features={"use_deep_prefix": False}, adapter=adapter), ("llama",))
     receiver = system.receivers["a"]
     prepared = [system.prepare(p) for p in small_passages(6)]
@@ -72,14 +76,97 @@ def test_calibration_sets_the_size_of_what_is_read(calibration: str) -> None:
     targets = torch.cat([receiver.targets([texts["a"]])[0] for _, texts in prepared[2:]], 1)
     seen = {}
     receiver.lm.prefill = lambda mask, embeds: seen.update(rms=embeds[:, 1:].pow(2).mean(-1).sqrt())  # type: ignore
-    receiver.reader.context(receiver.lm, torch.randn(2, 5, 48) * 7, torch.tensor([5, 5]))
-    of_targets = float(targets.pow(2).mean().sqrt())
-    rms = {"fixed": 0.5, "none": None, "embed_rms": None, "train_stats": of_targets}[calibration]
-    if calibration == "none":
-        assert seen["rms"].mean() > 4
-    else:
-        assert seen["rms"].std() < 1e-3 and (rms is None or abs(float(seen["rms"].detach().mean()) - rms) < 1e-3)
-        assert float(seen["rms"].detach().mean()) == pytest.approx(float(receiver.reader.rms), rel=1e-3)
+    given = torch.randn(2, 5, 48) * 7
+    with torch.no_grad():
+        receiver.reader.context(receiver.lm, given, torch.tensor([5, 5]))
+        of_table = receiver.lm.embed(torch.arange(len(receiver.lm.tokenizer))).pow(2).mean().sqrt()
+    expected = {
+        "none": given.pow(2).mean(-1).sqrt(),
+        "embed_rms": of_table.expand(2, 5),
+        "fixed": torch.full((2, 5), 0.5),
+        "train_stats": targets.pow(2).mean().sqrt().expand(2, 5),
+    }[calibration]
+    torch.testing.assert_close(seen["rms"], gain * expected, rtol=1e-3, atol=1e-4)
+
+
+def embedding_system(**adapter: object) -> LatentWire:
+    config = small_config(
+        model={"dtype": "float32", "receivers": {"a": "x"}},
+        features={"use_deep_prefix": False, "use_lora": True},
+        adapter=adapter,
+    )
+    return small_system(config, ("llama",))
+
+
+def test_a_learned_gain_is_trained_and_kept() -> None:
+    system, other, fixed = (embedding_system(gain=2.0, learn_gain=learn) for learn in (True, True, False))
+    module = EndToEnd(system, [system.prepare(p) for p in small_passages(4)], system.config)
+    groups = {g.name: g.parameters for g in module.parameter_groups()}
+    (gain,) = groups["gain/a"]
+    module.forward(module.batch(0)).loss.backward()
+    assert gain.item() == 2.0 and gain.grad is not None and gain.grad.abs() > 0
+    with torch.no_grad():
+        gain.mul_(1.5)
+    z, counts = torch.randn(1, 4, 16), torch.tensor([4])
+    with torch.no_grad():
+        before = fixed.receivers["a"].reader.calibrate(z.new_ones(1, 4, 48))
+        torch.testing.assert_close(system.receivers["a"].reader.calibrate(z.new_ones(1, 4, 48)), 1.5 * before)
+        other.load_state_dict(system.state_dict())
+        one, two = (s.receivers["a"].read_latents(z, counts).cache.layers[0].keys for s in (system, other))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("color", ["diagonal", "full"])
+def test_colour_gives_generated_vectors_the_statistics_of_the_embeddings(color: str) -> None:
+    system = embedding_system(color=color, calibration="none", hidden=0)
+    receiver = system.receivers["a"]
+    table = receiver.lm.embed(torch.arange(len(receiver.lm.tokenizer))).float()
+    torch.manual_seed(0)
+    z, counts = torch.randn(8, 400, 16) * torch.linspace(0.8, 1.5, 16) + 3.0, torch.full((8,), 400)
+    counts[0] = 1  # what is padding must not count
+    mask = torch.arange(400)[None] < counts[:, None]
+    z[~mask] = 1e4
+    for _ in range(150):
+        receiver.reader.generate(z, counts)
+    with torch.no_grad():
+        before = {k: v.clone() for k, v in receiver.reader.color.state_dict().items()}
+        found = receiver.reader.generate(z, counts)[mask]
+        after = receiver.reader.color.state_dict()
+    assert set(before) == {"mean", "root"} and all(torch.equal(before[k], after[k]) for k in before)
+    torch.testing.assert_close(found.mean(0), table.mean(0), atol=5e-3, rtol=1e-2)
+    if color == "diagonal":
+        torch.testing.assert_close(found.var(0), table.var(0), rtol=2e-2, atol=1e-4)
+        return
+    # 16 latent dimensions cannot fill 48: in the 16 that are there, the covariance is that of whitened vectors.
+    white = torch.linalg.solve_triangular(receiver.reader.color.table_root, (found - table.mean(0)).T, upper=False)
+    spectrum = torch.linalg.eigvalsh(torch.cov(white)).flip(0)
+    assert spectrum[15] > 0.5 and spectrum[0] < 1.1 and spectrum[16:].abs().max() < 1e-3
+
+
+def test_full_colour_brings_one_covariance_to_another() -> None:
+    torch.manual_seed(0)
+    table, rows = (torch.randn(4000, 6) @ (torch.eye(6) + 0.3 * torch.randn(6, 6)) + torch.randn(6) for _ in range(2))
+    color = Color(table, full=True)
+    for _ in range(200):
+        color(rows[None], torch.ones(1, len(rows), dtype=torch.bool))
+    with torch.no_grad():
+        found = color(rows[None], torch.ones(1, len(rows), dtype=torch.bool))[0]
+    torch.testing.assert_close(found.mean(0), table.mean(0), atol=0.05, rtol=0.05)
+    size = torch.cov(table.T).diagonal().mean()
+    assert (torch.cov(rows.T) - torch.cov(table.T)).abs().max() / size > 0.5
+    assert (torch.cov(found.T) - torch.cov(table.T)).abs().max() / size < 0.1  # what SHRINKAGE leaves
+
+
+def test_colour_starts_from_what_the_closed_form_knows_and_is_not_for_own_embeddings() -> None:
+    system = embedding_system(color="diagonal", calibration="none", hidden=0)
+    receiver = system.receivers["a"]
+    prepared = [system.prepare(p) for p in small_passages(6)]
+    own = receiver.read_own([prepared[0][1]["a"]]).cache.layers[0].keys
+    fit(system, prepared, held_out=2, ridge=0.1)
+    color, generator = receiver.reader.color, receiver.reader.generator
+    assert torch.equal(color.mean, generator.shift) and torch.equal(color.root, generator.scale)
+    assert torch.equal(receiver.read_own([prepared[0][1]["a"]]).cache.layers[0].keys, own)
+    assert torch.equal(color.mean, generator.shift)  # reading what is its own teaches it nothing either
 
 
 def test_an_unsupported_architecture_is_refused_by_name() -> None:

@@ -179,13 +179,28 @@ def test_weight_decay_shrinks_what_gets_no_gradient(tmp_path: Path) -> None:
         assert bool((first.detach().norm() < before.norm()).item()) is moved
 
 
-@pytest.mark.parametrize(("schedule", "low"), [("linear", 0.25), ("cosine", 0.25), ("linear", 0.0), ("constant", 0.25)])
+@pytest.mark.parametrize(
+    ("schedule", "low"),
+    [("linear", 0.25), ("cosine", 0.25), ("linear", 0.0), ("constant", 0.25), ("wsd", 0.25)],
+)
 def test_the_rate_ends_at_its_floor(schedule: str, low: float) -> None:
     config = small_config(optimizer={"schedule": schedule, "min_lr_ratio": low, "warmup_steps": 4}).optimizer
     rates = [lr_factor(config, step, 100) for step in range(101)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[100] == pytest.approx(1.0 if schedule == "constant" else low)
     assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_the_rate_stays_and_then_falls_or_rises_again() -> None:
+    changes = {"min_lr_ratio": 0.1, "warmup_steps": 4, "decay_share": 0.25}
+    config = small_config(optimizer={"schedule": "wsd", **changes}).optimizer
+    rates = [lr_factor(config, step, 100) for step in range(101)]
+    assert rates[4:76] == [1.0] * 72 and rates[88] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
+    config = small_config(optimizer={"schedule": "restarts", "cycles": 2, **changes}).optimizer
+    rates = [lr_factor(config, step, 100) for step in range(101)]
+    once = small_config(optimizer={"schedule": "cosine", **changes}).optimizer
+    assert rates[4:52] == pytest.approx([lr_factor(once, 4 + 2 * i, 100) for i in range(48)])
+    assert rates[52:100] == pytest.approx(rates[4:52]) and rates[51] < 0.12 and rates[100] == pytest.approx(0.1)
 
 
 def test_every_nth_step_is_written(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
-from latentwire.training.module import sum_terms
 
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
@@ -218,8 +217,8 @@ def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size:
         values = values.float().requires_grad_(True)
         block = receiver.pack(batch, random.Random(start), copying=False)
         with receiver.using(LATENT):
-            terms, _ = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
-        (gradient,) = torch.autograd.grad(sum_terms(terms), values)
+            terms = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
+        (gradient,) = torch.autograd.grad(terms.total, values)
         total = total + gradient.pow(2).sum((0, 1))
         seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
     variance = group_mean(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,29 +11,34 @@ from torch import Tensor
 
 from latentwire.config.schema import Config
 from latentwire.encoder.text import SenderText
+from latentwire.losses.terms import Terms
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
-from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled, sum_terms
+from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
 class Batch(NamedTuple):
-    """Who reads which passages, the questions on them, and, with latent dropout, which latents of each are kept."""
+    """Who reads which passages, the questions on them, whether the text itself is read, how far through the stage this
+    comes (0 to 1), and, with latent dropout, which latents of each passage are kept."""
 
     receiver: str
     chosen: list[int]
     block: QuestionBlock
+    from_text: bool
+    progress: float
     kept: list[list[int]] | None
 
 
 class EndToEnd:
     """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
 
-    Each round of K micro-batches shows every receiver the same passages. What is frozen of the sender is computed once
-    for each passage and kept (bf16) when `system.cache_features` is on.
+    Each round of K micro-batches shows every receiver the same passages; in some rounds (`reads_text`) as text instead
+    of latents, for LoRA to learn the task. What is frozen of the sender is computed once for each passage and kept
+    (bf16) when `system.cache_features` is on.
     """
 
     name = "end_to_end"
@@ -59,6 +65,8 @@ class EndToEnd:
             generator = list(receiver.reader.generator.parameters())
             groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
             groups.append(ParameterGroup(f"head/{name}", [receiver.reader.head], rates.lr))  # type: ignore[list-item]
+            gain = [p for n, p in receiver.reader.named_parameters() if n == "gain"]
+            groups.append(ParameterGroup(f"gain/{name}", gain, rates.lr))
             for feature, module in receiver.features.items():
                 groups.append(ParameterGroup(f"{feature}/{name}", list(module.trainable_parameters()), rates.lr))
             if LATENT in receiver.adapters:
@@ -69,15 +77,23 @@ class EndToEnd:
     def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
-        name = self.names[turn]
-        receiver = self.system.receivers[name]
+        name, from_text, progress = self.names[turn], self.reads_text(index), progress_of(index, self.total)
         texts = [self.passages[i][1][name] for i in chosen]
-        block = receiver.pack(texts, rng)
+        block = self.system.receivers[name].pack(texts, rng, copying=not from_text)
         kept = None
         if self.config.latents.drops:
-            progress = progress_of(index, self.total)
             kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
-        return Batch(name, chosen, block, kept)
+        return Batch(name, chosen, block, from_text, progress, kept)
+
+    def reads_text(self, index: int) -> bool:
+        """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.
+
+        A function of the round alone, so that a resumed run draws the same and all receivers read alike.
+        """
+        stage, round_ = self.config.curriculum.end_to_end, index // len(self.names)
+        if round_ * len(self.names) // self.config.optimizer.accumulation < stage.warmup_text_steps:
+            return round_ % 2 == 0
+        return random.Random(f"text-{self.config.system.seed}-{round_}").random() < stage.tail_text_prob
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
         """The encoder's features of passages, from memory where they are known."""
@@ -91,17 +107,33 @@ class EndToEnd:
         return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
 
     def forward(self, batch: Batch) -> StepOutput:
-        name, chosen, block, kept = batch
-        receiver = self.system.receivers[name]
-        z, counts = self.system.sender.latents(self.features(chosen), [self.passages[i][0].latents for i in chosen])
+        receiver = self.system.receivers[batch.receiver]
+        texts = [self.passages[i][1][batch.receiver] for i in batch.chosen]
         with receiver.using(LATENT):
-            context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), kept)
-            terms, metrics = receiver.loss(context, block)
-        for feature, module in receiver.features.items():
-            term = module.loss(receiver.lm, context, [self.passages[i][1][name].ids for i in chosen])
+            if batch.from_text:
+                return self._from_text(receiver, texts, batch)
+            terms = self._from_latents(receiver, texts, batch)
+        return StepOutput(terms.total, int(batch.block.mask.sum()), receiver.name, terms.metrics, terms.weighted)
+
+    def _from_latents(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> Terms:
+        made = [self.passages[i][0].latents for i in batch.chosen]
+        z, counts = self.system.sender.latents(self.features(batch.chosen), made)
+        teacher = receiver.teach(texts, batch.block, batch.progress)
+        context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), batch.kept)
+        terms = receiver.loss(context, batch.block, batch.progress, teacher)
+        terms.extend(receiver.reader_loss(context, batch.block))
+        for name, feature in receiver.features.items():
+            term = feature.loss(receiver.lm, context, [text.ids for text in texts])
             if term is not None:
-                terms[feature], metrics[feature] = term, term.item()
-        return StepOutput(sum_terms(terms), int(block.mask.sum()), name, metrics, terms)
+                terms.add(name, term)
+        return terms
+
+    def _from_text(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> StepOutput:
+        """Logged as another reader than the receiver, because the two losses do not compare."""
+        rows = [text.ids for text in texts]
+        terms = receiver.loss(receiver.read_text(rows), batch.block)
+        tokens = sum(map(len, rows)) + int(batch.block.mask.sum())
+        return StepOutput(terms.total, tokens, f"{receiver.name}:text", terms.metrics, terms.weighted)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {

@@ -7,7 +7,8 @@ The receiver learns to answer from a context in the form in which it will read i
     token_budget  the text cut to as many positions as the latents take
 
 LoRA, data, batches and rates are the same for the three; the number of steps is set apart for the baselines
-(`curriculum.baselines`) and is written into diagnostics.jsonl. Only the sender's tokenizer is needed.
+(`curriculum.baselines`) and is written into diagnostics.jsonl. What section `losses` adds is for latents only. Only the
+sender's tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +26,24 @@ from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
 from latentwire.core.hashing import stable_hash
 from latentwire.data.example import Passage
-from latentwire.model.encoding import ReceiverText
+from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
-from latentwire.training.module import ParameterGroup, StepOutput, shuffled, sum_terms
+from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 READS = (LATENT, TEXT, TOKEN_BUDGET)
+END_TO_END = {
+    "losses": {"align_weight", "manifold_weight", "latent_scale_weight", "output_rms_weight"},
+    "adapter": {"hidden", "color", "learn_gain"},
+}
+"""Options that play no part before there is a wire."""
+
+
+class Batch(NamedTuple):
+    """Texts, questions on them, and how far through the stage they come (0 to 1)."""
+
+    texts: list[ReceiverText]
+    block: QuestionBlock
+    progress: float
 
 
 class SlotTuning:
@@ -51,21 +65,25 @@ class SlotTuning:
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
 
-    def batch(self, index: int) -> tuple[list[ReceiverText], Any]:
+    def batch(self, index: int) -> Batch:
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, self.config.system.seed)
         texts = [self.texts[i] for i in chosen]
-        return texts, self.receiver.pack(texts, rng, copying=self.reads == LATENT)
+        block = self.receiver.pack(texts, rng, copying=self.reads == LATENT)
+        return Batch(texts, block, progress_of(index, self.total))
 
-    def forward(self, batch: tuple[list[ReceiverText], Any]) -> StepOutput:
-        texts, block = batch
+    def forward(self, batch: Batch) -> StepOutput:
+        texts, block, progress = batch
         with self.lora.active():
             if self.reads == LATENT:
-                context, tokens = self.receiver.read_own(texts), sum(len(t.ids) for t in texts)
+                tokens = sum(len(t.ids) for t in texts)
+                teacher = self.receiver.teach(texts, block, progress)
+                terms = self.receiver.loss(self.receiver.read_own(texts), block, progress, teacher)
             else:
                 rows = [t.ids if self.reads == TEXT else t.truncated() for t in texts]
-                context, tokens = self.receiver.read_text(rows), sum(map(len, rows))
-            terms, metrics = self.receiver.loss(context, block)
-        return StepOutput(sum_terms(terms), tokens + int(block.mask.sum()), self.receiver.name, metrics, terms)
+                tokens = sum(map(len, rows))
+                terms = self.receiver.loss(self.receiver.read_text(rows), block)
+        tokens += int(block.mask.sum())
+        return StepOutput(terms.total, tokens, self.receiver.name, terms.metrics, terms.weighted)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"lora": self.lora.state_dict()}
@@ -109,8 +127,10 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
-        key["losses"] = config.losses.model_dump()
-        key["calibration"] = None if config.features.use_deep_prefix else config.adapter.model_dump(exclude={"hidden"})
+        key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
+        key["calibration"] = (
+            None if config.features.use_deep_prefix else config.adapter.model_dump(exclude=END_TO_END["adapter"])
+        )
     return key
 
 
