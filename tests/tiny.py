@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -150,6 +153,53 @@ def _roughen(model: PreTrainedModel) -> None:
 def tiny_lm(family: str, seed: int = 0, **changes: Any) -> LanguageModel:
     """Model and tokenizer behind LatentWire's interface."""
     return LanguageModel(f"tiny-{family}", tiny_model(family, seed, **changes), tiny_tokenizer(family))
+
+
+@cache
+def _wordpiece() -> str:
+    """A vocabulary of whole words, and of characters for the others (the trainer does not give the same one twice)."""
+    characters = sorted(set(ascii_letters.lower() + digits + ".,:?'-"))
+    words = sorted({word for text in SENTENCES for word in re.findall("[a-z]{4,}", text.lower())})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters), *words]
+    core = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece()
+    ids = [(token, core.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ids)
+    return core.to_str()
+
+
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer that puts [CLS] and [SEP] around a text."""
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_wordpiece()), model_max_length=512, **names)
+
+
+def tiny_bert(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A bidirectional encoder of about 60,000 parameters in fp32."""
+    sizes: dict[str, Any] = {
+        "vocab_size": len(bert_tokenizer()),
+        "hidden_size": 40,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertModel(BertConfig(**(sizes | changes)), add_pooling_layer=False)
+        _roughen(model)
+    model.config._attn_implementation = "eager"
+    return model.eval().requires_grad_(False)
+
+
+def save_tiny_bert(folder: Path, seed: int = 0) -> Path:
+    """Save a tiny encoder and its tokenizer as a local folder that `TextModel.load` takes."""
+    tiny_bert(seed).save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def save_tiny(family: str, folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
-from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_dtype
+from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
 from latentwire.backbone.turns import Turns
 from latentwire.core.errors import ModelError
 
@@ -89,12 +89,10 @@ class LanguageModel:
         """Load by built-in alias, Hub id, local folder or .gguf file; every parameter is frozen."""
         if turns is not None:
             turns.release()  # there need not be room for two
-        if attn_implementation == "auto":
-            attn_implementation = "eager" if torch.device(device).type == "cpu" else "sdpa"
         model = load_model(
             name,
             dtype=resolve_dtype(dtype, device),
-            attn_implementation=attn_implementation,
+            attn_implementation=resolve_attention(attn_implementation, device),
             device=device,
             load_4bit=load_4bit,
             device_map=device_map,
@@ -130,6 +128,11 @@ class LanguageModel:
             if token is not None:
                 return int(token)
         return 0
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Special tokens before and behind a text that is read for its hidden states."""
+        return ([] if self.bos_id is None else [self.bos_id]), []
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and their character spans, without special tokens."""

@@ -76,10 +76,12 @@ def load_model(
     device: str | torch.device = "cpu",
     load_4bit: bool = False,
     device_map: DeviceMap | None = None,
+    kind: Any = AutoModelForCausalLM,
 ) -> PreTrainedModel:
     """The model in evaluation mode, every parameter frozen. ModelError, in one line, where it cannot be had.
 
     With a `device_map`, as from_pretrained takes it, the model is spread over devices and `device` is not used.
+    kind: the auto class of Transformers that loads it.
     """
     extra = _four_bits(dtype, device) if load_4bit else {}
     if device_map is not None:
@@ -87,7 +89,7 @@ def load_model(
     folder = resolve(name)
     try:
         model: PreTrainedModel = _quietly(
-            AutoModelForCausalLM.from_pretrained,
+            kind.from_pretrained,
             folder,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -117,6 +119,13 @@ def resolve_dtype(name: str, device: str | torch.device) -> torch.dtype:
     known = torch.cpu.get_capabilities()
     native = any(known.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32
+
+
+def resolve_attention(name: str, device: str | torch.device) -> str:
+    """The implementation of `model.attn_implementation`; "auto" is eager on a CPU and sdpa elsewhere."""
+    if name != "auto":
+        return name
+    return "eager" if torch.device(device).type == "cpu" else "sdpa"
 
 
 def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:

@@ -30,12 +30,12 @@ def save_checkpoint(
     save_folder(folder, system.state_dict(), info, dtype=torch.bfloat16)
 
 
-def load_checkpoint(folder: Path, config: Config | None = None) -> LatentWire:
-    """Build the system that a checkpoint describes and take up its state."""
+def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
+    """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
     config = config or load_config_of(folder)
     check_devices(config.system)
     state = load_folder(folder)
-    system = LatentWire.build(config)
+    system = LatentWire.build(config, only)
     _take_up(system, folder, state)
     return system
 

@@ -63,11 +63,11 @@ def command(
     seed_everything(config.system.seed)
     passages = load_passages(config.data, "train", config.data.samples or 2000)
     system = LatentWire.build(config)
-    short = [p for p in passages if len(system.sender.tokenize(p.context).ids) <= config.data.max_context_tokens + 1]
+    short = [p for p in passages if system.sender.tokenize(p.context).tokens <= config.data.max_context_tokens]
     if not short:
         raise DataError(f"data.max_context_tokens: no passage has at most {config.data.max_context_tokens} tokens")
     prepared = [system.prepare(p) for p in short]
-    dtype = system.sender.lm.dtype
+    dtype = next(iter(system.receivers.values())).lm.dtype
     rate = gemm_rate(dtype, config.system.device)
     rows = []
     for name, receiver in system.receivers.items():

@@ -65,7 +65,8 @@ def _check(wires: tuple[Wire, ...], ckpt: str, changes: dict[str, Any]) -> None:
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     folder = find_checkpoint(Path(ckpt))
-    sender, d_z = sender_fingerprint(folder), load_config_of(folder, changes).encoder.d_z
+    config, sender = load_config_of(folder, changes), sender_fingerprint(folder)
     for wire in wires:
-        if (reason := wire.misfit(sender, d_z)) and not all(other.text for other in wires):
+        reason = wire.misfit(sender, config.encoder.d_z, config.latent_layout.total)
+        if reason and not all(other.text for other in wires):
             raise WireError(f"{reason}, and carries no text")

@@ -70,8 +70,8 @@ def show(system: Any, passage: Any, codec: str, max_new_tokens: int) -> None:
     item = encode_items(system, [passage], codec)[0]
     print(textwrap.fill(passage.context, 110))
     print(
-        f"\n  -> one message: {item.texts[next(iter(system.receivers))].latents} latents, {len(item.message)} bytes "
-        f"(the text: {len(item.sent.ids) - 1} tokens)\n"
+        f"\n  -> one message: {item.sent.latents} latents, {len(item.message)} bytes "
+        f"(the text: {item.sent.tokens} tokens)\n"
     )
     answers = {}
     for name, receiver in system.receivers.items():

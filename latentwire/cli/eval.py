@@ -58,13 +58,13 @@ def command(
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
+    wanted: list[str] | None = None
     if receivers:
         known = resolve_receivers(trained.model)
         wanted = [name for name in receivers.split(",") if name]
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"--receivers: {folder} has no receiver {name!r} (it has: {', '.join(known)})")
-        changes |= {"model.receivers": {n: known[n] for n in wanted}, "model.llama_id": None, "model.qwen_id": None}
     config = load_config_of(folder, changes)
     out = Path(out_dir or ckpt)
     done = out / "eval.json"
@@ -72,11 +72,12 @@ def command(
         results: dict[str, Any] = read_json(done)
         made_with = results.get("manifest", {}) if isinstance(results, dict) else {}
         same = made_with.get("config") == config.model_dump(mode="json")
+        same = same and set(results["receivers"]) == set(wanted or resolve_receivers(config.model))
         if same and made_with.get("checkpoint") == files:
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results
-    system = load_checkpoint(folder, config)
+    system = load_checkpoint(folder, config, wanted)
     return evaluate_system(
         system,
         config,

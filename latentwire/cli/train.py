@@ -31,7 +31,7 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
 @click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
 @click.option("--tag", metavar="NAME", help="Added to the run's name.")
 @click.option("--out_dir", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>.")
-@click.option("--stages", default=",".join(STAGES), help="Stages to work on now; finished ones are always loaded.")
+@click.option("--stages", metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier run left in the folder.")
 @click.option("--debug", is_flag=True, help="Show tracebacks, and log every step with its memory and shapes.")
@@ -41,7 +41,7 @@ def command(
     overrides: tuple[str, ...],
     tag: str | None,
     out_dir: str | None,
-    stages: str,
+    stages: str | None,
     dry_run: bool,
     fresh: bool,
     debug: bool,
@@ -54,10 +54,12 @@ def command(
     Example: python -m latentwire.cli.train --config configs/smoke/lora.json --samples 64
     """
     config = load_config(config_path, overrides, (DEBUG if debug else {}) | flags)
-    chosen = [s for s in stages.split(",") if s]
+    chosen = list(STAGES) if stages is None else [s for s in stages.split(",") if s]
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")
+    if stages is not None and "closed_form" in chosen and config.encoder.type != "backbone":
+        raise ConfigError(f"--stages: closed_form solves encoder.type = 'backbone', not {config.encoder.type!r}")
     folder = Path(out_dir) if out_dir else Path(config.checkpoint.runs_dir) / run_name(config_path, tag, config)
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")

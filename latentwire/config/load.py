@@ -52,8 +52,7 @@ def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, A
 
 def resolve_receivers(model: ModelConfig) -> dict[str, str]:
     """Receiver name -> model: the shorthands llama_id and qwen_id, where given, replace the mapping."""
-    short = {"llama": model.llama_id, "qwen": model.qwen_id}
-    chosen = {name: value for name, value in short.items() if value} or dict(model.receivers)
+    chosen = model.chosen
     if not chosen:
         raise ConfigError("model.receivers: at least one receiver is needed")
     for name in chosen:

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from latentwire.config.layout import LatentLayout, deal_out
+
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -55,6 +57,12 @@ class ModelConfig(Section):
     )
     load_4bit: bool = Field(False, description="Load receivers in 4 bits with bitsandbytes (CUDA only).")
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Receiver name -> model: the shorthands, where given, replace the mapping."""
+        short = {"llama": self.llama_id, "qwen": self.qwen_id}
+        return {name: value for name, value in short.items() if value} or dict(self.receivers)
+
 
 class DataConfig(Section):
     """Questions on passages, and plain text for the closed-form fit."""
@@ -78,20 +86,110 @@ class DataConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The sender: window features of a pretrained LM, then one linear map to d_z."""
+    """The sender: text to latents.
 
-    model: str = Field("smollm2-135m", description="Sender model.", json_schema_extra=flag("sender_id"))
+    backbone: window features of a pretrained LM, then one linear map. The others make their latents from learned
+    queries (section queries): stq: queries that attend to a pretrained model's hidden states; simple-st: one sentence
+    embedding, the mean of those states, spread over the queries; byte: queries that attend to a transformer over the
+    text's bytes.
+    """
+
+    type: Literal["backbone", "byte", "simple-st", "stq"] = Field(
+        "backbone", description="How latents are made.", json_schema_extra=flag("encoder_type")
+    )
+    model: str = Field(
+        "smollm2-135m",
+        description="Sender model: a causal LM; for simple-st and stq also an encoder such as BERT. byte takes only "
+        "its tokenizer, to count tokens and find windows.",
+        json_schema_extra=flag("sender_id"),
+    )
     layers: list[NonNegativeInt] = Field(
         [0, 10, 20],
         min_length=1,
-        description="Hidden states taken: 0 is the embedding, k the output of layer k.",
+        description="Hidden states that backbone takes: 0 is the embedding, k the output of layer k.",
         json_schema_extra=flag("encoder_layers"),
     )
     window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
     latent_len: PositiveInt | None = Field(
-        None, description="Fixed number of latents M: windows of ceil(T/M) tokens, of which `window` are read."
+        None,
+        description="Fixed number of latents M. backbone: windows of ceil(T/M) tokens, of which `window` are read.",
+    )
+    latent_shared_len: NonNegativeInt | None = Field(
+        None,
+        description="Latents that every receiver reads, where there are private ones; default: what they leave of "
+        "latent_len. Not for backbone.",
+    )
+    latent_private_len: NonNegativeInt = Field(
+        0, description="Latents besides that only one receiver reads, so many for each. Not for backbone."
     )
     d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
+
+
+class QueriesConfig(Section):
+    """Learned queries of the encoders byte, simple-st and stq. A text of M latents takes the first M of them."""
+
+    bank: PositiveInt = Field(
+        64,
+        description="Queries there are where encoder.latent_len does not say so: the most latents of a text.",
+        json_schema_extra=flag("query_bank"),
+    )
+    width: PositiveInt = Field(
+        256, description="Width of the queries and all behind them.", json_schema_extra=flag("query_width")
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("query_heads"))
+    layers: PositiveInt = Field(
+        1, description="Layers of cross-attention (byte, stq).", json_schema_extra=flag("query_layers")
+    )
+
+
+class ByteConfig(Section):
+    """The transformer over bytes of the encoder byte; its width and heads are those of the queries."""
+
+    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("byte_layers"))
+    max_len: PositiveInt = Field(
+        2048, description="Most bytes of a text; attention costs their square.", json_schema_extra=flag("byte_max_len")
+    )
+
+
+class LatentRefinerConfig(Section):
+    """A small transformer that smooths the latents before they are sent (features.use_latent_refiner)."""
+
+    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("refiner_layers"))
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("refiner_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("refiner_width"))
+    ff: PositiveInt = Field(512, description="Width of the feed-forward parts.", json_schema_extra=flag("refiner_ff"))
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Dropout, in training.", json_schema_extra=flag("refiner_dropout")
+    )
+
+
+class LatentsConfig(Section):
+    """Latent dropout in end-to-end training: the share of latents that a receiver reads goes from start to end.
+
+    At a share t of the stage it is keep_start + (keep_end - keep_start) * t ** keep_power. Latents that are dropped are
+    not there for the receiver: it reads a shorter message.
+    """
+
+    keep_start: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share at the first step.", json_schema_extra=flag("latent_keep_start")
+    )
+    keep_end: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share at the last step.", json_schema_extra=flag("latent_keep_end")
+    )
+    keep_power: PositiveFloat = Field(
+        1.0, description="1: evenly; more: late; less: early.", json_schema_extra=flag("latent_keep_power")
+    )
+    keep_which: Literal["prefix", "subset"] = Field(
+        "prefix",
+        description="prefix: the first latents, a number drawn between that share and all (nested dropout); subset: "
+        "that share, drawn at random.",
+        json_schema_extra=flag("latent_keep_which"),
+    )
+
+    @property
+    def drops(self) -> bool:
+        """Whether any latent is ever dropped."""
+        return self.keep_start < 1.0 or self.keep_end < 1.0
 
 
 class DeepPrefixConfig(Section):
@@ -181,6 +279,7 @@ class FeaturesConfig(Section):
     use_gist_head: bool = Field(
         False, description="Train with a head that rebuilds prompt embeddings from the latents."
     )
+    use_latent_refiner: bool = Field(False, description="A small transformer on the latents before they are sent.")
 
 
 class LoraConfig(Section):
@@ -364,7 +463,10 @@ class OptimizerConfig(Section):
 
     lr: PositiveFloat = Field(3e-4, description="End to end: LoRA and sinks.")
     lr_tuning: PositiveFloat = Field(1e-3, description="LoRA in slot tuning and in the tuned baselines.")
-    lr_encoder: PositiveFloat = Field(1e-5, description="End to end: the sender's linear map.")
+    lr_encoder: PositiveFloat = Field(1e-5, description="End to end: the linear map of the backbone encoder.")
+    lr_sender: PositiveFloat = Field(
+        3e-4, description="End to end: encoders that start from scratch (byte, simple-st, stq) and the latent refiner."
+    )
     lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
     batch_size: PositiveInt = Field(8, description="Passages a step.")
     accumulation: PositiveInt = Field(1, description="Micro-batches a step.")
@@ -450,8 +552,8 @@ class EvaluationConfig(Section):
     )
     lm_bytes: bool = Field(
         False,
-        description="Also measure the lossless limit: bytes of the text under the sender's whole model, which is "
-        "loaded for it.",
+        description="Also measure the lossless limit: bytes of the text under the whole LM that encoder.model "
+        "names, which is loaded for it.",
     )
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
 
@@ -486,6 +588,10 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
+    queries: QueriesConfig = QueriesConfig()
+    byte: ByteConfig = ByteConfig()
+    latent_refiner: LatentRefinerConfig = LatentRefinerConfig()
+    latents: LatentsConfig = LatentsConfig()
     adapter: AdapterConfig = AdapterConfig()
     deep_prefix: DeepPrefixConfig = DeepPrefixConfig()
     anchor: AnchorConfig = AnchorConfig()
@@ -510,7 +616,7 @@ class Config(Section):
             raise ValueError(
                 "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already"
             )
-        for name in ("latent_adapters", "coprocessor", "gist_head"):
+        for name in ("latent_adapters", "coprocessor", "gist_head", "queries", "latent_refiner"):
             section = getattr(self, name)
             if section.width % section.heads:
                 raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
@@ -545,3 +651,29 @@ class Config(Section):
                     f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _enough_latents(self) -> Config:
+        """Latents add up, and there is a query for each of them."""
+        layout = self.latent_layout
+        if self.encoder.type == "backbone" or layout.total is not None:
+            return self
+        most = -(-self.data.max_context_tokens // self.encoder.window)
+        if most > self.queries.bank:
+            raise ValueError(
+                f"queries.bank: data.max_context_tokens = {self.data.max_context_tokens} in windows of "
+                f"{self.encoder.window} need {most} queries; there are {self.queries.bank}"
+            )
+        return self
+
+    @property
+    def latent_layout(self) -> LatentLayout:
+        """Which latents of a message each receiver reads."""
+        encoder = self.encoder
+        return deal_out(
+            encoder.latent_len,
+            encoder.latent_shared_len,
+            encoder.latent_private_len,
+            self.model.chosen,
+            fixed=encoder.type != "backbone",
+        )

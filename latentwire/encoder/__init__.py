@@ -1,1 +1,1 @@
-"""Text to latents: windows of a sender's tokens, and what is computed from them."""
+"""Text to latents: the encoders, the windows of a text, and the refiner of latents."""

@@ -1,4 +1,4 @@
-"""The sender: window features of a pretrained LM, then one linear map.
+"""Window features of a pretrained LM, then one linear map.
 
 Pooling contiguous windows of a pretrained LM's hidden states, rather than learned queries, follows ARC-Encoder
 (arXiv 2510.20535). A window's features are the RMS-normalised hidden states of its tokens at several depths,
@@ -7,43 +7,65 @@ concatenated; the map to d_z comes from the closed-form fit and is then trained 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.config.schema import Config
+from latentwire.core.errors import ModelError
+from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
+from latentwire.encoder.text import SenderText, stack_phases
 
 
-class BackboneEncoder(nn.Module):
-    """Window features (batch, M, phases * len(layers) * hidden_size) to latents (batch, M, d_z).
+class BackboneEncoder(Encoder):
+    """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z)."""
 
-    The LM itself is not a parameter of this module: it is frozen, and rebuilt from its name.
-    """
-
+    from_scratch = False
     mean: Tensor
 
-    def __init__(self, lm: LanguageModel, layers: list[int], phases: int, d_z: int):
+    def __init__(self, lm: LanguageModel, config: Config):
         super().__init__()
-        lm.truncate(max(layers))
-        self.lm = lm
-        self.layers = layers
-        self.phases = phases
-        self.d_features = phases * len(layers) * lm.anatomy.hidden_size
-        self.weight = nn.Parameter(torch.randn(self.d_features, d_z) / self.d_features**0.5)
+        self.layers = config.encoder.layers
+        deepest = max(self.layers)
+        if deepest > lm.anatomy.layers:
+            raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
+        lm.truncate(deepest)
+        self.lm = self.source = lm
+        self.device = lm.device
+        self.phases = config.encoder.window
+        self.d_features = self.phases * len(self.layers) * lm.anatomy.hidden_size
+        self.weight = nn.Parameter(torch.randn(self.d_features, config.encoder.d_z) / self.d_features**0.5)
         self.register_buffer("mean", torch.zeros(self.d_features))
 
-    @torch.no_grad()
-    def features(self, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
-        """Features of right-padded ids (batch, T); phase_tokens (batch, phases, M) index into 1 + T, BOS first.
+    @classmethod
+    def load(cls, config: Config, device: str) -> BackboneEncoder:
+        lm = LanguageModel.load(
+            config.encoder.model,
+            dtype=config.model.dtype,
+            attn_implementation=config.model.attn_implementation,
+            device=device,
+        )
+        return cls(lm, config)
 
-        Every text is read behind the sender's BOS, so `ids` starts with it.
-        """
-        states = self.lm.hidden_states(ids, mask, self.layers).float()
-        states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
+    def too_long(self, text: SenderText) -> str | None:
+        return too_many_tokens(text, self.lm.anatomy.max_positions)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """Window features of each text: (M_i, d_features), fp32. Every text is read behind the sender's BOS."""
+        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.device)
+        phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.device)
+        states = rms_normalised(self.lm.hidden_states(ids, mask, self.layers).float())
         batch, phases, windows = phase_tokens.shape
         index = phase_tokens.transpose(1, 2).reshape(batch, windows * phases)
         rows = torch.arange(batch, device=ids.device)[:, None]
-        return states[rows, index].reshape(batch, windows, self.d_features)
+        features = states[rows, index].reshape(batch, windows, self.d_features)
+        return [row[:count] for row, count in zip(features, counts.tolist(), strict=True)]
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Latents (..., d_z) of window features (..., d_features), in fp32."""
-        return (features.float() - self.mean) @ self.weight
+    def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """One row of features becomes one latent."""
+        rows = torch.cat(list(features)).float()
+        z = (rows - self.mean) @ self.weight  # one product: its gradient is as large as the encoder itself
+        return nn.utils.rnn.pad_sequence(list(z.split(list(counts))), batch_first=True)

@@ -38,6 +38,15 @@ def split(offsets: Sequence[Span], window: int, latent_len: int | None = None) -
     return Windows(tuple(offsets[m[0]][0] for m in members), take_phases(members, window))
 
 
+def divide(offsets: Sequence[Span], count: int, phases: int) -> Windows:
+    """Cut a text into exactly `count` windows of sizes as equal as can be.
+
+    Where it has fewer tokens than that, some windows are empty and repeat the token before them.
+    """
+    starts = tuple(offsets[i * len(offsets) // count][0] for i in range(count)) if offsets else ()
+    return Windows(starts, align(starts, offsets, phases))
+
+
 def align(starts: Sequence[int], offsets: Sequence[Span], phases: int) -> list[list[int]]:
     """(phases, M) indices into another tokenizer's tokens, given by character spans; M = len(starts).
 

@@ -92,7 +92,7 @@ def _sent(system: LatentWire, text: str, codec: str) -> bytes:
 
 
 def _timed(system: LatentWire, call: Callable[[], Any]) -> float:
-    cuda = system.sender.lm.device.type == "cuda"
+    cuda = system.sender.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
 from latentwire.core.atomic import write_json, write_text
 from latentwire.core.errors import DataError
@@ -23,7 +24,7 @@ from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, la
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES, modes_for
 from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
-from latentwire.model.system import LatentWire, check_devices, load_lm
+from latentwire.model.system import LatentWire, check_devices
 
 SCHEMA = 1
 BYTES_OF_TEXT = {
@@ -50,6 +51,7 @@ def evaluate(
         raise DataError("evaluation: no question to evaluate on")
     own = config.evaluation
     items = encode_items(system, passages, own.codec)
+    lossless = _lossless(config, passages) if own.lm_bytes else None
     answers = answer_all(
         system,
         items,
@@ -58,11 +60,6 @@ def evaluate(
         max_new_tokens=own.max_new_tokens,
         report=_silent if quiet else _progress,
     )
-    lossless = None
-    if own.lm_bytes:  # the system's own sender has only the layers that it needs
-        whole = load_lm(config.encoder.model, config, check_devices(config.system), sender=True)
-        lossless = lm_bytes(whole, [item.passage.context for item in items])
-        del whole
     receivers: dict[str, dict[str, Any]] = {}
     for name, receiver in system.receivers.items():
         measured = {
@@ -101,6 +98,13 @@ def evaluate(
         golds = [q.answers for q in answers.questions]
         results["joint"] = joint_measures(answers.joint, golds, own_answers, answers.clusters, own.bootstrap)
     return results, answers
+
+
+def _lossless(config: Config, passages: Sequence[Passage]) -> list[int]:
+    """The lossless limit of each passage. The system's own sender has only the layers that it needs."""
+    device = check_devices(config.system)
+    whole = LanguageModel.load(config.encoder.model, dtype=config.model.dtype, device=device)
+    return lm_bytes(whole, [passage.context for passage in passages])
 
 
 def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.config.layout import LatentLayout
 from latentwire.data.example import Passage
 from latentwire.data.prompts import PromptFormat
 from latentwire.encoder import windows
+from latentwire.encoder.base import Source
+from latentwire.encoder.text import SenderText
 
-
-@dataclass(frozen=True)
-class SenderText:
-    """A text for the sender: ids (BOS first), the windows' first characters, and (phases, M) indices into ids."""
-
-    ids: list[int]
-    starts: tuple[int, ...]
-    phase_tokens: list[list[int]]
+EVERYTHING = LatentLayout()
+"""As many latents as the text has windows, and every receiver reads them all."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,27 @@ class ReceiverText:
         return self.ids[: self.head_len + self.latents]
 
 
-def encode_for_sender(lm: LanguageModel, text: str, window: int, latent_len: int | None) -> SenderText:
-    """Tokenize a text for the sender and cut it into windows."""
-    ids, offsets = lm.tokenize_with_offsets(text)
-    cut = windows.split(offsets, window, latent_len)
-    bos = [] if lm.bos_id is None else [lm.bos_id]
-    return SenderText(bos + ids, cut.starts, _shift(cut.phase_tokens, len(bos)))
+def encode_for_sender(
+    source: Source, text: str, window: int, latent_len: int | None, layout: LatentLayout = EVERYTHING
+) -> SenderText:
+    """Tokenize a text for the sender and cut it into windows, of which `window` tokens each are read.
+
+    Where the layout fixes the number of latents, there are as many windows as one receiver reads latents.
+    """
+    ids, offsets = source.tokenize_with_offsets(text)
+    if layout.read is None:
+        cut = windows.split(offsets, window, latent_len)
+    else:
+        cut = windows.divide(offsets, layout.read, window)
+    before, behind = source.frame
+    return SenderText(
+        text,
+        before + ids + behind,
+        len(ids),
+        cut.starts,
+        _shift(cut.phase_tokens, len(before)),
+        len(cut) if layout.total is None else layout.total,
+    )
 
 
 def encode_for_receiver(
@@ -72,15 +84,6 @@ def encode_for_receiver(
 
 def _shift(table: list[list[int]], by: int) -> list[list[int]]:
     return [[i + by for i in row] for row in table]
-
-
-def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Right-pad tables (phases, M_i) to (batch, phases, M), and the counts M_i (batch,)."""
-    counts = [len(t[0]) for t in tables]
-    out = torch.zeros(len(tables), len(tables[0]), max(counts), dtype=torch.long)
-    for row, table in enumerate(tables):
-        out[row, :, : counts[row]] = torch.tensor(table)
-    return out.to(device), torch.tensor(counts, device=device)
 
 
 Pair = tuple[list[int], list[int]]

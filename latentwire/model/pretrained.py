@@ -12,6 +12,7 @@ from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
+from latentwire.encoder.registry import build_encoder
 from latentwire.model.receiver import TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
 from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
@@ -23,7 +24,7 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     config = load_config_of(folder, changes)
     default_codec(config)
     state = load_folder(folder, ["sender"])
-    sender = Sender(load_lm(config.encoder.model, config, _device(config), sender=True), config)
+    sender = Sender(build_encoder(config, _device(config)), config)
     load_sender_state(sender, state)
     sender.fingerprint = sender_fingerprint(folder)
     return sender

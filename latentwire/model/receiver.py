@@ -22,6 +22,7 @@ from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.data.prompts import PromptFormat
 from latentwire.diagnostics.tensors import hand_over
+from latentwire.encoder.text import stack_phases
 from latentwire.features import build_features
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model, keep_active
@@ -33,7 +34,6 @@ from latentwire.model.encoding import (
     choose_questions,
     copy_spans,
     pack_questions,
-    stack_phases,
 )
 from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
 from latentwire.reader.adapter import EmbeddingReader
@@ -74,6 +74,7 @@ class Receiver:
     `adapters` maps an adapter name to its LoRA; without LoRA it is empty and the receiver is the untouched model.
     `features` maps the reading features that are on to themselves; they work where latents are read, nowhere else.
     `sender` is the fingerprint of the sender whose latents it was trained to read, None where that is not known.
+    `own` holds the indices of a message's latents that are for this receiver, None where all are.
     """
 
     def __init__(self, name: str, lm: LanguageModel, config: Config):
@@ -88,6 +89,8 @@ class Receiver:
         self.reader = build_reader(lm, config, len(self.prompt.head))
         self.reader.reset_head(lm, self.prompt.head)
         self.reader.to(lm.device)
+        self.layout = config.latent_layout
+        self.own = self.layout.own(name)
         self.adapters: dict[str, LoRA] = {}
         self.features = build_features(config, lm)
         self._attached = ExitStack()
@@ -174,8 +177,20 @@ class Receiver:
         values, counts = self.targets(texts)
         return self.reader.context(self.lm, values, counts)
 
-    def read_latents(self, z: Tensor, counts: Tensor) -> Context:
-        """Read latents (batch, M, d_z), of which counts[i] in row i."""
+    def read_latents(self, z: Tensor, counts: Tensor, kept: Sequence[Sequence[int]] | None = None) -> Context:
+        """Read messages' latents (batch, M, d_z), of which counts[i] in row i: all, or the shared ones and its own.
+
+        kept: for each row, indices among those that it reads; the others are dropped, in training.
+        """
+        if self.own is not None:
+            z, counts = z[:, self.own], torch.full_like(counts, len(self.own))
+        if kept is not None:
+            z = pad_sequence([row[list(index)] for row, index in zip(z, kept, strict=True)], batch_first=True)
+            counts = torch.tensor([len(index) for index in kept], device=z.device)
+        return self._read(z, counts)
+
+    def _read(self, z: Tensor, counts: Tensor) -> Context:
+        """Read latents that are all for this receiver."""
         values = self.reader.generate(z, counts)
         context = self.reader.context(self.lm, values, counts)
         context.latents, context.latent_mask = z, real(z, counts)
@@ -302,7 +317,7 @@ class Receiver:
         """Why the latents of a message cannot be read here, None where they can; WireError if it has no text either."""
         reason = None if wires else "there is no message"
         for wire in wires:
-            reason = reason or wire.misfit(self.sender, self.config.encoder.d_z)
+            reason = reason or wire.misfit(self.sender, self.config.encoder.d_z, self.layout.total)
         if reason is None:
             try:
                 _ = [wire.latents for wire in wires]
@@ -319,10 +334,11 @@ class Receiver:
             rows = [self.prompt.head + self.lm.tokenize_with_offsets(text)[0] for text in texts]
             self.check_length(max(map(len, rows)) + tail)
             return self.read_text(rows)
-        latents = [torch.cat([torch.as_tensor(wire.latents) for wire in wires]) for wires in messages]
+        own = slice(None) if self.own is None else self.own
+        latents = [torch.cat([torch.as_tensor(wire.latents)[own] for wire in wires]) for wires in messages]
         counts = torch.tensor([len(z) for z in latents], device=self.lm.device)
         self.check_length(len(self.prompt.head) + int(counts.max()) + self.extra_positions + tail)
-        return self.read_latents(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
+        return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
 
     def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """Greedy answers, one for each row of a context. The context's cache is used up."""

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.base import Encoder
+from latentwire.encoder.refiner import LatentRefiner
+from latentwire.encoder.text import SenderText
 from latentwire.model.chunks import split_text
-from latentwire.model.encoding import SenderText, encode_for_sender, stack_phases
+from latentwire.model.encoding import encode_for_sender
 from latentwire.wire.codecs import Codec, parse_codec
 from latentwire.wire.message import Wire
 
@@ -24,56 +25,64 @@ BATCH = 8
 
 
 class Sender:
-    """A frozen LM under an encoder. One encoding of a text serves all receivers and all questions.
+    """An encoder, and the refiner of its latents if there is one. One encoding of a text serves all receivers and all
+    questions.
 
     `fingerprint` names the checkpoint that it was loaded from; its messages carry it. `codec` is what they are encoded
     with unless another one is asked for, `chunk` the tokens of a longer text that go into one message.
     """
 
-    def __init__(self, lm: LanguageModel, config: Config):
+    def __init__(self, encoder: Encoder, config: Config):
         self.config = config.encoder
         self.fingerprint: bytes | None = None
         self.codec = default_codec(config)
-        self.chunk = min(config.data.max_context_tokens, lm.anatomy.max_positions - 1)
-        deepest = max(self.config.layers)
-        if deepest > lm.anatomy.layers:
-            raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
-        self.encoder = BackboneEncoder(lm, self.config.layers, self.config.window, self.config.d_z).to(lm.device)
+        self.chunk = config.data.max_context_tokens
+        self.layout = config.latent_layout
+        self.device = encoder.device
+        self.encoder = encoder.to(self.device)
+        self.refiner = LatentRefiner(config).to(self.device) if config.features.use_latent_refiner else None
 
     @property
-    def lm(self) -> LanguageModel:
-        return self.encoder.lm
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained of it, by name."""
+        parts: dict[str, nn.Module] = {"encoder": self.encoder}
+        return parts if self.refiner is None else parts | {"latent_refiner": self.refiner}
 
     def tokenize(self, text: str) -> SenderText:
         """A text of any length as token ids and windows."""
-        return encode_for_sender(self.lm, text, self.config.window, self.config.latent_len)
+        return encode_for_sender(self.encoder.source, text, self.config.window, self.config.latent_len, self.layout)
 
     def prepare(self, text: str) -> SenderText:
-        """Tokenize a text and cut it into windows; ModelError where it is longer than the sender can read."""
+        """Tokenize a text and cut it into windows; ModelError where the sender cannot read it."""
         prepared = self.tokenize(text)
-        if len(prepared.ids) > self.lm.anatomy.max_positions:
-            raise ModelError(
-                f"encoder.model: a text of {len(prepared.ids)} tokens is longer than the sender's window of "
-                f"{self.lm.anatomy.max_positions}"
-            )
+        refusal = self.refusal(prepared)
+        if refusal:
+            raise ModelError(refusal)
         return prepared
 
-    @torch.no_grad()
-    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """Window features of each text: (M_i, d_features), fp32."""
-        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.lm.device)
-        phase_tokens, counts = stack_phases([t.phase_tokens for t in texts], self.lm.device)
-        features = self.encoder.features(ids, mask, phase_tokens)
-        return [row[:count] for row, count in zip(features, counts.tolist(), strict=True)]
+    def refusal(self, text: SenderText) -> str | None:
+        """Why the sender cannot read a text, in one line that names what to change; None where it can."""
+        if not text.tokens:
+            return f"text: {text.text!r} holds no token, so there is nothing to send"
+        return self.encoder.too_long(text)
 
-    def latents(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Latents of texts given by their features: (batch, M, d_z) right-padded, and counts (batch,)."""
-        counts, rows = [len(f) for f in features], torch.cat(list(features))
-        hand_over("features", rows)
-        z = self.encoder(rows)  # one product: its gradient is as large as the encoder itself
-        rows = torch.nn.utils.rnn.pad_sequence(z.split(counts), batch_first=True)
-        hand_over("z", rows)
-        return rows, torch.tensor(counts, device=self.lm.device)
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """What the frozen part of the encoder makes of each text; it need be computed only once."""
+        return self.encoder.features(texts)
+
+    def latents_of(self, texts: Sequence[SenderText]) -> tuple[Tensor, Tensor]:
+        """Latents of texts: (batch, M, d_z) right-padded, fp32, and counts (batch,)."""
+        return self.latents(self.features(texts), [text.latents for text in texts])
+
+    def latents(self, features: Sequence[Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`latents_of` for texts given by their features and by `SenderText.latents` of each."""
+        for one in features:
+            hand_over("features", one)
+        z = self.encoder(features, counts)
+        if self.refiner is not None:
+            z = self.refiner(z, counts)
+        hand_over("z", z)
+        return z, torch.tensor(counts, device=self.device)
 
     # ---- messages -------------------------------------------------------------------------------------------------
 
@@ -95,7 +104,7 @@ class Sender:
         self, texts: Sequence[str], codec: str | Codec | None = None, *, with_text: bool = False
     ) -> list[Wire]:
         """One message for each text; ModelError where one is longer than the sender can read."""
-        return self.messages([self.prepare(text) for text in texts], codec, texts=texts if with_text else None)
+        return self.messages([self.prepare(text) for text in texts], codec, with_text=with_text)
 
     def encode_stream(
         self,
@@ -110,11 +119,12 @@ class Sender:
         Chunks end between lines, sentences or words where they can, and do not know of each other. Each message but
         the last says that more follow.
         """
-        chunks = split_text(pieces, chunk or self.chunk, lambda text: self.lm.tokenize_with_offsets(text)[1])
+        source = self.encoder.source
+        chunks = split_text(pieces, chunk or self.chunk, lambda text: source.tokenize_with_offsets(text)[1])
         ahead = next(chunks, "")
         while ahead:
             text, ahead = ahead, next(chunks, "")
-            yield from self.messages([self.prepare(text)], codec, texts=[text] if with_text else None, more=bool(ahead))
+            yield from self.messages([self.prepare(text)], codec, with_text=with_text, more=bool(ahead))
 
     @torch.no_grad()
     def messages(
@@ -122,16 +132,17 @@ class Sender:
         prepared: Sequence[SenderText],
         codec: str | Codec | None = None,
         *,
-        texts: Sequence[str] | None = None,
+        with_text: bool = False,
         more: bool = False,
     ) -> list[Wire]:
         """`encode_batch` for texts that are tokenized already."""
         out: list[Wire] = []
         for start in range(0, len(prepared), BATCH):
-            z, counts = self.latents(self.features(prepared[start : start + BATCH]))
-            for row, count in zip(z.cpu(), counts.tolist(), strict=True):
-                text = texts[len(out)] if texts is not None else None
-                out.append(Wire.of(row[:count], codec or self.codec, text=text, sender=self.fingerprint, more=more))
+            batch = prepared[start : start + BATCH]
+            z, counts = self.latents_of(batch)
+            for text, row, count in zip(batch, z.cpu(), counts.tolist(), strict=True):
+                beside = text.text if with_text else None
+                out.append(Wire.of(row[:count], codec or self.codec, text=beside, sender=self.fingerprint, more=more))
         return out
 
 

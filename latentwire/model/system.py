@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,9 @@ from latentwire.config import Config, resolve_receivers
 from latentwire.config.schema import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
-from latentwire.model.encoding import ReceiverText, SenderText, encode_for_receiver
+from latentwire.encoder.registry import build_encoder
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender, default_codec
 
@@ -25,17 +29,20 @@ class LatentWire:
         self.receivers = receivers
 
     @classmethod
-    def build(cls, config: Config) -> LatentWire:
-        """Load every model that the configuration names. Readers and encoder start at random."""
+    def build(cls, config: Config, only: Sequence[str] | None = None) -> LatentWire:
+        """Load every model that the configuration names, or the sender and only some of the receivers.
+
+        Readers and encoder start at random.
+        """
         default_codec(config)  # what is wrong with it should be known before anything is loaded
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
         device = check_devices(config.system)
         turns = Turns() if config.system.sequential_models else None
-        sender = Sender(load_lm(config.encoder.model, config, device, sender=True), config)
+        models = resolve_receivers(config.model)
+        sender = Sender(build_encoder(config, device), config)
         receivers = {
-            name: Receiver(name, load_lm(model, config, device, turns=turns), config)
-            for name, model in resolve_receivers(config.model).items()
+            name: Receiver(name, load_lm(models[name], config, device, turns), config) for name in only or models
         }
         return cls(config, sender, receivers)
 
@@ -52,7 +59,7 @@ class LatentWire:
 
         What is needed to go on training but not to read a message is in it only with `training`.
         """
-        state = {"sender": _merge(encoder=self.sender.encoder.state_dict())}
+        state = {"sender": _merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
         for name, receiver in self.receivers.items():
             state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
             for feature_name, feature in receiver.features.items():
@@ -80,7 +87,8 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]]) -> No
     """Take up a sender's part of a state."""
     if "sender" not in state:
         raise CheckpointError("the checkpoint has no file sender.safetensors")
-    _load(sender.encoder, _part(state["sender"], "encoder"), "sender")
+    for name, part in sender.parts.items():
+        _load(part, _part(state["sender"], name), f"sender: {name}")
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]]) -> None:
@@ -128,17 +136,15 @@ def _usable(device: str | int, key: str) -> None:
         raise ConfigError(f"{key}: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def load_lm(
-    model: str, config: Config, device: str, *, sender: bool = False, turns: Turns | None = None
-) -> LanguageModel:
-    """Load one language model as the configuration says; 4 bits and a device map are for receivers."""
+def load_lm(model: str, config: Config, device: str, turns: Turns | None = None) -> LanguageModel:
+    """Load one receiver's language model as the configuration says."""
     return LanguageModel.load(
         model,
         dtype=config.model.dtype,
         attn_implementation=config.model.attn_implementation,
         device=device,
-        load_4bit=config.model.load_4bit and not sender,
-        device_map=None if sender else config.system.device_map,
+        load_4bit=config.model.load_4bit,
+        device_map=config.system.device_map,
         turns=turns,
     )
 

@@ -27,8 +27,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     lines = [
         "# LatentWire checkpoint",
         "",
-        f"A sender on `{encoder['model']}` (windows of {encoder['window']} tokens, d_z {encoder['d_z']}, hidden states "
-        f"{encoder['layers']}) and readers ({_features(config['features'])}) for:",
+        f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
         "",
         *(f"- `{name}`: {_model(value)}" for name, value in receivers.items()),
         "",
@@ -49,6 +48,16 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
 def _features(features: dict[str, bool]) -> str:
     on = [name.removeprefix("use_") for name, value in features.items() if value]
     return ", ".join(f"`{name}`" for name in on) or "vectors at the input"
+
+
+def _encoder(encoder: dict[str, Any]) -> str:
+    kind = encoder.get("type", "backbone")
+    parts = [f"windows of {encoder['window']} tokens", f"d_z {encoder['d_z']}"]
+    if encoder["latent_len"]:
+        parts[0] = f"{encoder['latent_len']} latents"
+    if encoder.get("latent_private_len"):
+        parts.append(f"{encoder['latent_private_len']} latents private to each receiver")
+    return ", ".join([*parts, f"hidden states {encoder['layers']}"] if kind == "backbone" else [f"type {kind}", *parts])
 
 
 def _model(name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from latentwire.data import load_passages, load_texts
 from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
-from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
 from latentwire.training.stages import closed_form
 from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
     SlotTuning,
     cached_folder,
@@ -55,6 +58,8 @@ MAY_CHANGE = {
     "evaluation",
     "diagnostics",
 }
+STATISTICS_PASSAGES = 200
+"""Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
@@ -164,7 +169,7 @@ class Run:
                 out.append((passage, prepared))
         print(
             f"data: {len(out)} of {len(passages)} training passages have at most "
-            f"{self.config.data.max_context_tokens} tokens",
+            f"{self.config.data.max_context_tokens} tokens and fit sender and receivers",
             flush=True,
         )
         return out
@@ -193,7 +198,7 @@ class Run:
     def _prepare_one(self, passage: Passage) -> Prepared | None:
         """A passage as token ids, or None where it is longer than what is trained on."""
         sent = self.system.sender.tokenize(passage.context)
-        if len(sent.ids) > min(self.config.data.max_context_tokens + 1, self.system.sender.lm.anatomy.max_positions):
+        if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
             return None
         texts = {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
         fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
@@ -244,6 +249,9 @@ class Run:
         print(f"starting from {folder}", flush=True)
 
     def _closed_form(self) -> None:
+        if self.config.encoder.type != "backbone":
+            self._start_readers()
+            return
         done = self._stage("closed_form") / "done"
         if _is_done(done.parent):
             print("closed_form: done before", flush=True)
@@ -286,6 +294,23 @@ class Run:
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
             shutil.rmtree(sums, ignore_errors=True)
+
+    def _start_readers(self) -> None:
+        """What readers start from where an encoder has no closed form; a part of the end-to-end stage."""
+        if "end_to_end" not in self.stages or _is_done(self._stage(EndToEnd.name)):
+            return
+        done = self._stage("reader_start") / "done"
+        if _is_done(done.parent):
+            self.system.load_state_dict(load_folder(done))
+            return
+        kind = self.config.encoder.type
+        print(
+            f"closed_form: left out, as it solves encoder.type = 'backbone' and not {kind!r}; readers start from the "
+            "statistics of what they have to make",
+            flush=True,
+        )
+        standardise(self.system, islice(self._texts_for_closed_form(), STATISTICS_PASSAGES))
+        save_folder(done, self.system.state_dict(), {})
 
     def _end_to_end(self) -> bool:
         """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""
@@ -356,6 +381,9 @@ class EpochCheckpoints(Callback):
 
 SAME_FORM = (
     "encoder",
+    "queries",
+    "byte",
+    "latent_refiner",
     "adapter",
     "anchor",
     "features",

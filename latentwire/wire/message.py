@@ -103,8 +103,9 @@ class Wire:
             raise WireError(f"the first {layers} layers of a message that has {there}")
         return Wire(replace(self.frame, latents=replace(section, layers=section.layers[:layers])))
 
-    def misfit(self, sender: bytes | None, d_z: int) -> str | None:
-        """Why a reader trained for this sender and width cannot read the latents; None where it can.
+    def misfit(self, sender: bytes | None, d_z: int, count: int | None = None) -> str | None:
+        """Why a reader trained for this sender, width and, if it is fixed, number of latents cannot read these; None
+        where it can.
 
         A message without a fingerprint (version 1) or a reader that knows none is judged by the width alone.
         """
@@ -115,6 +116,8 @@ class Wire:
             return f"the message comes from sender {self.frame.sender.hex()}; the reader expects {sender.hex()}"
         if section.d_z != d_z:
             return f"the message has latents of width {section.d_z}; the reader expects {d_z}"
+        if count is not None and section.count != count:
+            return f"the message has {section.count} latents; the reader expects {count}"
         return None
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_for_other_receivers_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", small_system(small_config()))
-    with pytest.raises(CheckpointError, match="sender: size mismatch"):
+    with pytest.raises(CheckpointError, match="sender: encoder: size mismatch"):
         small_system(small_config(encoder={"d_z": 8})).load_state_dict(load_folder(tmp_path / "c"))
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentwire.encoder.windows import align, split, take_phases
+from latentwire.encoder.windows import align, divide, split, take_phases
 
 
 def test_windows_and_phases_of_whole_and_short_windows() -> None:
@@ -47,3 +47,13 @@ def test_alignment_is_complete_and_in_order(widths: list[int], window: int, phas
 
 def test_phases_cover_a_window_evenly() -> None:
     assert [row[0] for row in take_phases([list(range(8))], 4)] == [0, 2, 4, 6]
+
+
+def test_a_text_is_divided_into_exactly_as_many_windows() -> None:
+    offsets = [(i, i + 1) for i in range(10)]
+    cut = divide(offsets, 4, phases=2)
+    assert cut.starts == (0, 2, 5, 7)
+    assert cut.phase_tokens == [[0, 2, 5, 7], [1, 3, 6, 8]]
+    short = divide(offsets[:2], 5, phases=2)  # more windows than tokens: some are empty
+    assert len(short) == 5 and short.phase_tokens == [[0, 0, 0, 0, 1]] * 2
+    assert len(divide([], 5, phases=2)) == 0

@@ -69,10 +69,11 @@ def test_nothing_to_evaluate_and_a_passage_longer_than_the_window() -> None:
     config = small_config(evaluation=SMALL)
     with pytest.raises(DataError, match="no question"):
         evaluate(small_system(config), [], config)
+    from latentwire.encoder.backbone import BackboneEncoder
     from latentwire.model.sender import Sender
     from tests.tiny import tiny_lm
 
-    sender = Sender(tiny_lm("llama", max_position_embeddings=16), config)
+    sender = Sender(BackboneEncoder(tiny_lm("llama", max_position_embeddings=16), config), config)
     with pytest.raises(ModelError, match="longer than the sender's window of 16"):
         sender.prepare(small_passages(1)[0].context)
 

@@ -57,7 +57,8 @@ def test_without_options_the_loss_is_the_plain_one_bit_by_bit(slots: bool, copy_
     receiver, _, block = first_batch(module)
     batch = module.batch(0)
     out = module.forward(batch)
-    z, counts = module.system.sender.latents(module.features(batch.chosen))
+    features = module.features(batch.chosen)
+    z, counts = module.system.sender.latents(features, [len(row) for row in features])
     values = receiver.reader.generator(z)
     with receiver.using(LATENT):
         context = receiver.reader.context(receiver.lm, values, counts)

@@ -52,7 +52,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_message_holds_the_latents_of_its_text(system: LatentWire) -> None:
     sender = system.sender
     with torch.no_grad():
-        z, _ = sender.latents(sender.features([sender.prepare(TEXTS[0])]))
+        z, _ = sender.latents_of([sender.prepare(TEXTS[0])])
     wire = sender.encode(TEXTS[0], "fp32")
     assert np.array_equal(wire.latents, z[0].numpy()) and wire.text is None and not wire.frame.more
     assert sender.encode(TEXTS[0], with_text=True).text == TEXTS[0]
@@ -82,7 +82,7 @@ def test_a_longer_text_is_several_messages(system: LatentWire) -> None:
 def test_texts_that_cannot_be_sent_are_named(system: LatentWire) -> None:
     with pytest.raises(ModelError, match="longer than the sender's window of 512"):
         system.sender.encode("word " * 900)
-    with pytest.raises(WireError, match="with one number at least"):
+    with pytest.raises(ModelError, match="holds no token, so there is nothing to send"):
         system.sender.encode("")
     with pytest.raises(WireError, match="codec 'int5' is unknown"):
         system.sender.encode(TEXTS[0], "int5")

@@ -40,7 +40,7 @@ def test_latents_are_read_in_m_positions_with_gradients_to_everything(family: st
     )
     receiver = system.receivers["a"]
     prepared = [system.prepare(p) for p in small_passages(2)]
-    z, counts = system.sender.latents(system.sender.features([sent for sent, _ in prepared]))
+    z, counts = system.sender.latents_of([sent for sent, _ in prepared])
     for step in range(2):  # the MLP's first layer wakes up once its zero-initialised output layer has moved
         context = receiver.read_latents(z, counts)
         assert context.mask.sum(1).tolist() == [len(receiver.prompt.head) + n for n in counts.tolist()]

@@ -88,7 +88,8 @@ def test_shapes_are_said_once_each(tmp_path: Path, slots: bool, what: str, capsy
     lines = [line for line in capsys.readouterr().out.splitlines() if " on cpu" in line]
     assert len(lines) == len(set(lines))
     d_features = stage.system.sender.encoder.d_features
-    z = stage.system.sender.latents(stage.features(stage.batch(0)[1]))[0]
+    chosen = stage.batch(0).chosen
+    z = stage.system.sender.latents(stage.features(chosen), [stage.passages[i][0].latents for i in chosen])[0]
     for name in ("features", "z", what, "questions"):
         assert any(line.startswith(f"end_to_end: {name} (") for line in lines), name
     assert f"end_to_end: z {tuple(z.shape)} float32 on cpu" in lines

@@ -27,7 +27,9 @@ from torch import Tensor
 
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
-from latentwire.model.encoding import ReceiverText, SenderText
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted, StopRequest
@@ -113,7 +115,7 @@ class Factors:
     mean_y: Tensor
 
 
-def _of_group(variance: Tensor, groups: Tensor) -> Tensor:
+def group_mean(variance: Tensor, groups: Tensor) -> Tensor:
     """(d_y,) the mean variance of each target's group."""
     counts = torch.bincount(groups).clamp(min=1)
     return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
@@ -155,7 +157,7 @@ def solve(
     mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    scale = _of_group(variance, groups).sqrt()
+    scale = group_mean(variance, groups).sqrt()
     xy /= scale
     if encoder is not None:
         gram = encoder.T @ xx @ encoder
@@ -193,11 +195,14 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, Receiver]) -> tuple[Tensor, Tensor]:
     """Window features (rows, d_features) and all readers' targets (rows, sum of d_out) of some passages."""
     features = torch.cat(system.sender.features([sent for sent, _ in batch])).float()
-    targets = []
-    for name, receiver in receivers.items():
-        values, counts = receiver.targets([texts[name] for _, texts in batch])
-        targets.append(torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float())
+    targets = [targets_of(r, [texts[name] for _, texts in batch]) for name, r in receivers.items()]
     return features, torch.cat([t.to(features.device) for t in targets], 1)
+
+
+def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
+    """A reader's targets (rows, d_out) of some texts, one row a window."""
+    values, counts = receiver.targets(texts)
+    return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
 
 
 def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
@@ -216,7 +221,7 @@ def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size:
         (gradient,) = torch.autograd.grad(terms.total, values)
         total = total + gradient.pow(2).sum((0, 1))
         seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
-    variance = _of_group(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
+    variance = group_mean(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
     share = total * variance  # how much of the loss hangs on each number's variation
     return ((1 - floor) * share / share.mean() + floor) / variance
 
@@ -239,15 +244,17 @@ def fit(
     slot; None for the whole window. `importance`: (sum of d_out,) as `importance_of` measures it, receivers in order.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
-    receivers = system.receivers
+    receivers, encoder = system.receivers, system.sender.encoder
+    if not isinstance(encoder, BackboneEncoder):
+        raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
     passages = iter(passages)
-    aside = [rows_of(system, batch, receivers) for batch in _batched(islice(passages, held_out), batch_size)]
+    aside = [rows_of(system, batch, receivers) for batch in batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
     if state is not None and (state / INDEX).is_file():
         done = equations.load(state)
         report(equations.rows)
     with StopRequest() as stop:
-        for batch in _batched(islice(passages, done, None), batch_size):
+        for batch in batched(islice(passages, done, None), batch_size):
             rows = rows_of(system, batch, receivers)
             equations.add(*rows)
             done += len(batch)
@@ -267,7 +274,6 @@ def fit(
         groups.append(own + offset)
         phases.append(receiver.reader.target_phases())
         offset += int(own.max()) + 1
-    encoder = system.sender.encoder
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
     factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
@@ -293,7 +299,7 @@ def fit(
     return scores
 
 
-def _batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
+def batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
     batch: list[Prepared] = []
     for item in items:
         batch.append(item)

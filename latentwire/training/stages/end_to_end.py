@@ -10,32 +10,35 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
+from latentwire.encoder.text import SenderText
 from latentwire.losses.terms import Terms
-from latentwire.model.encoding import QuestionBlock, ReceiverText, SenderText
+from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
+from latentwire.training.dropout import keep_latents
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
 class Batch(NamedTuple):
-    """Who reads which passages, the questions on them, whether the text itself is read, and how far through the stage
-    this comes (0 to 1)."""
+    """Who reads which passages, the questions on them, whether the text itself is read, how far through the stage this
+    comes (0 to 1), and, with latent dropout, which latents of each passage are kept."""
 
     receiver: str
     chosen: list[int]
     block: QuestionBlock
     from_text: bool
     progress: float
+    kept: list[list[int]] | None
 
 
 class EndToEnd:
     """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
 
     Each round of K micro-batches shows every receiver the same passages; in some rounds (`reads_text`) as text instead
-    of latents, for LoRA to learn the task. The sender's LM is frozen, so its window features are computed once for each
-    passage and kept (bf16) when `system.cache_features` is on.
+    of latents, for LoRA to learn the task. What is frozen of the sender is computed once for each passage and kept
+    (bf16) when `system.cache_features` is on.
     """
 
     name = "end_to_end"
@@ -52,8 +55,12 @@ class EndToEnd:
         self._features: dict[int, Tensor] = {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        rates = self.config.optimizer
-        groups = [ParameterGroup("encoder", [self.system.sender.encoder.weight], rates.lr_encoder)]
+        rates, sender = self.config.optimizer, self.system.sender
+        encoder_rate = rates.lr_sender if sender.encoder.from_scratch else rates.lr_encoder
+        groups = [
+            ParameterGroup(part, list(module.parameters()), encoder_rate if part == "encoder" else rates.lr_sender)
+            for part, module in sender.parts.items()
+        ]
         for name, receiver in self.system.receivers.items():
             generator = list(receiver.reader.generator.parameters())
             groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
@@ -70,10 +77,13 @@ class EndToEnd:
     def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
-        name, from_text = self.names[turn], self.reads_text(index)
+        name, from_text, progress = self.names[turn], self.reads_text(index), progress_of(index, self.total)
         texts = [self.passages[i][1][name] for i in chosen]
         block = self.system.receivers[name].pack(texts, rng, copying=not from_text)
-        return Batch(name, chosen, block, from_text, progress_of(index, self.total))
+        kept = None
+        if self.config.latents.drops:
+            kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
+        return Batch(name, chosen, block, from_text, progress, kept)
 
     def reads_text(self, index: int) -> bool:
         """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.
@@ -86,13 +96,13 @@ class EndToEnd:
         return random.Random(f"text-{self.config.system.seed}-{round_}").random() < stage.tail_text_prob
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
-        """Window features of passages, from memory where they are known."""
+        """The encoder's features of passages, from memory where they are known."""
         missing = [i for i in chosen if i not in self._features]
         # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
         found = {i: self.system.sender.features([self.passages[i][0]])[0] for i in missing}
         if self.config.system.cache_features:
             # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
-            found = {i: f.to(torch.bfloat16) for i, f in found.items()}
+            found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
             self._features |= found
         return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
 
@@ -106,9 +116,10 @@ class EndToEnd:
         return StepOutput(terms.total, int(batch.block.mask.sum()), receiver.name, terms.metrics, terms.weighted)
 
     def _from_latents(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> Terms:
-        z, counts = self.system.sender.latents(self.features(batch.chosen))
+        made = [self.passages[i][0].latents for i in batch.chosen]
+        z, counts = self.system.sender.latents(self.features(batch.chosen), made)
         teacher = receiver.teach(texts, batch.block, batch.progress)
-        context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device))
+        context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), batch.kept)
         terms = receiver.loss(context, batch.block, batch.progress, teacher)
         terms.extend(receiver.reader_loss(context, batch.block))
         for name, feature in receiver.features.items():

@@ -118,9 +118,13 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
         "lora": config.lora.model_dump(),
-        "optimizer": config.optimizer.model_dump(exclude={"lr", "lr_encoder", "lr_generator", "max_bad_steps"}),
+        "optimizer": config.optimizer.model_dump(
+            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "max_bad_steps"}
+        ),
         "seed": config.system.seed,
     }
+    if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
+        key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
@@ -149,5 +153,7 @@ def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
 def data_fingerprint(passages: Sequence[Passage]) -> str:
     """Hash of the passages and questions that a stage sees."""
     if not passages:
-        raise TrainingError("data: no training passage is left after filtering by data.max_context_tokens")
+        raise TrainingError(
+            "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
+        )
     return stable_hash([[p.context, [[q.text, list(q.answers)] for q in p.questions]] for p in passages])

@@ -1,0 +1,69 @@
+"""What an encoder is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.config.schema import Config
+from latentwire.encoder.text import SenderText
+
+
+class Source(Protocol):
+    """What cuts texts into the sender's tokens; `frame`: the special tokens before and behind those of a text."""
+
+    name: str
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]: ...
+
+    def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]: ...
+
+
+class Encoder(nn.Module, ABC):
+    """Text to latents in two steps: features of a text, which are frozen and computed once, then what is trained.
+
+    A frozen model behind an encoder is not a part of the module: it is rebuilt from its name.
+    """
+
+    from_scratch = True
+    """Whether training starts from random weights, at optimizer.lr_sender."""
+    source: Source
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: Config, device: str) -> Encoder:
+        """Load what encoder.model names, and build the encoder on it. ModelError where that cannot be had."""
+
+    @abstractmethod
+    def too_long(self, text: SenderText) -> str | None:
+        """Why a text is longer than the encoder can read, beginning with the dotted key that says so; else None."""
+
+    @abstractmethod
+    def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """What the frozen part makes of each text, without gradients. A text's features do not depend on the others."""
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """Latents (batch, M, d_z) in fp32, right-padded: counts[i] of them in row i."""
+
+    def standardise(self, features: Sequence[Tensor], counts: Sequence[int]) -> None:
+        """Called once before training from scratch, with some texts' features: latents then have unit variance."""
+        return
+
+
+def too_many_tokens(text: SenderText, limit: int) -> str | None:
+    """The refusal of a text that a pretrained model has not enough positions for."""
+    if len(text.ids) <= limit:
+        return None
+    return f"encoder.model: a text of {len(text.ids)} tokens is longer than the sender's window of {limit}"
+
+
+def rms_normalised(states: Tensor) -> Tensor:
+    """Vectors (..., d) divided by their root mean square: a pretrained model's layers differ by orders of magnitude."""
+    return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)

@@ -1,0 +1,40 @@
+"""A text as the sender reads it, and batches of such texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SenderText:
+    """A text for the sender, cut into the N windows to which receivers align their own tokens.
+
+    ids: its tokens, special ones included; tokens: how many without those; starts: the windows' first characters;
+    phase_tokens: (phases, N) indices into ids; latents: M, as many as the sender makes of it. M is N, except where
+    latents are set aside for single receivers: there N is what one of them reads.
+    """
+
+    text: str
+    ids: list[int]
+    tokens: int
+    starts: tuple[int, ...]
+    phase_tokens: list[list[int]]
+    latents: int
+
+
+def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Right-pad tables (phases, M_i) to (batch, phases, M), and the counts M_i (batch,)."""
+    counts = [len(t[0]) for t in tables]
+    out = torch.zeros(len(tables), len(tables[0]), max(counts), dtype=torch.long)
+    for row, table in enumerate(tables):
+        out[row, :, : counts[row]] = torch.tensor(table)
+    return out.to(device), torch.tensor(counts, device=device)
+
+
+def row_mask(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Mask (batch, longest) of rows right-padded to the longest: True at the first counts[i] of row i."""
+    return torch.arange(max(counts), device=device)[None] < torch.tensor(counts, device=device)[:, None]

@@ -1,0 +1,88 @@
+"""Senders other than the backbone, through the commands: train, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.export import main as export_main
+from latentwire.eval import main as eval_main
+from latentwire.train import main as train_main
+from tests.cli.test_commands import arguments, fails, models
+from tests.tiny import save_tiny_bert
+
+__all__ = ["models"]
+KINDS = ["byte", "simple-st", "stq"]
+
+
+def flags_of(models: Path, kind: str, **more: object) -> list[str]:
+    if kind != "byte":
+        more["sender_id"] = models / "bert"
+    options: dict[str, object] = {
+        "encoder_type": kind,
+        "query_width": 16,
+        "query_heads": 2,
+        "byte_layers": 1,
+        "refiner_width": 16,
+        "latent_shared_len": 6,
+        "latent_private_len": 2,
+        "latent_keep_start": 0.5,
+        "slot_tuning_max_steps": 1,
+        "tuned_cache": models / f"cache-{kind}",
+    }
+    return [*arguments(models, **options | more), "--use_latent_refiner"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(models: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    if not (models / "bert").exists():
+        save_tiny_bert(models / "bert")
+    run = train_main(flags_of(models, request.param, out_dir=models / request.param))
+    return run | {"kind": request.param}
+
+
+def test_a_run_trains_evaluates_and_goes_on_where_it_was(
+    models: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, kind = models / trained["kind"], trained["kind"]
+    rows = [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+    assert {r["stage"].split("/")[0] for r in rows} == {"slot_tuning", "end_to_end", "baseline"}
+    last = [r for r in rows if r["stage"] == "end_to_end"][-1]
+    assert last["grad_norm/encoder"] > 0 and "lr/latent_refiner" in last
+    assert trained["evaluation"]["receivers"]["llama"]["latent"]["nll_per_token"] > 0
+    again = train_main(flags_of(models, kind, out_dir=run))
+    assert "end_to_end: done before" in capsys.readouterr().out
+    assert again["evaluation"]["latent"]["f1"] == trained["evaluation"]["latent"]["f1"]
+
+
+def test_a_checkpoint_is_exported_and_one_receiver_of_it_evaluated(
+    models: Path, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    kind = trained["kind"]
+    export_main(["--ckpt", str(models / kind), "--out_dir", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"type {kind}" in card and "2 latents private to each receiver" in card and "latent_refiner" in card
+    sender = models / ("llama" if kind == "byte" else "bert")
+    words = ["--samples", "6", "--quiet", "--override", f"encoder.model={sender}"]
+    for key, model in (("llama_id", "llama"), ("qwen_id", "qwen3")):
+        words += ["--override", f"model.{key}={models / model}"]
+    both, one = (
+        eval_main(["--ckpt", str(tmp_path / "out"), *words, *more, "--out_dir", str(tmp_path / name)])
+        for name, more in (("both", []), ("one", ["--receivers", "qwen"]))
+    )
+    assert list(one["receivers"]) == ["qwen"]
+    nll = [results["receivers"]["qwen"]["latent"]["nll_per_token"] for results in (both, one)]
+    assert nll[0] == pytest.approx(nll[1], rel=1e-5)
+    trained_nll = trained["evaluation"]["receivers"]["qwen"]["latent"]["nll_per_token"]
+    assert nll[0] == pytest.approx(trained_nll, rel=0.03)  # kept in 8 bits
+
+
+def test_the_closed_form_is_refused_where_asked_for(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = flags_of(models, "byte", out_dir=tmp_path, stages="slot_tuning,closed_form,end_to_end")
+    assert "--stages: closed_form solves encoder.type = 'backbone', not 'byte'" in fails(train_main, flags, capsys)
+    assert not any(tmp_path.iterdir())
