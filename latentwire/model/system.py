@@ -80,8 +80,11 @@ class LatentWire:
                 state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
         return state
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
+        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached.
+
+        With `start`, features that the state knows nothing of stay as they begin.
+        """
         if "sender" not in state:
             raise CheckpointError("the checkpoint has no file sender.safetensors")
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
@@ -91,12 +94,14 @@ class LatentWire:
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
         for part_name, part in self.sender.parts.items():
-            _load(part, _part(state["sender"], part_name), f"sender: {part_name}")
+            own = _part(state["sender"], part_name)
+            if own or not start:
+                _load(part, own, f"sender: {part_name}")
         for name, receiver in self.receivers.items():
             _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
             for feature_name, feature in receiver.features.items():
                 own = _part(state[f"receivers/{name}"], feature_name)
-                if own or not feature.train_only:
+                if own or not (start or feature.train_only):
                     _load(feature, own, f"receivers/{name}: {feature_name}")
             for adapter in ("latent", "text", "token_budget"):
                 stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
