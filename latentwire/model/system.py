@@ -70,34 +70,39 @@ class LatentWire:
                 state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
         return state
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
+        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached.
+
+        With `start`, features that the state knows nothing of stay as they begin.
+        """
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
         if missing:
             known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
             raise CheckpointError(
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
-        load_sender_state(self.sender, state)
+        load_sender_state(self.sender, state, start=start)
         for receiver in self.receivers.values():
-            load_receiver_state(receiver, state)
+            load_receiver_state(receiver, state, start=start)
 
 
-def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]]) -> None:
+def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
     """Take up a sender's part of a state."""
     if "sender" not in state:
         raise CheckpointError("the checkpoint has no file sender.safetensors")
     for name, part in sender.parts.items():
-        _load(part, _part(state["sender"], name), f"sender: {name}")
+        own = _part(state["sender"], name)
+        if own or not start:
+            _load(part, own, f"sender: {name}")
 
 
-def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]]) -> None:
+def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
     """Take up a receiver's part of a state; adapters found in it are attached."""
     name = receiver.name
     _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
     for feature_name, feature in receiver.features.items():
         own = _part(state[f"receivers/{name}"], feature_name)
-        if own or not feature.train_only:
+        if own or not (start or feature.train_only):
             _load(feature, own, f"receivers/{name}: {feature_name}")
     for adapter in ("latent", "text", "token_budget"):
         stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"

@@ -32,6 +32,7 @@ from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
 from latentwire.encoder.text import SenderText
+from latentwire.features import FEATURES
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.system import LatentWire, check_devices
@@ -244,7 +245,7 @@ class Run:
     def _start_from(self, path: Path) -> None:
         """Take up everything from a checkpoint, in place of slot tuning and the closed form."""
         folder = find_checkpoint(path)
-        self.system.load_state_dict(load_folder(folder))
+        self.system.load_state_dict(load_folder(folder), start=True)
         self.origin = read_info(folder)["files"]
         print(f"starting from {folder}", flush=True)
 
@@ -379,6 +380,7 @@ class EpochCheckpoints(Callback):
         save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
 
 
+ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
 SAME_FORM = (
     "encoder",
     "queries",
@@ -400,8 +402,13 @@ SAME_FORM = (
 
 
 def _check_same_form(folder: Path, ours: Config) -> None:
+    """Features that the checkpoint was trained without may come in addition: they start afresh."""
     theirs = load_config_of(folder)
-    for dotted in _differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json")):
+    new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
+    free = {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
+    for dotted in sorted(_differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
+        if {dotted, dotted.split(".")[0]} & free:
+            continue
         if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
             section, key = dotted.split(".")
             trained, asked = (getattr(getattr(c, section), key) for c in (theirs, ours))

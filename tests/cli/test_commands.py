@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.run import run_and_exit
 from latentwire.core.errors import LatentWireError
 from latentwire.eval import main as eval_main
@@ -44,7 +45,7 @@ def arguments(folder: Path, **more: object) -> list[str]:
         "max_new_tokens": 3,
         "tuned_cache": folder / "cache",
     } | more
-    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    return [*(word for key, value in flags.items() for word in (f"--{key}", str(value))), "--use_deep_prefix"]
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +302,15 @@ def test_starting_from_a_checkpoint_of_another_form_is_refused(
     message = fails(train_main, arguments(models, **start, encoder_layers="0,1"), capsys)
     assert "checkpoint.init_from" in message and "encoder.layers = [0, 2], not [0, 1]" in message
     assert "lora.r = 8, not 4" in fails(train_main, arguments(models, **start, lora_r=4), capsys)
+    off = [*arguments(models, **start), "--no_use_deep_prefix"]
+    assert "features.use_deep_prefix = True, not False" in fails(train_main, off, capsys)
     assert not any(tmp_path.iterdir())
+    # Features that it lacks come in addition, and start afresh.
+    more = ["--use_prefix", "--prefix_len", "3", "--use_latent_refiner", "--use_gist_head", "--gist_weight", "0.5"]
+    train_main([*arguments(models, **start, end_to_end_max_steps=2), *more, "--stages", "end_to_end"])
+    kept = load_folder(tmp_path / "last")
+    assert any(k.startswith("prefix.") for k in kept["receivers/llama"])
+    assert any(k.startswith("latent_refiner.") for k in kept["sender"])
 
 
 def test_training_passages_beyond_the_sender_s_window_are_left_out(
