@@ -59,7 +59,7 @@ def test_the_page_on_features_can_be_followed(tmp_path: Path) -> None:
     edits = re.findall(
         r"(?:(Behind|Before) `([^`]+)` in\s+)?`(latentwire/[^`]+)`:\n\n```(?:python)?\n(.*?)```", page, re.DOTALL
     )
-    assert len(edits) == 6
+    assert len(edits) == 7
     lines = 0
     for where, line, file, code in edits:
         path = tmp_path / file

@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.backbone.lm import pad_right
 from latentwire.backbone.load import load_model, load_tokenizer, resolve_attention, resolve_dtype
-from latentwire.config.schema import ModelConfig
+from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ModelError
 
 

@@ -25,7 +25,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from latentwire.config.load import config_from_dict, first_problem, read_config_file
-from latentwire.config.schema import Config, Section
+from latentwire.config.schema import Config
+from latentwire.config.sections.base import Section
 from latentwire.core.errors import ConfigError
 
 Changes = dict[str, Any]

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from latentwire.config.schema import Config, ModelConfig
+from latentwire.config.schema import Config
+from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError
 
 

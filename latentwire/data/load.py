@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from latentwire.config.schema import DataConfig
+from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
 from latentwire.data.example import Passage
 from latentwire.data.facts import make_facts

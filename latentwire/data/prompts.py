@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentwire.config.schema import AnchorConfig
+from latentwire.config.sections.reading import AnchorConfig
 from latentwire.core.errors import ConfigError
 
 QUESTION = "\nQuestion: {question}\nAnswer:"

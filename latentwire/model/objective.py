@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import Context, LanguageModel
-from latentwire.config.schema import LossesConfig
+from latentwire.config.sections.training import LossesConfig
 from latentwire.losses.alignment import answer_alignment
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
 from latentwire.losses.distillation import logit_kd, state_kd

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.turns import Turns
 from latentwire.config import Config, resolve_receivers
-from latentwire.config.schema import SystemConfig
+from latentwire.config.sections.running import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder

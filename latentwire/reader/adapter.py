@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
-from latentwire.config.schema import AdapterConfig
+from latentwire.config.sections.reading import AdapterConfig
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, Statistics, left_align, real
 from latentwire.reader.calibration import embedding_rms, sample_embeddings, set_rms

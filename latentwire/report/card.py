@@ -6,7 +6,7 @@ from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config import resolve_receivers
-from latentwire.config.schema import ModelConfig
+from latentwire.config.sections.inputs import ModelConfig
 
 DATA_LICENCES = {
     "squad": "SQuAD 1.1 (Rajpurkar et al. 2016), CC BY-SA 4.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from latentwire.config.schema import LatentsConfig
+from latentwire.config.sections.latents import LatentsConfig
 
 
 def keep_share(config: LatentsConfig, progress: float) -> float:

@@ -21,7 +21,7 @@ import torch
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
-from latentwire.config.schema import TuningStage
+from latentwire.config.sections.training import TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.manifest import run_manifest

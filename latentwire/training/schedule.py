@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from latentwire.config.schema import OptimizerConfig
+from latentwire.config.sections.training import OptimizerConfig
 
 
 def lr_factor(config: OptimizerConfig, step: int, total: int) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentwire.config.schema import LoraConfig
+from latentwire.config.sections.features import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model

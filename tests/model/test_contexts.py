@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentwire.config import Config
-from latentwire.config.schema import LossesConfig
+from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question
 from latentwire.model.encoding import (
     SPAN_LENGTH,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentwire.config import load_config
-from latentwire.config.schema import LatentsConfig
+from latentwire.config.sections.latents import LatentsConfig
 from latentwire.training.dropout import keep_latents, keep_share
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Trainer

@@ -13,7 +13,7 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from latentwire.config.schema import LoraConfig
+from latentwire.config.sections.features import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 
 

@@ -1,0 +1,101 @@
+"""Optional parts of a receiver."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from latentwire.config.sections.base import Section, flag
+
+
+class FeaturesConfig(Section):
+    """Which optional parts are on."""
+
+    use_lora: bool = Field(False, description="LoRA on the receivers; off leaves them frozen.")
+    use_deep_prefix: bool = Field(
+        True, description="Read latents as key/value slots in every layer; off: as vectors at inputs_embeds (adapter)."
+    )
+    use_prefix: bool = Field(False, description="Learned keys and values in every layer, the same for every message.")
+    use_latent_adapters: bool = Field(False, description="Gated cross-attention from some layers to the latents.")
+    use_coprocessor: bool = Field(
+        False, description="A network that makes more keys and values from the latents; only without use_deep_prefix."
+    )
+    use_gist_head: bool = Field(
+        False, description="Train with a head that rebuilds prompt embeddings from the latents."
+    )
+    use_latent_refiner: bool = Field(False, description="A small transformer on the latents before they are sent.")
+
+
+class LoraConfig(Section):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
+
+    r: PositiveInt = Field(8, description="Rank.", json_schema_extra=flag("lora_r"))
+    alpha: PositiveFloat = Field(
+        16.0, description="Scale; the update is multiplied by alpha / r.", json_schema_extra=flag("lora_alpha")
+    )
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout")
+    )
+    targets: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of the linear layers that get LoRA.", json_schema_extra=flag("lora_targets")
+    )
+    first_n: PositiveInt | None = Field(
+        None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n")
+    )
+
+
+class PrefixConfig(Section):
+    """Prefix tuning (Li & Liang 2021, arXiv 2101.00190)."""
+
+    len: PositiveInt = Field(8, description="Positions.", json_schema_extra=flag("prefix_len"))
+    projection: bool = Field(
+        False,
+        description="Make the slots by an MLP from one embedding each.",
+        json_schema_extra=flag("prefix_projection"),
+    )
+    hidden: PositiveInt = Field(
+        256, description="Width of the embeddings and of the MLP.", json_schema_extra=flag("prefix_hidden")
+    )
+
+
+class LatentAdaptersConfig(Section):
+    """Gated cross-attention to the latents (Flamingo, Alayrac et al. 2022, arXiv 2204.14198)."""
+
+    layers: list[PositiveInt] | None = Field(
+        None,
+        min_length=1,
+        description="Layers behind whose output one stands, counted from 1; default: four, evenly spaced.",
+        json_schema_extra=flag("latent_adapter_layers"),
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("latent_adapter_heads"))
+    width: PositiveInt = Field(
+        256, description="Width of all heads together.", json_schema_extra=flag("latent_adapter_width")
+    )
+
+
+class CoprocessorConfig(Section):
+    """Cache augmentation (Liu et al. 2024, arXiv 2412.17747)."""
+
+    len: PositiveInt = Field(8, description="Positions added.", json_schema_extra=flag("coprocessor_len"))
+    layers: PositiveInt = Field(1, description="Transformer layers.", json_schema_extra=flag("coprocessor_layers"))
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("coprocessor_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("coprocessor_width"))
+
+
+class GistHeadConfig(Section):
+    """Reconstruction of prompt embeddings from the latents, for training only."""
+
+    weight: PositiveFloat = Field(0.1, description="Weight of the loss.", json_schema_extra=flag("gist_weight"))
+    target_len: PositiveInt = Field(
+        48, description="Tokens of the text that are rebuilt.", json_schema_extra=flag("gist_target_len")
+    )
+    mask_ratio: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of them that is hidden from the head.",
+        json_schema_extra=flag("gist_mask_ratio"),
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("gist_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("gist_width"))

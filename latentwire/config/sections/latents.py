@@ -1,0 +1,116 @@
+"""How a text becomes latents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from latentwire.config.sections.base import Section, flag
+
+
+class EncoderConfig(Section):
+    """The sender: text to latents.
+
+    backbone: window features of a pretrained LM, then one linear map. The others make their latents from learned
+    queries (section queries): stq: queries that attend to a pretrained model's hidden states; simple-st: one sentence
+    embedding, the mean of those states, spread over the queries; byte: queries that attend to a transformer over the
+    text's bytes.
+    """
+
+    type: Literal["backbone", "byte", "simple-st", "stq"] = Field(
+        "backbone", description="How latents are made.", json_schema_extra=flag("encoder_type")
+    )
+    model: str = Field(
+        "smollm2-135m",
+        description="Sender model: a causal LM; for simple-st and stq also an encoder such as BERT. byte takes only "
+        "its tokenizer, to count tokens and find windows.",
+        json_schema_extra=flag("sender_id"),
+    )
+    layers: list[NonNegativeInt] = Field(
+        [0, 10, 20],
+        min_length=1,
+        description="Hidden states that backbone takes: 0 is the embedding, k the output of layer k.",
+        json_schema_extra=flag("encoder_layers"),
+    )
+    window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
+    latent_len: PositiveInt | None = Field(
+        None,
+        description="Fixed number of latents M. backbone: windows of ceil(T/M) tokens, of which `window` are read.",
+    )
+    latent_shared_len: NonNegativeInt | None = Field(
+        None,
+        description="Latents that every receiver reads, where there are private ones; default: what they leave of "
+        "latent_len. Not for backbone.",
+    )
+    latent_private_len: NonNegativeInt = Field(
+        0, description="Latents besides that only one receiver reads, so many for each. Not for backbone."
+    )
+    d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
+
+
+class QueriesConfig(Section):
+    """Learned queries of the encoders byte, simple-st and stq. A text of M latents takes the first M of them."""
+
+    bank: PositiveInt = Field(
+        64,
+        description="Queries there are where encoder.latent_len does not say so: the most latents of a text.",
+        json_schema_extra=flag("query_bank"),
+    )
+    width: PositiveInt = Field(
+        256, description="Width of the queries and all behind them.", json_schema_extra=flag("query_width")
+    )
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("query_heads"))
+    layers: PositiveInt = Field(
+        1, description="Layers of cross-attention (byte, stq).", json_schema_extra=flag("query_layers")
+    )
+
+
+class ByteConfig(Section):
+    """The transformer over bytes of the encoder byte; its width and heads are those of the queries."""
+
+    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("byte_layers"))
+    max_len: PositiveInt = Field(
+        2048, description="Most bytes of a text; attention costs their square.", json_schema_extra=flag("byte_max_len")
+    )
+
+
+class LatentRefinerConfig(Section):
+    """A small transformer that smooths the latents before they are sent (features.use_latent_refiner)."""
+
+    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("refiner_layers"))
+    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("refiner_heads"))
+    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("refiner_width"))
+    ff: PositiveInt = Field(512, description="Width of the feed-forward parts.", json_schema_extra=flag("refiner_ff"))
+    dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Dropout, in training.", json_schema_extra=flag("refiner_dropout")
+    )
+
+
+class LatentsConfig(Section):
+    """Latent dropout in end-to-end training: the share of latents that a receiver reads goes from start to end.
+
+    At a share t of the stage it is keep_start + (keep_end - keep_start) * t ** keep_power. Latents that are dropped are
+    not there for the receiver: it reads a shorter message.
+    """
+
+    keep_start: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share at the first step.", json_schema_extra=flag("latent_keep_start")
+    )
+    keep_end: float = Field(
+        1.0, gt=0.0, le=1.0, description="Share at the last step.", json_schema_extra=flag("latent_keep_end")
+    )
+    keep_power: PositiveFloat = Field(
+        1.0, description="1: evenly; more: late; less: early.", json_schema_extra=flag("latent_keep_power")
+    )
+    keep_which: Literal["prefix", "subset"] = Field(
+        "prefix",
+        description="prefix: the first latents, a number drawn between that share and all (nested dropout); subset: "
+        "that share, drawn at random.",
+        json_schema_extra=flag("latent_keep_which"),
+    )
+
+    @property
+    def drops(self) -> bool:
+        """Whether any latent is ever dropped."""
+        return self.keep_start < 1.0 or self.keep_end < 1.0
