@@ -131,5 +131,5 @@ def test_the_pipeline_ends_in_a_checkpoint_with_its_own_results(installed: dict[
     exported = json.loads((out / "eval.json").read_text())
     assert exported["manifest"]["checkpoint"] == json.loads((out / "checkpoint.json").read_text())["files"]
     assert exported["samples"] == 6 and (tmp_path / "run" / "eval.json").is_file()
-    assert "| smollm2-135m | latent |" in (out / "README.md").read_text()
+    assert "| smollm2-135m | latent (no LoRA) |" in (out / "README.md").read_text()
     assert "| gemma3-270m | text |" in done.stdout  # the comparison with the text at the end
