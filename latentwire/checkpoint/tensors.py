@@ -1,6 +1,6 @@
 """A folder of safetensors files with a JSON index that holds each file's size and SHA-256.
 
-Large matrices may be kept in 8 bits, which halves a checkpoint to be passed on.
+Matrices may be kept in 8 bits, which halves a checkpoint to be passed on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from latentwire.wire.codecs.integers import quantize
 
 INDEX = "checkpoint.json"
 FORMAT = 1
-PACK, PACK_FROM = 64, 1 << 17
-"""Numbers that share a scale, and the smallest matrix that is packed."""
+PACK, PACK_FROM = 64, 1 << 12
+"""Numbers that share a scale, and the smallest matrix that is packed: a LoRA of low rank is large enough."""
 SCALE = ":scale"
 
 
@@ -36,7 +36,7 @@ def save_folder(
 ) -> None:
     """Write {file stem: tensors} and what describes them; floating tensors are stored as `dtype` if one is given.
 
-    With `pack`, large matrices take 8 bits a number instead (see `_packed`).
+    With `pack`, matrices take 8 bits a number instead (see `_packed`).
 
     `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written.
     """
@@ -63,11 +63,11 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _packed(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Large matrices in 8 bits: `name` as int8 levels, and `name.scale` with one fp16 scale for each PACK numbers."""
+    """Matrices in 8 bits: `name` as int8 levels, `name:scale` with one fp16 scale for each PACK numbers in a row."""
     out = {}
     for name, tensor in group.items():
-        if tensor.ndim == 2 and tensor.numel() >= PACK_FROM and tensor.shape[1] % PACK == 0:
-            levels, codes = quantize(tensor.detach().cpu().float().numpy().reshape(len(tensor), -1, PACK))
+        if tensor.ndim == 2 and tensor.numel() >= PACK_FROM and tensor.numel() % PACK == 0:
+            levels, codes = quantize(tensor.detach().cpu().float().numpy().reshape(-1, PACK))
             out[name] = torch.from_numpy(levels).reshape(tensor.shape)
             out[name + SCALE] = torch.from_numpy(codes.view(np.float16))[..., 0]
         else:
@@ -78,8 +78,8 @@ def _packed(group: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unpacked(group: dict[str, Tensor]) -> dict[str, Tensor]:
     scales = {name.removesuffix(SCALE): group.pop(name) for name in list(group) if name.endswith(SCALE)}
     for name, scale in scales.items():
-        levels = group[name].float().view(len(scale), -1, PACK)
-        group[name] = (levels * scale.float()[..., None]).view_as(group[name])
+        levels = group[name].float().view(-1, PACK)
+        group[name] = (levels * scale.float().view(-1, 1)).view_as(group[name])
     return group
 
 

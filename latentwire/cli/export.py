@@ -24,7 +24,7 @@ HERE = {
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[str, Any]:
-    """Export a checkpoint: large matrices in 8 bits, no paths of this machine, training log, model card.
+    """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
     The card gets its table from an evaluation of the exported checkpoint, so export twice:
 

@@ -106,6 +106,7 @@ def test_no_checkpoint_holds_a_pickle(tmp_path: Path) -> None:
 def test_packed_matrices_take_half_the_room_and_stay_close(tmp_path: Path) -> None:
     torch.manual_seed(0)
     group = {"wide": torch.randn(512, 256) * torch.logspace(-2, 1, 512)[:, None], "small": torch.randn(4, 64)}
+    group["lora_B"] = torch.randn(576, 8) * 1e-3  # rows shorter than what shares a scale, small numbers
     save_folder(tmp_path / "plain", {"a": group}, {}, dtype=torch.bfloat16)
     save_folder(tmp_path / "packed", {"a": group}, {}, dtype=torch.bfloat16, pack=True)
     sizes = [read_info(tmp_path / name)["files"]["a.safetensors"]["bytes"] for name in ("packed", "plain")]
@@ -113,5 +114,6 @@ def test_packed_matrices_take_half_the_room_and_stay_close(tmp_path: Path) -> No
     loaded = load_folder(tmp_path / "packed")["a"]
     assert set(loaded) == set(group)
     assert torch.equal(loaded["small"].float(), group["small"].to(torch.bfloat16).float())
+    assert (loaded["lora_B"] - group["lora_B"]).pow(2).mean() < 2e-4 * group["lora_B"].pow(2).mean()
     error = (loaded["wide"] - group["wide"]).pow(2).mean(1) / group["wide"].pow(2).mean(1)
     assert float(error.max()) < 2e-4  # of each row's own energy, large or small
