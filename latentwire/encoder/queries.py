@@ -17,6 +17,13 @@ from latentwire.encoder.base import Encoder
 from latentwire.encoder.text import SenderText, row_mask
 
 
+def query_block(width: int, heads: int) -> nn.TransformerDecoderLayer:
+    """Queries (batch, n, width) look at each other, then at a memory (batch, m, width); norms stand in front."""
+    return nn.TransformerDecoderLayer(
+        width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+
+
 def bank_size(config: Config) -> int:
     """The most latents that a message may have."""
     return config.latent_layout.total or config.queries.bank
@@ -85,18 +92,7 @@ class QueryPooler(nn.Module):
         self.heads = section.heads
         self.queries = bank_of(config)
         self.memory = nn.Linear(d_memory, section.width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                section.width,
-                section.heads,
-                2 * section.width,
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(section.layers)
-        )
+        self.blocks = nn.ModuleList(query_block(section.width, section.heads) for _ in range(section.layers))
 
     def forward(self, states: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """states: right-padded, lengths[i] of them in row i; counts: latents of each row."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from latentwire.backbone.lm import Context, LanguageModel
 from latentwire.config.schema import Config
+from latentwire.encoder.queries import query_block
 from latentwire.features.base import ReadingFeature, register
 from latentwire.features.prefix import starting_slots
 
@@ -25,16 +26,7 @@ class Coprocessor(ReadingFeature):
         self.shape = lm.anatomy.slot_shape
         self.queries = nn.Parameter(torch.randn(section.len, section.width) / section.width**0.5)
         self.memory = nn.Linear(config.encoder.d_z, section.width)
-        block = nn.TransformerDecoderLayer(
-            section.width,
-            section.heads,
-            2 * section.width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.blocks = nn.TransformerDecoder(block, section.layers)
+        self.blocks = nn.TransformerDecoder(query_block(section.width, section.heads), section.layers)
         self.out = nn.Linear(section.width, lm.anatomy.slot_size, bias=False)
         nn.init.zeros_(self.out.weight)
         self.start = nn.Parameter(starting_slots(lm, section.len))

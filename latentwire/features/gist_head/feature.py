@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel, pad_right
 from latentwire.config.schema import Config
+from latentwire.encoder.queries import query_block
 from latentwire.features.base import ReadingFeature, register
 
 
@@ -30,15 +31,7 @@ class GistHead(ReadingFeature):
         self.queries = nn.Parameter(torch.randn(section.target_len, section.width) / section.width**0.5)
         self.shown = nn.Linear(size, section.width, bias=False)
         self.memory = nn.Linear(config.encoder.d_z, section.width)
-        self.block = nn.TransformerDecoderLayer(
-            section.width,
-            section.heads,
-            2 * section.width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
+        self.block = query_block(section.width, section.heads)
         self.out = nn.Linear(section.width, size)
 
     def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor:
