@@ -16,8 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.config import Config
@@ -271,11 +269,6 @@ class Run:
                     print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
             asked = [texts for _, (_, texts) in self.prepared[stage.held_out :][: stage.importance_passages]]
-            importance = [
-                closed_form.importance_of(r, [texts[name] for texts in asked], 4, stage.importance_floor)
-                for name, r in self.system.receivers.items()
-                if asked
-            ]
             sums = done.parent / "sums"
             if self.config.diagnostics.profile_memory:
                 reset_peak()
@@ -285,7 +278,8 @@ class Run:
                 held_out=stage.held_out,
                 ridge=stage.ridge,
                 band=stage.band,
-                importance=torch.cat(importance) if importance else None,
+                asked=asked,
+                importance_floor=stage.importance_floor,
                 report=report,
                 state=sums,
             )

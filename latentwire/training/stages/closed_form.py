@@ -233,7 +233,8 @@ def fit(
     held_out: int,
     ridge: float,
     band: int | None = None,
-    importance: Tensor | None = None,
+    asked: Sequence[dict[str, ReceiverText]] = (),
+    importance_floor: float = 0.2,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
     state: Path | None = None,
@@ -241,7 +242,8 @@ def fit(
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
     The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
-    slot; None for the whole window. `importance`: (sum of d_out,) as `importance_of` measures it, receivers in order.
+    slot; None for the whole window. `asked`: texts with questions on which `importance_of` weighs the targets, once the
+    sums are there; without any, all weigh alike.
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
     receivers, encoder = system.receivers, system.sender.encoder
@@ -276,6 +278,10 @@ def fit(
         offset += int(own.max()) + 1
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
+    importance = None
+    if asked:
+        weights = [importance_of(r, [t[name] for t in asked], 4, importance_floor) for name, r in receivers.items()]
+        importance = torch.cat(weights).to(device)
     factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
     rank = factors.encoder.shape[1]
     with torch.no_grad():
