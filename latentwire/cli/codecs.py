@@ -11,7 +11,8 @@ import typer
 from latentwire.cli.files import Debug, Json
 from latentwire.core.atomic import dump_json
 from latentwire.core.manifest import cpu_model
-from latentwire.wire.codecs import CODECS, parse_codec
+from latentwire.wire.codebook import Codebook, remember
+from latentwire.wire.codecs import CODECS, Codec, LearnedCodec, parse_codec
 from latentwire.wire.message import Wire
 
 
@@ -27,8 +28,9 @@ def codecs(
 ) -> dict[str, Any]:
     """Measure encoding and decoding of whole messages, frame and checksum included, on one thread.
 
-    Latents are drawn from the normal distribution with variance 1. MB are 10**6 bytes of latents in fp32, so that the
-    rates of codecs compare; the error is the root mean square over dimensions.
+    Latents are drawn from the normal distribution with variance 1, and so are the codebooks of learned codecs: their
+    speed is that of trained ones, their error and size mean nothing. MB are 10**6 bytes of latents in fp32, so that
+    the rates of codecs compare; the error is the root mean square over dimensions.
 
     Example: latentwire codecs --codec int4 --codec int4:group=128,scale_bits=16
     """
@@ -37,7 +39,7 @@ def codecs(
     z = np.random.default_rng(0).standard_normal((latents, d_z)).astype(np.float32)
     rows = []
     for spec in codec or list(CODECS):
-        chosen = parse_codec(spec)
+        chosen = with_sample_book(parse_codec(spec), d_z)
         data = Wire.of(z, chosen).to_bytes()
         got = Wire.from_bytes(data).latents
         assert got is not None
@@ -58,6 +60,36 @@ def codecs(
     result = {"cpu": cpu_model(), "latents": latents, "d_z": d_z, "codecs": rows}
     print(dump_json(result) if as_json else _table(result), end="")
     return result
+
+
+def with_sample_book(codec: Codec, d_z: int, seed: int = 0) -> Codec:
+    """The codec itself, or a learned one with a codebook for latents of this width, from now on known here."""
+    if not isinstance(codec, LearnedCodec):
+        return codec
+    sizes = [256] * 6 if codec.name == "rvq" else [9] * 8 + [5] * 12 + [3] * 16
+    return codec.with_book(remember(sample_codebook(codec.name, d_z, min(64, d_z), sizes, seed)))
+
+
+def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int = 0) -> Codebook:
+    """A random codebook in three payload layers. Of the small columns, every second one looks at the latent before."""
+    import numpy as np
+
+    rng, sizes = np.random.default_rng(seed), sizes if kind == "rvq" else sizes[:width]
+    basis = np.linalg.qr(rng.standard_normal((d_z, width)))[0]
+    orders = [int(column % 2 == 1 and size <= 16) for column, size in enumerate(sizes)]
+    words = [rng.standard_normal((n, width if kind == "rvq" else 1)) / (i + 1) for i, n in enumerate(sizes)]
+    rows = sum(size * (size + 1 if order else 1) for size, order in zip(sizes, orders, strict=True))
+    arrays: dict[str, Any] = {
+        "mean": rng.standard_normal(d_z),
+        "into": basis,
+        "back": basis.T,
+        "layers": np.unique([-(-len(sizes) * part // 3) for part in (1, 2, 3)]),
+        "sizes": np.array(sizes),
+        "orders": np.array(orders),
+        "codewords": np.concatenate(words),
+        "counts": rng.integers(1, 1000, rows),
+    }
+    return Codebook(kind, arrays)
 
 
 def _per_second(call: Callable[[], Any], seconds: float) -> float:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentwire.cli.codecs import with_sample_book
 from latentwire.cli.files import Debug, Json
 from latentwire.core.atomic import dump_json
 from latentwire.core.errors import LatentWireError, WireError
@@ -104,7 +105,8 @@ def originals(rng: random.Random) -> list[bytes]:
         for changed in settings:
             for count, d_z in ((1, 1), (3, 7), (9, 33)):
                 z = [[rng.gauss(0, 1) for _ in range(d_z)] for _ in range(count)]
-                wire = Wire.of(z, codec.configured(changed), sender=rng.randbytes(8), more=rng.random() < 0.3)
+                ready = with_sample_book(codec.configured(changed), d_z)
+                wire = Wire.of(z, ready, sender=rng.randbytes(8), more=rng.random() < 0.3)
                 out.append(wire.to_bytes())
     z = [[rng.gauss(0, 1) for _ in range(512)] for _ in range(20)]
     story = "The keeper of the green boat lives in Orlin and plays the harp. " * 3

@@ -22,6 +22,7 @@ from latentwire.config.sections.features import (
 from latentwire.config.sections.inputs import DataConfig, ModelConfig
 from latentwire.config.sections.latents import (
     ByteConfig,
+    CodecConfig,
     EncoderConfig,
     LatentRefinerConfig,
     LatentsConfig,
@@ -42,6 +43,7 @@ class Config(Section):
     byte: ByteConfig = ByteConfig()
     latent_refiner: LatentRefinerConfig = LatentRefinerConfig()
     latents: LatentsConfig = LatentsConfig()
+    codec: CodecConfig = CodecConfig()
     adapter: AdapterConfig = AdapterConfig()
     deep_prefix: DeepPrefixConfig = DeepPrefixConfig()
     anchor: AnchorConfig = AnchorConfig()

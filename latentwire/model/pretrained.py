@@ -15,7 +15,14 @@ from latentwire.core.errors import CheckpointError
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.receiver import TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
-from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
+from latentwire.model.system import (
+    CODECS,
+    check_devices,
+    codebooks_in,
+    load_lm,
+    load_receiver_state,
+    load_sender_state,
+)
 
 
 def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
@@ -23,7 +30,7 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
     default_codec(config)
-    state = load_folder(folder, ["sender"])
+    state = load_folder(folder, ["sender", *_codebooks(folder)])
     sender = Sender(build_encoder(config, _device(config)), config)
     load_sender_state(sender, state)
     sender.fingerprint = sender_fingerprint(folder)
@@ -37,11 +44,17 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
     models = resolve_receivers(config.model)
     if name not in models or f"receivers/{name}.safetensors" not in read_info(folder)["files"]:
         raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(models)})")
-    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}"])
+    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}", *_codebooks(folder)])
+    codebooks_in(state)
     receiver = Receiver(name, load_lm(models[name], config, _device(config)), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)
     return receiver
+
+
+def _codebooks(folder: Path) -> list[str]:
+    stems = (file.removesuffix(".safetensors") for file in read_info(folder)["files"])
+    return [stem for stem in stems if stem.startswith(CODECS)]
 
 
 def _device(config: Config) -> str:

@@ -17,7 +17,8 @@ from latentwire.encoder.refiner import LatentRefiner
 from latentwire.encoder.text import SenderText
 from latentwire.model.chunks import split_text
 from latentwire.model.encoding import encode_for_sender
-from latentwire.wire.codecs import Codec, parse_codec
+from latentwire.wire.codebook import Codebook
+from latentwire.wire.codecs import Codec, LearnedCodec, parse_codec
 from latentwire.wire.message import Wire
 
 BATCH = 8
@@ -29,13 +30,15 @@ class Sender:
     questions.
 
     `fingerprint` names the checkpoint that it was loaded from; its messages carry it. `codec` is what they are encoded
-    with unless another one is asked for, `chunk` the tokens of a longer text that go into one message.
+    with unless another one is asked for, `codebooks` those of the learned codecs by name, `chunk` the tokens of a
+    longer text that go into one message.
     """
 
     def __init__(self, encoder: Encoder, config: Config):
         self.config = config.encoder
         self.fingerprint: bytes | None = None
         self.codec = default_codec(config)
+        self.codebooks: dict[str, Codebook] = {}
         self.chunk = config.data.max_context_tokens
         self.layout = config.latent_layout
         self.device = encoder.device
@@ -137,13 +140,21 @@ class Sender:
     ) -> list[Wire]:
         """`encode_batch` for texts that are tokenized already."""
         out: list[Wire] = []
+        codec = self.ready(codec or self.codec)
         for start in range(0, len(prepared), BATCH):
             batch = prepared[start : start + BATCH]
             z, counts = self.latents_of(batch)
             for text, row, count in zip(batch, z.cpu(), counts.tolist(), strict=True):
                 beside = text.text if with_text else None
-                out.append(Wire.of(row[:count], codec or self.codec, text=beside, sender=self.fingerprint, more=more))
+                out.append(Wire.of(row[:count], codec, text=beside, sender=self.fingerprint, more=more))
         return out
+
+    def ready(self, codec: str | Codec) -> Codec:
+        """A codec with all that it takes to encode; WireError where its codebook is not part of the checkpoint."""
+        codec = parse_codec(codec) if isinstance(codec, str) else codec
+        if isinstance(codec, LearnedCodec) and codec.book is None:
+            return codec.with_book(self.codebooks.get(codec.name))
+        return codec
 
 
 def default_codec(config: Config) -> Codec:

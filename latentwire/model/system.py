@@ -18,6 +18,10 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender, default_codec
+from latentwire.wire.codebook import Codebook, remember
+
+CODECS = "codecs/"
+"""What the names of codebooks' files in a checkpoint begin with."""
 
 
 class LatentWire:
@@ -68,6 +72,8 @@ class LatentWire:
             for adapter, lora in receiver.adapters.items():
                 stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
                 state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
+        for kind, book in self.sender.codebooks.items():
+            state[f"{CODECS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
@@ -94,6 +100,14 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, st
         own = _part(state["sender"], name)
         if own or not start:
             _load(part, own, f"sender: {name}")
+    sender.codebooks |= codebooks_in(state)
+
+
+def codebooks_in(state: dict[str, dict[str, Tensor]]) -> dict[str, Codebook]:
+    """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process."""
+    stems = [stem for stem in state if stem.startswith(CODECS)]
+    arrays = {stem.removeprefix(CODECS): {k: v.numpy() for k, v in state[stem].items()} for stem in stems}
+    return {kind: remember(Codebook(kind, own)) for kind, own in arrays.items()}
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
-from latentwire.config import Config
-from latentwire.config.sections.training import TuningStage
+from latentwire.config import Config, config_from_dict
+from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.manifest import run_manifest
@@ -33,10 +33,11 @@ from latentwire.encoder.text import SenderText
 from latentwire.features import FEATURES
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
-from latentwire.model.system import LatentWire, check_devices
+from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks_in
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
-from latentwire.training.stages import closed_form
+from latentwire.training.stages import closed_form, codec
+from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
@@ -59,7 +60,6 @@ MAY_CHANGE = {
 }
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
-STAGES = ("slot_tuning", "closed_form", "end_to_end", "baselines")
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
@@ -95,8 +95,8 @@ class Run:
             shutil.rmtree(self.folder)
         now = self.config.model_dump(mode="json")
         if path.is_file():
-            before = read_json(path)
-            changed = sorted(_differences(before, now))
+            before = config_from_dict(read_json(path), str(path), {})  # options that came in later have their defaults
+            changed = sorted(_differences(before.model_dump(mode="json"), now))
             if changed:
                 raise ConfigError(
                     f"{path}: this run was started with another value of {changed[0]}"
@@ -143,6 +143,7 @@ class Run:
             self._closed_form()
         trained = self._end_to_end()
         if trained:
+            self._codec()
             save_checkpoint(self.last, self.system, self.command)
         for receiver in self.system.receivers.values():
             for reads in (TOKEN_BUDGET,) if self.config.losses.distils else (TEXT, TOKEN_BUDGET):
@@ -314,6 +315,27 @@ class Run:
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
         return True
+
+    def _codec(self) -> None:
+        if not self.config.codec.learned or not ("codec" in self.stages or _is_done(self._stage(CodecTuning.name))):
+            return
+        prepared = [p for _, p in self.prepared]
+        fitted = self._stage("codebooks") / "done"
+        if _is_done(fitted.parent):
+            self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
+        else:
+            started = time.perf_counter()
+            scores = codec.fit(self.system, prepared, self.config)
+            seconds = round(time.perf_counter() - started, 1)
+            append_jsonl(
+                self.folder / "diagnostics.jsonl", {"stage": "codebooks", "codecs": scores, "seconds": seconds}
+            )
+            for kind, score in scores.items():
+                kept, bits = score["kept"], score["bits_per_latent"]
+                print(f"codebook of {kind}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
+            state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODECS)}
+            save_folder(fitted, state, {"codecs": scores})
+        self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""

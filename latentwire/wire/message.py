@@ -67,7 +67,7 @@ class Wire:
         """
         wire = cls(Frame.unpack(bytes(data)))
         _ = wire.codec, wire.text
-        if wire.frame.codebook is None:
+        if wire.codec is not None and wire.codec.readable:
             _ = wire.latents
         return wire
 

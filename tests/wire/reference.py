@@ -8,11 +8,12 @@ from typing import Any
 
 import zstandard
 
+MASK = (1 << 24) - 1
 FLOATS = {1: "<f", 2: "<e", 4: None}
 BITS = {3: 8, 5: 6, 6: 4}
 
 
-def read(data: bytes) -> dict[str, Any]:
+def read(data: bytes, books: dict[str, Any]) -> dict[str, Any]:
     assert data[:4] == b"LWIR"
     if data[4] == 1:
         _, _, codec, count, d_z, crc = struct.unpack_from("<4sBBHHI", data)
@@ -28,8 +29,11 @@ def read(data: bytes) -> dict[str, Any]:
         codec, parameters = rest.pop(0), _take(rest, rest.pop(0))
         count, d_z = _varint(rest), _varint(rest)
         lengths = [_varint(rest) for _ in range(rest.pop(0))]
-        (payload,) = (_take(rest, length) for length in lengths)
-        out["latents"] = _latents(codec, parameters, count, d_z, payload)
+        layers = [_take(rest, length) for length in lengths]
+        if codec in (7, 8):
+            out["latents"] = _learned(codec, count, layers, books[out["codebook"]])
+        else:
+            out["latents"] = _latents(codec, parameters, count, d_z, *layers)
     if flags & 2:
         kind, content = rest[0], bytes(rest[1:])
         out["text"] = (zstandard.ZstdDecompressor().decompress(content) if kind else content).decode()
@@ -81,3 +85,57 @@ def _integers(bits: int, parameters: bytes, count: int, d_z: int, payload: bytes
         level -= (level >> (bits - 1)) << bits
         out.append(level * scales[i // d_z * groups + i % d_z // group])
     return out
+
+
+def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) -> list[list[float]]:
+    tables, words, at, word = [], [], 0, 0
+    for size, order in zip(book["sizes"], book["orders"], strict=True):
+        rows = size + 1 if order else 1
+        tables.append([book["counts"][at + r * size : at + (r + 1) * size] for r in range(rows)])
+        words.append(book["codewords"][word : word + size])
+        at, word = at + rows * size, word + size
+    codes, first = [], 0
+    for payload, end in zip(layers, book["layers"], strict=False):
+        codes += _ans(payload, count, tables[first:end])
+        first = end
+    out = []
+    for m in range(count):
+        y = [0.0] * len(book["back"])
+        for column, of_column in enumerate(codes):
+            chosen = words[column][of_column[m]]
+            if codec == 7:
+                y = [a + b for a, b in zip(y, chosen, strict=True)]
+            else:
+                y[column] = chosen[0]
+        sums = [sum(y[k] * book["back"][k][d] for k in range(len(y))) for d in range(len(book["mean"]))]
+        out.append([mean + s for mean, s in zip(book["mean"], sums, strict=True)])
+    return out
+
+
+def _ans(payload: bytes, count: int, tables: list[list[list[int]]]) -> list[list[int]]:
+    number = int.from_bytes(payload, "little")
+    words = []
+    while number:
+        words.append(number & 0xFFFFFFFF)
+        number >>= 32
+    state = words.pop() if words else 0
+    if words:
+        state = state << 32 | words.pop()
+    columns = []
+    for table in tables:
+        codes: list[int] = []
+        for _ in range(count):
+            row = table[codes[-1] + 1 if codes else 0] if len(table) > 1 else table[0]
+            total, below, starts = sum(row), 0, []
+            for i, frequency in enumerate(row):
+                starts.append(int(below * (((1 << 24) - len(row)) / total)) + i)
+                below += frequency
+            starts.append(1 << 24)
+            code = max(i for i in range(len(row)) if starts[i] <= state & MASK)
+            state = (state >> 24) * (starts[code + 1] - starts[code]) + (state & MASK) - starts[code]
+            if state < 1 << 32 and words:
+                state = state << 32 | words.pop()
+            codes.append(code)
+        columns.append(codes)
+    assert state == 0 and not words
+    return columns

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from latentwire.core.errors import WireError
 from latentwire.wire.bits import pack_bits, packed_size, unpack_bits
 from latentwire.wire.codecs import CODECS, Array, parse_codec
+from tests.wire.books import PLAIN
 
 SPECS = [
-    *CODECS,
+    *PLAIN,
     *(
         f"int{bits}:group={group},scale_bits={scale}"
         for bits in (8, 6, 4)

@@ -4,8 +4,7 @@ import contextlib
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -17,16 +16,17 @@ from hypothesis import strategies as st
 from latentwire.cli.fuzz import fuzz
 from latentwire.core.errors import WireError
 from latentwire.wire import codecs
-from latentwire.wire.codecs import CODECS, Array, Codec
+from latentwire.wire.codecs import CODECS
 from latentwire.wire.frame import Frame, LatentSection
 from latentwire.wire.message import Wire, read_texts
 from latentwire.wire.text import MOST_EXPANSION, pack_text
+from tests.wire.books import D_Z, LAYERS, PLAIN, small_codec
 
 Z = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
 SENDER, OTHER = bytes(range(8)), bytes(8)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", PLAIN)
 def test_sender_and_receiver_see_the_same(codec: str) -> None:
     sent = Wire.of(Z, codec, text="Talden", sender=SENDER, more=True)
     got = Wire.from_bytes(sent.to_bytes())
@@ -143,63 +143,26 @@ def test_parts_of_one_text_are_read_together() -> None:
 
 # ---- layers and codebooks -----------------------------------------------------------------------------------------
 
-BOOKS = {b"book": np.array([-1.0, 0.0, 1.0], np.float32)}
 
-
-@dataclass(frozen=True)
-class TwoLayers(Codec):
-    """What a learned codec is to a frame: layers, coarse to fine, and a codebook that both sides must have."""
-
-    book: bytes | None = None
-
-    @property
-    def codebook(self) -> bytes | None:
-        return self.book
-
-    def from_frame(self, parameters: bytes, codebook: bytes | None) -> Codec:
-        return replace(self, book=codebook)
-
-    def encode(self, z: Array) -> list[bytes]:
-        layers, rest, step = [], z, np.float32(1.0)
-        for _ in range(2):
-            codes = np.rint(rest / step).clip(-1, 1).astype(np.int8) + 1
-            layers.append(codes.tobytes())
-            rest, step = rest - BOOKS[b"book"][codes] * step, step / 3
-        return layers
-
-    def decode(self, layers: Sequence[bytes], count: int, d_z: int) -> Array:
-        if self.book not in BOOKS:
-            raise WireError(f"codebook {(self.book or b'').hex()} is not known here")
-        steps = [np.float32(1.0), np.float32(1 / 3)]
-        codes = [np.frombuffer(layer, np.int8).reshape(count, d_z) for layer in layers]
-        return sum(BOOKS[self.book][c] * s for c, s in zip(codes, steps, strict=False))  # type: ignore[return-value]
-
-
-@pytest.fixture
-def two_layers(monkeypatch: pytest.MonkeyPatch) -> TwoLayers:
-    codec = TwoLayers("two", 99, b"book")
-    monkeypatch.setitem(codecs.BY_ID, 99, TwoLayers("two", 99))
-    return codec
-
-
-def test_any_prefix_of_whole_layers_decodes(two_layers: TwoLayers) -> None:
-    wire = Wire.from_bytes(Wire.of(Z, two_layers, text="Talden", sender=SENDER).to_bytes())
+@pytest.mark.parametrize("kind", ["rvq", "fsq"])
+def test_what_is_left_of_a_message_cut_to_its_first_layers(kind: str) -> None:
+    codec = small_codec(kind)
+    wire = Wire.of(np.ones((3, D_Z)), codec, text="Talden", sender=SENDER)
     coarse = Wire.from_bytes(wire.prefix(1).to_bytes())
-    assert coarse.text == "Talden" and coarse.frame.sender == SENDER and coarse.frame.codebook == b"book"
-    assert len(coarse.to_bytes()) == len(wire.to_bytes()) - Z.size - 1
-    errors = [np.abs(w.latents - Z).mean() for w in (wire, coarse)]
-    assert errors[0] < 0.7 * errors[1]
-    assert wire.prefix(2) == wire
-    for layers in (0, 3):
-        with pytest.raises(WireError, match="that has 2"):
+    assert coarse.text == "Talden" and coarse.frame.sender == SENDER and coarse.frame.codebook == codec.codebook
+    section = wire.frame.latents
+    assert section is not None and wire.prefix(LAYERS) == wire
+    assert len(coarse.to_bytes()) == len(wire.to_bytes()) - sum(map(len, section.layers[1:])) - 2
+    for layers in (0, LAYERS + 1):
+        with pytest.raises(WireError, match="that has 3"):
             wire.prefix(layers)
 
 
-def test_latents_of_an_unknown_codebook_are_refused_but_not_the_text_beside_them(two_layers: TwoLayers) -> None:
-    data = Wire.of(Z, replace(two_layers, book=b"gone"), text="Talden").to_bytes()
-    wire = Wire.from_bytes(data)
+def test_latents_of_an_unknown_codebook_are_refused_but_not_the_text_beside_them() -> None:
+    codec = small_codec("rvq", seed=7)
+    wire = Wire.from_bytes(Wire.of(np.ones((3, D_Z)), codec, text="Talden").to_bytes())
     assert wire.text == "Talden"
-    with pytest.raises(WireError, match="codebook 676f6e65 is not known"):
+    with pytest.raises(WireError, match="which is not known here"):
         _ = wire.latents
 
 
@@ -215,7 +178,7 @@ def test_damaged_and_forged_messages_give_a_wire_or_a_wire_error() -> None:
 
 
 @given(
-    st.integers(0, 7),
+    st.integers(0, 9),
     st.sampled_from([b"", b"\0\0\x10", b"\2\0\x08", b"\xff\xff\x10"]) | st.binary(max_size=4),
     st.integers(1, 6),
     st.integers(1, 6),

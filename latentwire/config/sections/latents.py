@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from latentwire.config.sections.base import Section, flag
+from latentwire.config.sections.base import Section, Share, flag
 
 
 class EncoderConfig(Section):
@@ -84,6 +84,44 @@ class LatentRefinerConfig(Section):
     ff: PositiveInt = Field(512, description="Width of the feed-forward parts.", json_schema_extra=flag("refiner_ff"))
     dropout: float = Field(
         0.0, ge=0.0, lt=1.0, description="Dropout, in training.", json_schema_extra=flag("refiner_dropout")
+    )
+
+
+class CodecConfig(Section):
+    """Learned codecs: codebooks for the latents of the trained sender, and training with the codes in the loop."""
+
+    learned: list[Literal["rvq", "fsq"]] = Field(
+        [],
+        description="Codecs that get a codebook: residual vector, finite scalar quantisation. None: no such stage.",
+        json_schema_extra=flag("learned_codecs"),
+    )
+    bits: PositiveFloat = Field(
+        48.0,
+        description="Bits a latent. rvq: of its indices; fsq: of its levels behind the entropy coder.",
+        json_schema_extra=flag("codec_bits"),
+    )
+    width: PositiveInt = Field(
+        256, description="Dimensions that are coded, after rotation.", json_schema_extra=flag("codec_width")
+    )
+    layers: PositiveInt = Field(
+        4, le=255, description="Payload layers, coarse to fine.", json_schema_extra=flag("codec_layers")
+    )
+    index_bits: PositiveInt = Field(
+        8, le=12, description="rvq: bits of an index into a codebook.", json_schema_extra=flag("codec_index_bits")
+    )
+    epochs: PositiveInt = Field(
+        20, description="rvq: passes of k-means over the latents.", json_schema_extra=flag("codec_epochs")
+    )
+    passages: PositiveInt = Field(
+        1000, description="Training passages whose latents are looked at.", json_schema_extra=flag("codec_passages")
+    )
+    float_share: Share = Field(
+        0.25, description="Share of the steps without quantisation.", json_schema_extra=flag("codec_float_share")
+    )
+    drop_layers: Share = Field(
+        0.5,
+        description="Share of the others in which only some payload layers arrive.",
+        json_schema_extra=flag("codec_drop_layers"),
     )
 
 

@@ -106,9 +106,14 @@ class CurriculumConfig(Section):
     """The stages of training, in order."""
 
     slot_tuning: TuningStage = TuningStage(max_steps=300)
-    baselines: TuningStage = TuningStage(max_steps=200)
     closed_form: ClosedFormStage = ClosedFormStage()
     end_to_end: EndToEndStage = EndToEndStage(max_steps=1000)
+    codec: TuningStage = TuningStage(max_steps=200)
+    baselines: TuningStage = TuningStage(max_steps=200)
+
+
+STAGES = tuple(CurriculumConfig.model_fields)
+"""In the order in which a run goes through them."""
 
 
 class OptimizerConfig(Section):

@@ -23,7 +23,7 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 class Batch(NamedTuple):
     """Who reads which passages, the questions on them, whether the text itself is read, how far through the stage this
-    comes (0 to 1), and, with latent dropout, which latents of each passage are kept."""
+    comes (0 to 1), with latent dropout which latents of each passage are kept, and the number of the round."""
 
     receiver: str
     chosen: list[int]
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     from_text: bool
     progress: float
     kept: list[list[int]] | None
+    round: int
 
 
 class EndToEnd:
@@ -83,7 +84,7 @@ class EndToEnd:
         kept = None
         if self.config.latents.drops:
             kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
-        return Batch(name, chosen, block, from_text, progress, kept)
+        return Batch(name, chosen, block, from_text, progress, kept, round_)
 
     def reads_text(self, index: int) -> bool:
         """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.
@@ -118,6 +119,7 @@ class EndToEnd:
     def _from_latents(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> Terms:
         made = [self.passages[i][0].latents for i in batch.chosen]
         z, counts = self.system.sender.latents(self.features(batch.chosen), made)
+        z = self.sent(z, batch)
         teacher = receiver.teach(texts, batch.block, batch.progress)
         context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), batch.kept)
         terms = receiver.loss(context, batch.block, batch.progress, teacher)
@@ -127,6 +129,10 @@ class EndToEnd:
             if term is not None:
                 terms.add(name, term)
         return terms
+
+    def sent(self, z: Tensor, batch: Batch) -> Tensor:
+        """What arrives of latents (batch, M, d_z)."""
+        return z
 
     def _from_text(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> StepOutput:
         """Logged as another reader than the receiver, because the two losses do not compare."""

@@ -7,7 +7,10 @@ import re
 from latentwire.core.errors import WireError
 from latentwire.wire.codecs.base import Array, Codec
 from latentwire.wire.codecs.floats import BFloat16Codec, FloatCodec
+from latentwire.wire.codecs.fsq import FiniteScalarCodec
 from latentwire.wire.codecs.integers import IntegerCodec
+from latentwire.wire.codecs.learned import LearnedCodec
+from latentwire.wire.codecs.rvq import ResidualVectorCodec
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -18,6 +21,8 @@ CODECS: dict[str, Codec] = {
         IntegerCodec("int8", 3, bits=8),
         IntegerCodec("int6", 5, bits=6, group=32, scale_bits=8),
         IntegerCodec("int4", 6, bits=4, group=32, scale_bits=8),
+        ResidualVectorCodec("rvq", 7),
+        FiniteScalarCodec("fsq", 8),
     )
 }
 """Every codec by name, with its default settings. Ids are part of the format: they are never given away again."""
@@ -46,4 +51,4 @@ def codec_of_frame(id: int, parameters: bytes, codebook: bytes | None, version: 
     return BY_ID[id].from_frame(parameters, codebook)
 
 
-__all__ = ["CODECS", "Array", "Codec", "codec_of_frame", "parse_codec"]
+__all__ = ["CODECS", "Array", "Codec", "LearnedCodec", "codec_of_frame", "parse_codec"]

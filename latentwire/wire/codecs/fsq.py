@@ -1,0 +1,34 @@
+"""Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each dimension on its own, to a few levels.
+
+Dimensions are principal components in the order of their variance, and all are cut in steps of about the same size, so
+that those which vary more get more levels: reverse water-filling, as in transform coding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentwire.wire.codecs.base import Array
+from latentwire.wire.codecs.entropy import Codes
+from latentwire.wire.codecs.learned import LearnedCodec
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteScalarCodec(LearnedCodec):
+    """The nearest level of each of the first C dimensions; the others are zero."""
+
+    def codes(self, y: Array) -> Codes:
+        assert self.book is not None
+        columns = [
+            np.abs(y[:, column, None] - levels[:, 0]).argmin(1) for column, levels in enumerate(self.book.codewords)
+        ]
+        return np.stack(columns, 1).astype(np.int32)
+
+    def vectors(self, codes: Codes) -> Array:
+        assert self.book is not None
+        y = np.zeros((len(codes), len(self.book.back)), np.float32)
+        for column, (levels, code) in enumerate(zip(self.book.codewords, codes.T, strict=False)):
+            y[:, column] = levels[code, 0]
+        return y

@@ -1,0 +1,168 @@
+"""Codebooks from latents, and training with the codes in the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from latentwire.checkpoint.system import save_checkpoint
+from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.core.errors import WireError
+from latentwire.model.receiver import Receiver
+from latentwire.model.sender import Sender
+from latentwire.model.system import LatentWire
+from latentwire.training.loop import Trainer
+from latentwire.training.quantizers import fit_fsq, fit_rvq, frequencies, principal_rotation
+from latentwire.training.stages import codec
+from latentwire.training.stages.codec import CodecTuning
+from latentwire.wire.codecs import CODECS
+from latentwire.wire.codecs.entropy import code_length
+from tests.systems import small_config, small_passages, small_system
+
+OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "width": 8, "passages": 12}
+
+
+def fitted(**sections: dict) -> tuple[LatentWire, list]:
+    config = small_config(codec=OWN, curriculum={"closed_form": {"importance_passages": 4}}, **sections)
+    system = small_system(config)
+    prepared = [system.prepare(passage) for passage in small_passages(12)]
+    system.scores = codec.fit(system, prepared, config)  # type: ignore[attr-defined]
+    return system, prepared
+
+
+def latents(rows: int = 3000, d_z: int = 10) -> tuple[torch.Tensor, np.ndarray]:
+    """Latents of very different variances, each like the one before it; messages of 20."""
+    torch.manual_seed(0)
+    z = torch.randn(rows, d_z)
+    for row in range(1, rows):
+        z[row] = 0.9 * z[row - 1] + 0.44 * z[row]
+    mixed = z * torch.logspace(0.5, -1.5, d_z) @ torch.linalg.qr(torch.randn(d_z, d_z))[0] + 3.0
+    return mixed, np.arange(rows) % 20 == 0
+
+
+def test_the_rotation_ranks_dimensions_by_what_their_errors_cost() -> None:
+    z, _ = latents()
+    torch.manual_seed(1)
+    root = torch.randn(10, 10)
+    metric = root @ root.T
+    rotation = principal_rotation(z, metric, 10)
+    y = (z - rotation.mean) @ rotation.into
+    covariance = y.T @ y / len(y)
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=1e-3)
+    assert (covariance.diagonal().diff() <= 0).all()
+    torch.testing.assert_close(rotation.mean + y @ rotation.back, z, atol=1e-3, rtol=1e-3)
+    # The cost of leaving out the last dimensions is their variance.
+    error = z - (rotation.mean + y[:, :4] @ rotation.back[:4])
+    cost = ((error @ metric) * error).sum() / len(z)
+    torch.testing.assert_close(cost, covariance.diagonal()[4:].sum(), atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("bits", [4.0, 10.0, 24.0])
+def test_scalar_levels_take_the_bits_that_were_asked_for(bits: float) -> None:
+    z, starts = latents()
+    y = (z - z.mean(0)) @ principal_rotation(z, torch.eye(10), 10).into
+    own = small_config(codec=OWN | {"bits": bits}).codec
+    levels, layers = fit_fsq(y, starts, own)
+    codes = [(y[:, [c]] - words.T).abs().argmin(1).numpy().astype(np.int32) for c, words in enumerate(levels)]
+    taken = [
+        code_length(c, frequencies(c, len(w), starts)[0], starts) / len(c) for c, w in zip(codes, levels, strict=True)
+    ]
+    assert sum(taken) == pytest.approx(bits, rel=0.1)
+    assert [len(w) for w in levels] == sorted((len(w) for w in levels), reverse=True)
+    assert layers[-1] == len(levels)
+    assert all(frequencies(c, len(w), starts)[1] == 1 for c, w in zip(codes, levels, strict=True) if len(w) > 5)
+
+
+def test_no_codeword_is_dead_and_more_codebooks_are_closer() -> None:
+    z, _ = latents()
+    y = z - z.mean(0)
+    torch.manual_seed(0)
+    words, layers = fit_rvq(y, small_config(codec=OWN | {"bits": 16.0}).codec)
+    assert layers == [1, 2, 4] and [w.shape for w in words] == [(16, 10)] * 4
+    rest, errors = y, [float(y.pow(2).sum())]
+    for column in words:
+        codes = torch.cdist(rest, column).argmin(1)
+        assert torch.bincount(codes, minlength=16).min() > 0
+        rest = rest - column[codes]
+        errors.append(float(rest.pow(2).sum()))
+    assert errors[4] < errors[3] < errors[2] < errors[1] < 0.5 * errors[0]
+
+
+def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
+    system, prepared = fitted()
+    assert set(system.scores) == {"rvq", "fsq"}  # type: ignore[attr-defined]
+    for kind, score in system.scores.items():  # type: ignore[attr-defined]
+        assert 0.2 < score["kept"] < 1 and score["bits_per_latent"] > 4, kind
+    save_checkpoint(tmp_path / "ckpt", system)
+    save_folder(tmp_path / "packed", load_folder(tmp_path / "ckpt"), {"config": {}}, dtype=torch.bfloat16, pack=True)
+    for folder in ("ckpt", "packed"):
+        other = small_system(system.config)
+        with pytest.raises(WireError, match="the checkpoint has no codebook of it"):
+            other.sender.ready("rvq")
+        other.load_state_dict(load_folder(tmp_path / folder))
+        assert {k: b.id for k, b in other.sender.codebooks.items()} == {
+            k: b.id for k, b in system.sender.codebooks.items()
+        }
+    (wire,) = system.sender.messages([prepared[0][0]], "rvq:layers=2")
+    section = wire.frame.latents
+    assert section is not None and len(section.layers) == 2 and wire.frame.codebook == system.sender.codebooks["rvq"].id
+
+
+@pytest.mark.parametrize("kind", ["rvq", "fsq"])
+def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
+    system, prepared = fitted()
+    config = small_config(codec=OWN | {"learned": [kind], "float_share": 0.0, "drop_layers": 0.0})
+    module = CodecTuning(system, prepared, config)
+    batch = module.batch(0)
+    z, counts = system.sender.latents_of([prepared[i][0] for i in batch.chosen])
+    sent = module.sent(z, batch)
+    for row, i, count in zip(sent, batch.chosen, counts.tolist(), strict=True):
+        (wire,) = system.sender.messages([prepared[i][0]], kind)
+        torch.testing.assert_close(row[:count].detach(), torch.as_tensor(wire.latents), atol=1e-5, rtol=1e-5)
+    gradient = torch.randn_like(z)
+    (through,) = torch.autograd.grad((sent * gradient).sum(), z)  # straight through
+    torch.testing.assert_close(through, gradient)
+
+
+def test_rounds_differ_in_what_arrives_and_receivers_share_it() -> None:
+    system, prepared = fitted()
+    module = CodecTuning(system, prepared, system.config)
+    drawn = [module.sending(module.batch(index)) for index in range(80)]
+    assert drawn[0::2] == drawn[1::2]
+    assert None in drawn and {(s.codec.name, s.layers) for s in drawn if s} == {
+        (kind, layers) for kind in ("rvq", "fsq") for layers in (1, 2, 3)
+    }
+
+
+def test_training_brings_the_loss_of_coded_latents_down(tmp_path: Path) -> None:
+    system, prepared = fitted(optimizer={"lr": 3e-3, "lr_generator": 1e-2, "lr_encoder": 1e-3})
+    module = CodecTuning(system, prepared, system.config)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return sum(float(module.forward(module.batch(index)).loss) for index in range(1000, 1012))
+
+    before = loss()
+    Trainer(module, system.config, tmp_path, 60).fit()
+    assert loss() < 0.8 * before
+
+
+def test_either_end_alone_knows_the_codebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that loads only the receiver decodes what one that loads only the sender wrote."""
+    from latentwire.model import pretrained
+    from tests.systems import small_encoder
+    from tests.tiny import tiny_lm
+
+    system, _ = fitted()
+    save_checkpoint(tmp_path / "ckpt", system)
+    monkeypatch.setattr(pretrained, "build_encoder", lambda config, device: small_encoder(config))
+    monkeypatch.setattr(pretrained, "load_lm", lambda model, config, device: tiny_lm(model.removeprefix("tiny-")))
+    monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})
+    wire = Sender.from_pretrained(tmp_path / "ckpt").encode("Mira lives in Orlin.", "fsq")
+    monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})
+    reply = Receiver.from_pretrained(tmp_path / "ckpt", "b").answer(type(wire).from_bytes(wire.to_bytes()), "Where?")
+    assert reply.source == "latents"
+    assert CODECS["fsq"].codebook is None
