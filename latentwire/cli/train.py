@@ -60,6 +60,8 @@ def command(
         raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")
     if stages is not None and "closed_form" in chosen and config.encoder.type != "backbone":
         raise ConfigError(f"--stages: closed_form solves encoder.type = 'backbone', not {config.encoder.type!r}")
+    if stages is not None and "codec" in chosen and not config.codec.learned:
+        raise ConfigError("--stages: codec trains the codecs that codec.learned names, and that is empty")
     folder = Path(out_dir) if out_dir else Path(config.checkpoint.runs_dir) / run_name(config_path, tag, config)
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")

@@ -51,7 +51,7 @@ def evaluate(
         raise DataError("evaluation: no question to evaluate on")
     own = config.evaluation
     items = encode_items(system, passages, own.codec)
-    lossless = _lossless(config, passages) if own.lm_bytes else None
+    lossless = lossless_limits(config, passages) if own.lm_bytes else None
     answers = answer_all(
         system,
         items,
@@ -100,7 +100,7 @@ def evaluate(
     return results, answers
 
 
-def _lossless(config: Config, passages: Sequence[Passage]) -> list[int]:
+def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
     """The lossless limit of each passage. The system's own sender has only the layers that it needs."""
     device = check_devices(config.system)
     whole = LanguageModel.load(config.encoder.model, dtype=config.model.dtype, device=device)

@@ -311,6 +311,7 @@ class Run:
     def _end_to_end(self) -> bool:
         """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""
         if "end_to_end" not in self.stages and not _is_done(self._stage(EndToEnd.name)):
+            self._refuse_to_go_on(EndToEnd.name)
             return False
         module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])

@@ -1,0 +1,87 @@
+"""`latentwire rates`: what is left of the answers as messages get smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.config.load import parse_override
+from latentwire.core.atomic import read_json, write_bytes, write_json
+from latentwire.core.manifest import run_manifest
+from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
+
+FLOAT = "fp32"
+"""The codec that the others are compared with."""
+
+
+def rates(
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODEC", help="May be given several times; default: all, learned ones layer by layer."),
+    ] = None,
+    data_path: Annotated[str | None, typer.Option("--data_path", metavar="FILE", help="Held-out file.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 200,
+    lm_bytes: Annotated[
+        bool, typer.Option("--lm_bytes", help="Also the lossless limit of the model that encoder.model names.")
+    ] = False,
+    out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="Where the rows go.")] = "wire_rates.json",
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> list[dict[str, Any]]:
+    """Answer the same held-out questions from messages of every codec; writes one row a codec and receiver, and a plot.
+
+    Rows that the file has already, for this checkpoint and these questions, are not measured again.
+
+    Example: latentwire rates --ckpt runs/default --data_path squad_dev.json --samples 200 -o docs/wire_rates.json
+    """
+    for spec in codec or []:
+        parse_codec(spec)
+    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.tensors import read_info
+    from latentwire.core.hashing import stable_hash
+    from latentwire.data import load_passages
+    from latentwire.evaluation.evaluate import lossless_limits
+    from latentwire.evaluation.rates import rate
+    from latentwire.report.rates import plot
+
+    folder, path = find_checkpoint(Path(ckpt)), Path(out)
+    changes = dict(map(parse_override, overrides or [])) | {"evaluation.samples": samples}
+    config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
+    passages = load_passages(config.data, "validation", samples)
+    made = run_manifest(None, ["latentwire", "rates"])
+    same = {
+        "samples": samples,
+        "checkpoint": stable_hash(read_info(folder)["files"])[:16],
+        "data": stable_hash([[q.id for q in passage.questions] for passage in passages])[:16],
+    }
+    rows = [row for row in (read_json(path) if path.is_file() else []) if row.items() >= same.items()]
+    system = load_checkpoint(folder, config)
+    lossless = lossless_limits(config, passages) if lm_bytes else None
+    for spec in [FLOAT, *(codec or _all(system.sender.codebooks))]:
+        if any(row["codec"] == spec for row in rows):
+            continue
+        command = f"latentwire rates --codec {spec} --samples {samples}"
+        for row in rate(system, passages, spec, config, lossless):
+            float_f1 = next(
+                (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
+            )
+            rows.append(row | {"float_f1": float_f1, "command": command, "commit": _commit(made)} | same)
+            print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")
+        write_json(path, rows)
+    write_bytes(path.with_suffix(".png"), plot(rows))
+    return rows
+
+
+def _all(codebooks: dict[str, Any]) -> list[str]:
+    """Every codec; learned ones that the checkpoint has, in each number of layers."""
+    plain = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec) and name != FLOAT]
+    return plain + [f"{kind}:layers={n + 1}" for kind, book in codebooks.items() for n in range(len(book.layers))]
+
+
+def _commit(manifest: dict[str, Any]) -> str | None:
+    git = manifest["git"]
+    return git and git["commit"]

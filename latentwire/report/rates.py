@@ -1,0 +1,40 @@
+"""The plot of F1 against bytes, made of the rows that `latentwire rates` writes. No torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+MARKS = {"utf8_bytes": "UTF-8", "zstd_bytes": "zstd -19", "packed_ids_bytes": "token ids", "lm_bytes": "lossless by LM"}
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> bytes:
+    """A PNG: F1 with its 95 % interval over the mean bytes of a message, each codec a line through its settings; what
+    the text takes in other forms is marked."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no state
+
+    receivers = list(dict.fromkeys(row["receiver"] for row in rows))
+    kinds = list(dict.fromkeys(row["codec"].partition(":")[0] for row in rows))
+    figure = Figure(figsize=(9, 1 + 3.2 * len(receivers)), layout="constrained")
+    every = figure.subplots(len(receivers), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, receiver in zip(every, receivers, strict=True):
+        own = [row for row in rows if row["receiver"] == receiver]
+        for kind in kinds:
+            line = sorted((r for r in own if r["codec"].partition(":")[0] == kind), key=lambda r: r["bytes"])
+            f1 = [r["f1"] for r in line]
+            interval = [[r["f1"] - r["f1_ci"][0] for r in line], [r["f1_ci"][1] - r["f1"] for r in line]]
+            axes.errorbar([r["bytes"] for r in line], f1, yerr=interval, fmt="o-", capsize=3, label=kind)
+        for key, name in MARKS.items():
+            if own[0].get(key):
+                axes.axvline(own[0][key], color="grey", linestyle=":", linewidth=1)
+                axes.text(own[0][key], 0.01, f" {name}", rotation=90, fontsize=7, va="bottom", ha="right")
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(f"F1, {receiver}")
+        axes.grid(alpha=0.3)
+    every[-1].set_xlabel("bytes a message, mean over passages")
+    every[0].legend(ncols=min(4, len(kinds)), fontsize=8)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    return out.getvalue()

@@ -1,0 +1,93 @@
+"""Learned codecs through the commands: trained, kept in the checkpoint, sent with, measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latentwire.checkpoint.tensors import load_folder, read_info
+from latentwire.cli.main import main as latentwire
+from latentwire.core.errors import ConfigError, WireError
+from latentwire.train import main as train_main
+from tests.cli.test_commands import arguments, models
+
+__all__ = ["models"]
+OWN = {
+    "learned_codecs": "rvq,fsq",
+    "codec_max_steps": 2,
+    "codec_bits": 8,
+    "codec_layers": 2,
+    "codec_index_bits": 4,
+    "codec_passages": 12,
+    "closed_form_importance_passages": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def coded(models: Path) -> Path:
+    """A run with learned codecs, evaluated through one of them."""
+    words = [*arguments(models, out_dir=models / "coded", **OWN), "--codec", "rvq:layers=1"]
+    results = train_main(words)
+    assert results["evaluation"]["receivers"]["llama"]["bits_per_dimension"] > 0
+    return models / "coded"
+
+
+def test_a_run_with_learned_codecs(coded: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (coded / "diagnostics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
+    assert stages == ["slot_tuning", "closed_form", "end_to_end", "codebooks", "codec", "baseline"]
+    found = next(row for row in rows if row["stage"] == "codebooks")["codecs"]
+    assert set(found) == {"rvq", "fsq"} and all(score["bits_per_latent"] > 0 for score in found.values())
+    files = read_info(coded / "last")["files"]
+    assert {"codecs/rvq.safetensors", "codecs/fsq.safetensors"} <= set(files)
+    # Codebooks are kept as they are, and the same command finds them done.
+    folders = coded / "last", coded / "stages" / "codebooks" / "done"
+    kept, stage = (load_folder(folder)["codecs/fsq"] for folder in folders)
+    assert all(kept[key].equal(stage[key]) for key in kept)
+    before = files["codecs/rvq.safetensors"]["sha256"]
+    train_main([*arguments(models, out_dir=coded, **OWN), "--codec", "rvq:layers=1"])
+    assert "codec: done before" in capsys.readouterr().out
+    assert read_info(coded / "last")["files"]["codecs/rvq.safetensors"]["sha256"] == before
+
+
+def test_rates_are_written_and_gone_on_with(coded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rates.json"
+    words = ["rates", "--ckpt", str(coded), "--samples", "4", "-o", str(out)]
+    few = latentwire([*words, "--codec", "int8"])
+    assert [(row["codec"], row["receiver"]) for row in few] == [
+        (codec, name) for codec in ("fp32", "int8") for name in ("llama", "qwen")
+    ]
+    capsys.readouterr()
+    rows = latentwire(words)
+    assert "int8" not in capsys.readouterr().out.split() and rows[: len(few)] == few
+    assert json.loads(out.read_text()) == rows and out.with_suffix(".png").stat().st_size > 5000
+    size = {row["codec"]: row["bytes"] for row in rows}
+    assert {"fp16", "int4", "rvq:layers=1", "rvq:layers=2", "fsq:layers=1"} <= set(size)
+    assert size["fp32"] > size["fp16"] > size["int8"] > size["rvq:layers=2"] > size["rvq:layers=1"]
+    keys = {"codec", "receiver", "bytes", "utf8_bytes", "zstd_bytes", "f1", "f1_ci", "float_f1", "samples", "command"}
+    assert all(keys | {"commit", "lm_bytes"} <= set(row) for row in rows)
+    other = latentwire([*words[:3], "--samples", "2", "-o", str(out), "--codec", "fp16"])
+    assert len(other) == 4 and {row["samples"] for row in other} == {2}
+
+
+def test_messages_of_a_learned_codec_go_through_files(coded: Path, tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("Mira lives in Orlin near the river. She sells red lamps on the hill.\n")
+    message = str(tmp_path / "story.lw")
+    latentwire(["encode", str(tmp_path / "story.txt"), "--ckpt", str(coded), "--codec", "fsq", "-o", message])
+    (row,) = latentwire(["inspect", message])
+    assert row["latents"]["codec"] == "fsq" and row["latents"]["codebook"]
+    answers = latentwire(["decode", message, "--ckpt", str(coded), "--receiver", "qwen", "--question", "Who?"])
+    assert answers
+
+
+def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
+    words = arguments(models, out_dir=tmp_path / "run", learned_codecs="rvq", end_to_end_max_steps=0)
+    with pytest.raises(ConfigError, match="codec needs end_to_end, which was not done"):
+        train_main([*words, "--stages", "slot_tuning,closed_form,codec"])
+    words = arguments(models, out_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"codec\.learned names, and that is empty"):
+        train_main([*words, "--stages", "codec"])
+    with pytest.raises(WireError, match="unknown"):
+        latentwire(["rates", "--codec", "zip"])

@@ -1,0 +1,106 @@
+"""The gist head: what it hides, what it asks of the latents, and that it leaves reading alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentwire.features.gist_head import GistHead
+from latentwire.model.system import LatentWire
+from latentwire.train import main as train_main
+from tests.cli.test_commands import arguments, models
+from tests.features.test_matrix import latents, module_of, system_with
+from tests.tiny import FAMILIES
+
+__all__ = ["models"]
+
+
+def head_of(system: LatentWire) -> GistHead:
+    head = system.receivers["a"].features["gist_head"]
+    assert isinstance(head, GistHead)
+    return head
+
+
+def loss_of(system: LatentWire, texts: list[list[int]], seed: int = 0) -> Tensor:
+    receiver = system.receivers["a"]
+    context = receiver.read_latents(*latents(system, len(texts)))
+    torch.manual_seed(seed)
+    loss = head_of(system).loss(receiver.lm, context, texts)
+    assert loss is not None
+    return loss
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_learns_to_rebuild_embeddings(family: str) -> None:
+    system = system_with(family, "gist_head", mask_ratio=1.0)
+    module, head = module_of(system), head_of(system)
+    optimizer = torch.optim.AdamW([*head.trainable_parameters(), system.sender.encoder.weight], lr=1e-2)
+    batch = module.batch(0)
+    seen = []
+    for _ in range(30):
+        out = module.forward(batch)
+        seen.append(out.metrics["gist_head"])
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert seen[-1] < 0.6 * seen[0]
+
+
+def test_an_untrained_head_that_predicts_nothing_costs_its_weight() -> None:
+    """The loss is a share of the embeddings' mean square, so that 1 is what predicting zero gives."""
+    system = system_with("llama", "gist_head", mask_ratio=1.0, weight=0.25)
+    with torch.no_grad():
+        head_of(system).out.weight.zero_()
+        head_of(system).out.bias.zero_()
+    assert loss_of(system, [[3, 7, 9], [4, 5]]).item() == pytest.approx(0.25)
+
+
+def test_only_the_first_tokens_are_rebuilt_and_padding_is_none_of_them() -> None:
+    system = system_with("llama", "gist_head", mask_ratio=1.0, target_len=4)
+    long, short = [3, 7, 9, 4, 12, 5, 8], [6, 2]
+    both = loss_of(system, [long, short])
+    torch.testing.assert_close(both, loss_of(system, [[*long[:4], 1, 1, 1], short]))
+    assert not torch.allclose(both, loss_of(system, [[*long[:3], 11], short]))
+
+
+def test_what_is_shown_helps_and_at_least_one_token_is_hidden() -> None:
+    system = system_with("llama", "gist_head", mask_ratio=1e-9)
+    texts = [[3, 7, 9, 4]]
+    assert loss_of(system, texts).item() > 0  # all the same, something is asked
+    shown = head_of(system).shown.weight
+    loss_of(system, [[3], [7]]).backward()
+    assert shown.grad is None or not shown.grad.any()  # nothing is left to show where the only token is hidden
+    shown.grad = None
+    system = system_with("llama", "gist_head", mask_ratio=0.5)
+    shown = head_of(system).shown.weight
+    loss_of(system, [[3, 7, 9, 4, 12, 5], [4, 5, 6, 7, 8, 9]]).backward()
+    assert shown.grad is not None and shown.grad.abs().sum() > 0
+
+
+def test_gradients_reach_the_sender_through_the_latents() -> None:
+    system = system_with("llama", "gist_head")
+    receiver = system.receivers["a"]
+    z, counts = latents(system)
+    z.requires_grad_(True)
+    loss = head_of(system).loss(receiver.lm, receiver.read_latents(z, counts), [[3, 7, 9], [4, 5]])
+    assert loss is not None
+    loss.backward()
+    assert z.grad is not None and (z.grad[0].abs().sum(-1) > 0).all()
+    assert not z.grad[1, counts[1] :].any()  # latents that are not there
+
+
+def test_the_flags_reach_training_and_the_checkpoint_does_without_it(models: Path, tmp_path: Path) -> None:
+    words = arguments(models, out_dir=tmp_path / "run", gist_weight=0.1, gist_target_len=16)
+    train_main([*words, "--use_gist_head", "--eval_samples", "2"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    assert all("gist_head" in row for row in rows if row["stage"] == "end_to_end")
+    kept = json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())
+    assert kept["config"]["gist_head"]["target_len"] == 16
+    from latentwire.checkpoint.tensors import load_folder
+
+    state = load_folder(tmp_path / "run" / "last")
+    assert not any("gist_head" in key for group in state.values() for key in group)
