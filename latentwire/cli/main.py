@@ -12,9 +12,10 @@ from latentwire.cli.decode import decode
 from latentwire.cli.encode import encode
 from latentwire.cli.fuzz import fuzz
 from latentwire.cli.inspect_wire import inspect
+from latentwire.cli.report import report
 from latentwire.cli.run import run_and_exit
 
-VERBS = (encode, decode, inspect, codecs, fuzz)
+VERBS = (encode, decode, inspect, codecs, fuzz, report)
 
 app = typer.Typer(
     name="latentwire",
