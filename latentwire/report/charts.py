@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 40
 COLORS = 6
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 MOST_POINTS = 200

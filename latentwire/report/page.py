@@ -72,7 +72,7 @@ def render(template: str, shown: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": _number, "cell": _cell}
+    environment.filters |= {"number": _number, "cell": _cell, "by_receiver": view.by_receiver}
     environment.globals["mark"] = charts.mark
     return environment.get_template(template).render(shown)
 

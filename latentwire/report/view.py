@@ -60,6 +60,14 @@ def latencies(runs: Sequence[RunFiles]) -> list[Row]:
     return rows
 
 
+def by_receiver(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one run and receiver together, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["run"], row["receiver"]), []).append(row)
+    return list(groups.values())
+
+
 def stage_of(record: Row) -> str:
     """The stage of a record without its receiver's name: slot_tuning, end_to_end, baseline text, ..."""
     first, *rest = record["stage"].split("/")
@@ -75,8 +83,12 @@ def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
                 if "step" not in record or "receiver" not in record:
                     continue
                 name, step = record["receiver"], record["step"]
-                empty: Row = {"run": run.name, "receiver": name, "loss": [], "smooth": [], "accuracy": [], "seconds": []}
+                empty: Row = {"run": run.name, "receiver": name, "skipped": 0}
+                empty |= {"loss": [], "smooth": [], "accuracy": [], "seconds": []}
                 curve = stages.setdefault(stage_of(record), {}).setdefault((run.name, name), empty)
+                if "skipped" in record:
+                    curve["skipped"] += 1
+                    continue
                 for key, kept in (("loss", "loss"), (f"smooth_loss/{name}", "smooth"), ("first_acc", "accuracy")):
                     value = record.get(key)
                     if value is not None and math.isfinite(value):
@@ -100,6 +112,7 @@ def training(runs: Sequence[RunFiles]) -> list[Row]:
             "stage": stage,
             "receiver": curve["receiver"],
             "steps": curve["loss"][-1][0],
+            "skipped": curve["skipped"],
             "first": curve["loss"][0][1],
             "last": (curve["smooth"] or curve["loss"])[-1][1],
             "accuracy": rolling(curve["accuracy"], 4)[-1][1] if curve["accuracy"] else None,

@@ -4,7 +4,7 @@
   const runs = JSON.parse(document.getElementById("data").textContent);
   const form = document.getElementById("filters").elements;
   const list = document.getElementById("list"), count = document.getElementById("count"), more = document.getElementById("more");
-  const PAGE = 20;
+  const PAGE = 10;
   let found = [], shown = 0;
 
   const make = (tag, text, name) => {
@@ -51,7 +51,7 @@
     pieces.forEach((piece, i) => {
       const window = make("span", piece, "window");
       window.title = "latent " + (i + 1) + (attention ? ": " + percent(attention[i]) + " of attention" : "");
-      if (most) window.style.setProperty("--a", (0.75 * attention[i] / most).toFixed(3));
+      if (most) window.style.setProperty("--a", (0.55 * attention[i] / most).toFixed(3));
       text.append(window);
     });
     const each = make("details"), table = make("div", undefined, "latents");
