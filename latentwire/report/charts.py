@@ -51,8 +51,8 @@ class Axes:
     y_ticks: Sequence[float]
 
     @classmethod
-    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> Axes:
-        return cls(ticks(0, max(xs), 5), ticks(min(0, *ys), max(ys), 5))
+    def around(cls, xs: Sequence[float], ys: Sequence[float], *, whole: bool = False) -> Axes:
+        return cls(ticks(0, max(xs), 5, whole=whole), ticks(min(0, *ys), max(ys), 5))
 
     def x(self, value: float) -> float:
         return _scale(value, self.x_ticks, LEFT, WIDTH - RIGHT)
@@ -61,9 +61,10 @@ class Axes:
         return _scale(value, self.y_ticks, HEIGHT - BOTTOM, TOP)
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
     """Round numbers from at most `low` to at least `high`."""
-    return [float(t) for t in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high if high > low else 1)]
+    locator = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole)
+    return [float(t) for t in locator.tick_values(low, high if high > low else low + 1)]
 
 
 def _scale(value: float, marks: Sequence[float], first: float, last: float) -> float:
@@ -73,12 +74,12 @@ def _scale(value: float, marks: Sequence[float], first: float, last: float) -> f
 def line_chart(lines: Sequence[Line], x_label: str, y_label: str) -> Markup:
     """Curves, of which every point can be read by pointing at it."""
     points = [p for line in lines for p in line.points]
-    axes = Axes.around([x for x, _ in points], [y for _, y in points])
+    axes = Axes.around([x for x, _ in points], [y for _, y in points], whole=True)
     parts = list(_frame(axes, x_label, y_label))
     for line in lines:
         step = -(-len(line.points) // MOST_POINTS)
         shown = [*line.points[:-1:step], line.points[-1]]
-        path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in shown)
+        path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in (shown if len(shown) > 1 else shown * 2))
         style = f'class="line s{line.color % COLORS}{" faint" if line.faint else ""}"'
         parts.append(f'<polyline {style} stroke-dasharray="{DASHES[line.dash % len(DASHES)]}" points="{path}"/>')
         if not line.faint:
