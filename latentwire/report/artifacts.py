@@ -67,7 +67,7 @@ def answers_in(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
-    """The runs in some folders; an ablation's folder stands for all its runs. LatentWireError where a file is broken."""
+    """The runs in some folders; that of an ablation stands for all its runs. LatentWireError where a file is broken."""
     paths: list[Path] = []
     for folder in folders:
         if (folder / PLAN).is_file():

@@ -123,7 +123,7 @@ def _embedded(value: Any) -> Markup:
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 def _cell(text: str) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from latentwire.config import Config
@@ -42,6 +44,7 @@ class Tracker(Callback):
     def open(self, stage: str) -> None:
         """Begin to track a stage, and end the one before."""
         self.close()
+        PartialState(cpu=not torch.cuda.is_available())  # as the loop's Accelerator does; the trackers ask it
         kind, label = LOGGER_TYPE_TO_CLASS[self.name], stage.replace("/", "-")
         try:
             if kind.requires_logging_directory:

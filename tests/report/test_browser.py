@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 FAINT = """() => {
-  const parse = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n.slice(0, 3), 1]; };
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const parse = (text) => (numbers(text).length > 3 ? numbers(text) : [...numbers(text), 1]);
   const over = (top, below) => below.slice(0, 3).map((b, i) => top[i] * top[3] + b * (1 - top[3]));
   const behind = (node) => {
     if (!node) return [255, 255, 255];

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.core.atomic import append_jsonl
 from latentwire.checkpoint.training_state import all_states
+from latentwire.core.atomic import append_jsonl
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.interrupt import Interrupted
