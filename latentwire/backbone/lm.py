@@ -267,7 +267,8 @@ class LanguageModel:
         hooks = []
         try:
             self.model.set_attn_implementation("eager")
-            for block in decoder_layers(self.model):
+            blocks: Any = decoder_layers(self.model)
+            for block in blocks:
                 hooks.append(block.self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1])))
             yield seen
         finally:

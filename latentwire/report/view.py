@@ -141,12 +141,12 @@ def examples(run: RunFiles) -> Row:
         passages = [[p["context"][first:end] for first, end in p["windows"]] for p in run.passages]
     with checked(run.folder / "predictions.jsonl"):
         for row in run.answers:
-            answers, attention = {}, {}
-            for name, modes in answers_in(row).items():
-                known = {m: (modes[m]["prediction"], modes[m]["f1"]) for m in MODES if m in modes}
-                answers[name] = known
-                if "attention" in modes.get("latent", {}):
-                    attention[name] = modes["latent"]["attention"]
+            answers: Row = {}
+            attention: Row = {}
+            for name, given in answers_in(row).items():
+                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in MODES if m in given}
+                if "attention" in given.get("latent", {}):
+                    attention[name] = given["latent"]["attention"]
             example: Row = {"question": row["question"], "gold": row["answers"], "answers": answers}
             if passages and "passage" in row:
                 windows = len(passages[row["passage"]])

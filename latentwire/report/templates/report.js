@@ -46,7 +46,7 @@
     box.append(make("summary", "Passage and its " + pieces.length + " latents"));
     if (attention) {
       box.open = true;
-      box.append(make("p", "While it answered, " + percent(total) + " of the receiver's attention was on the latents; the darker, the more. The rest was on the prompt and the answer itself."));
+      box.append(make("p", "While it answered, " + percent(total) + " of the receiver's attention was on the latents; the stronger the colour, the more. The rest was on the prompt and the answer itself."));
     }
     pieces.forEach((piece, i) => {
       const window = make("span", piece, "window");
