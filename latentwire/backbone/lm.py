@@ -256,6 +256,26 @@ class LanguageModel:
             for hook in hooks:
                 hook.remove()
 
+    @contextmanager
+    def attention(self) -> Iterator[list[Tensor]]:
+        """Attention weights (batch, heads, Q, K) of every layer in the passes inside, one behind the other.
+
+        Fused attention keeps none, so the model computes its attention eagerly for as long.
+        """
+        usual = self.model.config._attn_implementation
+        seen: list[Tensor] = []
+        hooks = []
+        try:
+            self.model.set_attn_implementation("eager")
+            blocks: Any = decoder_layers(self.model)
+            for block in blocks:
+                hooks.append(block.self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1])))
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.set_attn_implementation(usual)
+
     def hidden_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
         """Hidden states of right-padded ids (batch, T): (batch, T, len(layers), hidden_size); 0 is the embedding."""
         with self.outputs_of(layers) as seen:

@@ -38,7 +38,7 @@ def command(
     quiet: bool,
     debug: bool,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv and predictions.jsonl.
+    """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv, predictions and passages.
 
     Example: python -m latentwire.cli.eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
     """

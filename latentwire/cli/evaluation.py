@@ -21,7 +21,7 @@ def evaluate_system(
     checkpoint: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate on the held-out split, write eval.json, eval.csv and predictions.jsonl to a folder, print the table."""
+    """Evaluate on the held-out split, write the results to a folder (see `write_results`), print the table."""
     passages = load_passages(config.data, "validation", config.evaluation.samples or None)
     results, answers = evaluate(system, passages, config, command=command, quiet=quiet)
     results["manifest"]["checkpoint"] = checkpoint  # its files with their hashes, where it was read from files

@@ -13,9 +13,10 @@ from latentwire.cli.encode import encode
 from latentwire.cli.fuzz import fuzz
 from latentwire.cli.inspect_wire import inspect
 from latentwire.cli.rates import rates
+from latentwire.cli.report import report
 from latentwire.cli.run import run_and_exit
 
-VERBS = (encode, decode, inspect, codecs, rates, fuzz)
+VERBS = (encode, decode, inspect, codecs, rates, report, fuzz)
 
 app = typer.Typer(
     name="latentwire",

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,46 @@ def read_json(path: str | Path) -> Any:
         raise LatentWireError(f"{path}: not valid JSON: {error}") from error
 
 
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line, atomically."""
+    write_text(path, "".join(f"{_json_line(row)}\n" for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; LatentWireError, in one line, where it is not one.
+
+    A last line without its end is left out: it is being written now.
+    """
+    try:
+        *lines, last = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise LatentWireError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from error
+    rows = []
+    for number, line in enumerate([*lines, last], 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            if number > len(lines):
+                break
+            raise LatentWireError(f"{path}: line {number}: not valid JSON: {error}") from error
+        if row is not None:
+            if not isinstance(row, dict):
+                raise LatentWireError(f"{path}: line {number}: not a JSON object")
+            rows.append(row)
+    return rows
+
+
 def append_jsonl(path: str | Path, value: Any) -> None:
     """Append one JSON object as one line."""
     path = Path(path)
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_json_line(value) + "\n")
+
+
+def _json_line(value: Any) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
 @contextmanager

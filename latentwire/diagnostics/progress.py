@@ -1,24 +1,22 @@
-"""Live progress and diagnostics.jsonl."""
+"""Live progress, and what of it is written to diagnostics.jsonl."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
-
-from latentwire.core.atomic import append_jsonl
 
 LOSS_GRAD_NORM = "loss_grad_norm"
 """Beginning of a record's keys for the gradient norm of each loss term; what was measured is always written."""
 
 
 class StepLog:
-    """Show every step in a progress bar; write one of each receiver in `every` steps, and skipped ones, as JSONL."""
+    """Show every step in a progress bar; `write` one of each receiver in `every` steps, and skipped ones."""
 
-    def __init__(self, path: Path, every: int, total: int, start: int, title: str):
-        self.path = path
+    def __init__(self, write: Callable[[dict[str, Any]], None], every: int, total: int, start: int, title: str):
+        self.write = write
         self.every = every
         self.total = total
         self.title = title
@@ -37,7 +35,7 @@ class StepLog:
         measured = any(key.startswith(LOSS_GRAD_NORM) for key in record)
         if record["step"] >= self.due.get(name, 0) or "skipped" in record or measured:
             self.due[name] = record["step"] + self.every
-            append_jsonl(self.path, record | {f"smooth_loss/{n}": round(v, 4) for n, v in self.smooth.items()})
+            self.write(record | {f"smooth_loss/{n}": round(v, 4) for n, v in self.smooth.items()})
             if not self.live:
                 losses = ", ".join(f"{n} {v:.3f}" for n, v in self.smooth.items())
                 print(

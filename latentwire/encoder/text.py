@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from latentwire.encoder.windows import Span
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class SenderText:
     starts: tuple[int, ...]
     phase_tokens: list[list[int]]
     latents: int
+
+    @property
+    def spans(self) -> list[Span]:
+        """The characters of each window, (first, end). Together they are the whole text."""
+        return list(pairwise((0, *self.starts[1:], len(self.text))))
 
 
 def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

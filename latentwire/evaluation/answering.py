@@ -28,7 +28,7 @@ class Item:
 
 @dataclass
 class Answer:
-    """One receiver's answer to one question in one mode."""
+    """One receiver's answer to one question in one mode; `attention` is what `attention_on_latents` gives, if asked."""
 
     prediction: str
     f1: float
@@ -36,12 +36,14 @@ class Answer:
     nll: float  # nats over the first gold answer's tokens
     tokens: int
     first_correct: bool
+    attention: list[float] | None = None
 
 
 @dataclass
 class Answers:
-    """All answers: [receiver][mode], in the order of `questions`; `clusters` number the passage of each question."""
+    """All answers: [receiver][mode], in the order of `questions`; `clusters` number the item of each question."""
 
+    items: Sequence[Item] = ()
     questions: list[Question] = field(default_factory=list)
     clusters: list[int] = field(default_factory=list)
     by_mode: dict[str, dict[str, list[Answer]]] = field(default_factory=dict)
@@ -139,7 +141,7 @@ def answer_all(
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Answers:
     """Every receiver in every mode over all items, and the joint answers of all receivers from the wire."""
-    out = Answers()
+    out = Answers(items)
     out.questions = [q for item in items for q in item.passage.questions]
     out.clusters = [n for n, item in enumerate(items) for _ in item.passage.questions]
     groups = list(batches(items, batch_size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +14,12 @@ from rich.table import Table
 
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
-from latentwire.core.atomic import write_json, write_text
+from latentwire.core.atomic import write_json, write_jsonl, write_text
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage
-from latentwire.evaluation.answering import Answers, answer_all, encode_items
+from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
+from latentwire.evaluation.attention import attention_on_latents
 from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, latency, message_bytes, positions
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES, modes_for
@@ -62,6 +62,9 @@ def evaluate(
     )
     receivers: dict[str, dict[str, Any]] = {}
     for name, receiver in system.receivers.items():
+        for i, answer in enumerate(answers.by_mode[name].get("latent", [])[: own.attention_examples]):
+            item, question = items[answers.clusters[i]], answers.questions[i]
+            answer.attention = attention_on_latents(receiver, item, question, answer.prediction)
         measured = {
             mode: measure(rows, answers.clusters, own.bootstrap) | {"tuned": MODES[mode].adapter in receiver.adapters}
             for mode, rows in answers.by_mode[name].items()
@@ -108,18 +111,29 @@ def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
 
 
 def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:
-    """Write eval.json, eval.csv and predictions.jsonl, each whole or not at all."""
-    lines = []
+    """Write eval.json, eval.csv, predictions.jsonl and passages.jsonl, each whole or not at all.
+
+    A line of passages.jsonl is a passage and the characters of its windows; predictions.jsonl numbers them from 0.
+    """
+    rows = []
     for i, question in enumerate(answers.questions):
         row: dict[str, Any] = {"id": question.id, "question": question.text, "answers": list(question.answers)}
+        row["passage"] = answers.clusters[i]
         for name, modes in answers.by_mode.items():
-            row[name] = {m: {"prediction": a[i].prediction, "f1": a[i].f1, "em": a[i].em} for m, a in modes.items()}
+            row[name] = {mode: _answered(given[i]) for mode, given in modes.items()}
         if answers.joint:
             row["joint"] = answers.joint[i]
-        lines.append(json.dumps(row, ensure_ascii=False))
-    write_text(folder / "predictions.jsonl", "\n".join(lines) + "\n")
+        rows.append(row)
+    write_jsonl(folder / "predictions.jsonl", rows)
+    passages = [{"id": i.passage.id, "context": i.passage.context, "windows": i.sent.spans} for i in answers.items]
+    write_jsonl(folder / "passages.jsonl", passages)
     write_text(folder / "eval.csv", _csv(results))
     write_json(folder / "eval.json", results)
+
+
+def _answered(answer: Answer) -> dict[str, Any]:
+    row: dict[str, Any] = {"prediction": answer.prediction, "f1": answer.f1, "em": answer.em}
+    return row if answer.attention is None else row | {"attention": answer.attention}
 
 
 def _csv(results: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json, write_bytes, write_json, write_text
+from latentwire.core.atomic import read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_text
 
 SCHEMA = 1
 PLAN, FAILED = "ablation.json", "failed.json"
@@ -34,7 +34,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     plan = read_json(folder / PLAN)
     table = {"schema": SCHEMA, "name": plan["name"], "runs": [collect(folder, run) for run in plan["runs"]]}
     names = [run["run"] for run in table["runs"]]
-    write_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history(folder, names)))
+    write_jsonl(folder / "history.jsonl", history(folder, names))
     write_json(folder / "table.json", table)
     write_text(folder / "table.csv", as_csv(table))
     write_text(folder / "table.md", as_markdown(table))
@@ -84,13 +84,8 @@ def history(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
             yield {"run": name} | row
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # another process is writing this line
-                continue
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return read_jsonl(path) if path.is_file() else []
 
 
 def as_csv(table: dict[str, Any]) -> str:

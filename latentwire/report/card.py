@@ -18,6 +18,11 @@ COLUMNS = {"f1": "F1 [95 %]", "em": "EM", "first_token_acc": "first token", "nll
 MODES = ("text", "text_tuned", "latent", "token_budget", "no_context")
 
 
+def mode_label(mode: str, measured: dict[str, Any]) -> str:
+    """What a mode is called in tables; one that was read without the LoRA of its own says so."""
+    return mode if measured["tuned"] or mode == "text" else f"{mode} (no LoRA)"
+
+
 def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     """Markdown from a checkpoint's index and, where there is one, its eval.json."""
     config, files = info["config"], info["files"]
@@ -90,8 +95,7 @@ def _results(results: dict[str, Any]) -> list[str]:
             if m is not None:
                 f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
                 rest = (f"{m[key]:.3f}" for key in list(COLUMNS)[1:])
-                label = mode if m["tuned"] or mode == "text" else f"{mode} (no LoRA)"
-                lines.append(f"| {name} | {label} | {f1} | {' | '.join(rest)} |")
+                lines.append(f"| {name} | {mode_label(mode, m)} | {f1} | {' | '.join(rest)} |")
     for name, receiver in results["receivers"].items():
         b = receiver["bytes"]
         lines += [

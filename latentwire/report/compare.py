@@ -35,13 +35,23 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
     return [_row(name, a["receivers"][name], b["receivers"][name], latent, text) for name in shared]
 
 
+def baselines_for(latent: dict[str, Any]) -> tuple[str, ...]:
+    """The text modes that measured latents may be compared with, the fairest first."""
+    return BASELINES if latent["tuned"] else BASELINES[1:]
+
+
+def baseline_of(latent: dict[str, Any], receiver: dict[str, Any]) -> str | None:
+    """The text mode, among those that were measured of a receiver, that its latents are compared with."""
+    return next((mode for mode in baselines_for(latent) if receiver[mode] is not None), None)
+
+
 def _row(name: str, a: dict[str, Any], b: dict[str, Any], latent: Path, text: Path) -> dict[str, Any]:
     ours = a["latent"]
     if ours is None:
         raise LatentWireError(f"{latent}: receiver {name!r} was not measured in mode 'latent'")
-    wanted = BASELINES if ours["tuned"] else BASELINES[1:]
-    mode = next((m for m in wanted if b[m] is not None), None)
+    mode = baseline_of(ours, b)
     if mode is None:
+        wanted = baselines_for(ours)
         raise LatentWireError(f"{text}: receiver {name!r} was not measured in mode {' or '.join(map(repr, wanted))}")
     theirs = b[mode]
     return {

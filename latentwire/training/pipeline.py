@@ -50,6 +50,7 @@ from latentwire.training.stages.slot_tuning import (
     tuning_key,
     tuning_name,
 )
+from latentwire.training.tracking import tracker_of
 
 MAY_CHANGE = {
     *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
@@ -83,6 +84,7 @@ class Run:
         self.fresh = fresh
         self.evaluates = evaluates
         self.origin: dict[str, Any] | None = None
+        self.tracker = tracker_of(config, folder)
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
 
     def start(self) -> None:
@@ -128,7 +130,7 @@ class Run:
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
         self.start()
         if profiled:
-            append_jsonl(self.folder / "diagnostics.jsonl", loaded)
+            self._record(loaded)
         lora = self.config.features.use_lora
         if self.config.checkpoint.init_from:
             self._start_from(Path(self.config.checkpoint.init_from))
@@ -260,7 +262,8 @@ class Run:
             self._refuse_to_go_on("closed_form")
         else:
             stage, started = self.config.curriculum.closed_form, time.perf_counter()
-
+            if self.tracker:
+                self.tracker.open("closed_form")
             seen = 0
 
             def report(rows: int) -> None:
@@ -285,8 +288,7 @@ class Run:
                 state=sums,
             )
             seconds = round(time.perf_counter() - started, 1)
-            record = {"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()}
-            append_jsonl(self.folder / "diagnostics.jsonl", record)
+            self._record({"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()})
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
             shutil.rmtree(sums, ignore_errors=True)
@@ -328,9 +330,7 @@ class Run:
             started = time.perf_counter()
             scores = codec.fit(self.system, prepared, self.config)
             seconds = round(time.perf_counter() - started, 1)
-            append_jsonl(
-                self.folder / "diagnostics.jsonl", {"stage": "codebooks", "codecs": scores, "seconds": seconds}
-            )
+            self._record({"stage": "codebooks", "codecs": scores, "seconds": seconds})
             for kind, score in scores.items():
                 kept, bits = score["kept"], score["bits_per_latent"]
                 print(f"codebook of {kind}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
@@ -357,6 +357,12 @@ class Run:
             )
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
+    def _record(self, record: dict[str, Any]) -> None:
+        """One line of diagnostics.jsonl, which the tracker gets as well."""
+        append_jsonl(self.folder / "diagnostics.jsonl", record)
+        if self.tracker:
+            self.tracker.log(record)
+
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
         folder = self._stage(module.name)
         total = self._steps(module.steps_per_epoch, stage)
@@ -373,14 +379,14 @@ class Run:
         trainer.restore()
         if trainer.step:
             print(f"{module.name}: goes on from step {trainer.step}", flush=True)
-        log = StepLog(
-            self.folder / "diagnostics.jsonl", self.config.diagnostics.log_every, total, trainer.step, module.name
-        )
+        log = StepLog(self._record, self.config.diagnostics.log_every, total, trainer.step, module.name)
         trainer.callbacks.append(log)
+        if self.tracker:
+            self.tracker.open(module.name)  # before the first step, or it would be in vain
+            trainer.callbacks.append(self.tracker)
         trainer.fit()
         if trainer.memory.enabled:
-            peak = {"stage": module.name, "memory_mb": trainer.memory.highest}
-            append_jsonl(self.folder / "diagnostics.jsonl", peak)
+            self._record({"stage": module.name, "memory_mb": trainer.memory.highest})
         trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
         save_folder(folder / "done", module.state_dict(), {"step": trainer.step, "parameters": trained})
         for state in folder.glob("step_*"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.core.atomic import atomic_dir, read_json, write_json
+from latentwire.core.atomic import append_jsonl, atomic_dir, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
 from latentwire.core.manifest import run_manifest
 
@@ -73,3 +73,22 @@ def test_a_json_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(LatentWireError, match=r"bad\.json: not valid JSON"):
         read_json(tmp_path / "bad.json")
+
+
+def test_lines_of_json_survive_any_text_and_a_line_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    rows = [{"text": "a\u2028b\x85c\nd 🏮"}, {"loss": float("nan")}]
+    write_jsonl(path, rows)
+    append_jsonl(path, {"step": 3})
+    expected = [rows[0], {"loss": None}, {"step": 3}]
+    assert read_jsonl(path) == expected
+    with open(path, "a") as file:
+        file.write('{"step": 4')
+    assert read_jsonl(path) == expected
+    with open(path, "a") as file:
+        file.write("\n")
+    with pytest.raises(LatentWireError, match=r"log\.jsonl: line 4: not valid JSON"):
+        read_jsonl(path)
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(LatentWireError, match=r"log\.jsonl: could not be read"):
+        read_jsonl(path)

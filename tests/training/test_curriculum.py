@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latentwire.core.atomic import append_jsonl
 from latentwire.diagnostics.progress import StepLog
 from latentwire.model.receiver import LATENT
 from latentwire.training.interrupt import Interrupted
@@ -65,7 +67,7 @@ def test_a_text_step_is_the_plain_loss_on_the_text_and_trains_lora_alone() -> No
 def test_both_ways_of_reading_are_logged_apart(tmp_path: Path) -> None:
     module = stage({"warmup_text_steps": 100})
     run = Trainer(module, module.config, tmp_path / "states", 8)
-    run.callbacks.append(StepLog(tmp_path / "d.jsonl", 4, 8, 0, "test"))
+    run.callbacks.append(StepLog(partial(append_jsonl, tmp_path / "d.jsonl"), 4, 8, 0, "test"))
     run.fit()
     rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert [(r["step"], r["receiver"]) for r in rows] == [

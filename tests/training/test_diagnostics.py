@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from latentwire.core.atomic import append_jsonl
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.progress import StepLog
 from latentwire.diagnostics.tensors import hand_over
@@ -33,7 +35,7 @@ def module(slots: bool = True, **diagnostics: object) -> EndToEnd:
 
 def run(stage: EndToEnd | SlotTuning, folder: Path, steps: int, log_every: int = 1) -> list[dict]:
     trainer = Trainer(stage, stage.config, folder / "states", steps)
-    trainer.callbacks.append(StepLog(folder / "d.jsonl", log_every, steps, 0, stage.name))
+    trainer.callbacks.append(StepLog(partial(append_jsonl, folder / "d.jsonl"), log_every, steps, 0, stage.name))
     trainer.fit()
     return [json.loads(line) for line in (folder / "d.jsonl").read_text().splitlines()]
 

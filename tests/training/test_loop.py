@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from latentwire.checkpoint.training_state import all_states
+from latentwire.core.atomic import append_jsonl
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.interrupt import Interrupted
@@ -121,7 +123,7 @@ def test_a_bad_loss_is_skipped_and_logged_then_stops_the_run(tmp_path: Path) -> 
     module = stage(max_bad_steps=2)
     module.__class__ = Poisoned
     run, record = trainer(module, tmp_path / "states", 12)
-    run.callbacks.append(StepLog(tmp_path / "d.jsonl", 1, 12, 0, "test"))
+    run.callbacks.append(StepLog(partial(append_jsonl, tmp_path / "d.jsonl"), 1, 12, 0, "test"))
     run.step = 0
     before = None
     with pytest.raises(TrainingError, match="receiver 'b'") as caught:
@@ -205,7 +207,7 @@ def test_the_rate_stays_and_then_falls_or_rises_again() -> None:
 
 def test_every_nth_step_is_written(tmp_path: Path) -> None:
     run, _ = trainer(stage(), tmp_path / "states", 7)
-    run.callbacks.append(StepLog(tmp_path / "d.jsonl", 3, 7, 0, "test"))
+    run.callbacks.append(StepLog(partial(append_jsonl, tmp_path / "d.jsonl"), 3, 7, 0, "test"))
     run.fit()
     rows = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert [(r["step"], r["receiver"]) for r in rows] == [(1, "a"), (2, "b"), (5, "a"), (6, "b")]

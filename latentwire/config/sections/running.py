@@ -27,6 +27,9 @@ class DiagnosticsConfig(Section):
     log_shapes: bool = Field(
         False, description="Print the shape of every tensor handed from part to part, once a shape."
     )
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = Field(
+        "none", description="A tracker that gets the same lines, each stage as a run of its own."
+    )
 
 
 class CheckpointConfig(Section):
@@ -78,6 +81,9 @@ class EvaluationConfig(Section):
         "names, which is loaded for it.",
     )
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
+    attention_examples: NonNegativeInt = Field(
+        8, description="Questions for which the attention that answers pay to each latent is kept, for reports."
+    )
 
 
 class SystemConfig(Section):

@@ -1,0 +1,29 @@
+"""`latentwire report`: what runs left in their folders, as a page and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentwire.cli.files import Debug
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, evaluations or ablations.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="DIR", help="Where it goes; default: RUN itself, or ./report for several."),
+    ] = None,
+    debug: Debug = False,
+) -> dict[str, str]:
+    """Write report.html, one page that needs nothing else, and report.md. No model is loaded.
+
+    Example: latentwire report runs/default runs/demo -o report
+    """
+    from latentwire.report.page import write_report
+
+    written = write_report(runs, out or (runs[0] if len(runs) == 1 else Path("report")))
+    print(f"report: {written['html']} and {written['markdown']}")
+    return written

@@ -1,0 +1,131 @@
+"""What a run or an evaluation left in its folder, as far as it has come. No model and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentwire.core.atomic import read_json, read_jsonl
+from latentwire.core.errors import LatentWireError
+from latentwire.report.ablation import FAILED, PLAN
+from latentwire.report.compare import read_results
+
+LOGS = ("diagnostics.jsonl", "training.jsonl")
+"""The log of a training run, and what it is called beside an exported checkpoint."""
+FILES = ("config.json", "manifest.json", *LOGS, "eval.json", "predictions.jsonl", "passages.jsonl", FAILED)
+
+
+@dataclass
+class RunFiles:
+    """A folder's files; what is not there is empty. `name` tells it from the others of a report."""
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, Any] | None = None
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    passages: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def receivers(self) -> dict[str, dict[str, Any]]:
+        """What was measured of each receiver."""
+        return self.results["receivers"] if self.results else {}
+
+    @property
+    def missing(self) -> list[str]:
+        """What cannot be shown of it, and why."""
+        out = [f"the run failed: {self.error}"] if self.error else []
+        if self.results is None:
+            out.append("no eval.json: it was not evaluated, so scores, cost and latency are left out")
+        if not self.answers:
+            out.append("no predictions.jsonl: single answers are left out")
+        elif not self.passages:
+            out.append("no passages.jsonl: passages and what each latent covers are left out")
+        elif not any(True for _ in self.attention()):
+            out.append("no attention in predictions.jsonl (evaluation.attention_examples): its picture is left out")
+        if not self.log:
+            out.append("no diagnostics.jsonl: training curves are left out")
+        return out
+
+    def attention(self) -> Iterator[list[float]]:
+        """Every attention over latents that was measured."""
+        for row in self.answers:
+            for modes in answers_in(row).values():
+                if "attention" in modes.get("latent", {}):
+                    yield modes["latent"]["attention"]
+
+
+def answers_in(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The answers of a line of predictions.jsonl: receiver -> mode -> answer."""
+    return {name: value for name, value in row.items() if isinstance(value, dict)}
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """The runs in some folders; that of an ablation stands for all its runs. LatentWireError where a file is broken."""
+    paths: list[Path] = []
+    for folder in folders:
+        if (folder / PLAN).is_file():
+            with checked(folder / PLAN):
+                paths += [folder / run["name"] for run in read_json(folder / PLAN)["runs"]]
+        else:
+            paths.append(folder)
+    short = [path.resolve().name for path in paths]
+    return [
+        read_run(path, name if short.count(name) == 1 else str(path)) for path, name in zip(paths, short, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str) -> RunFiles:
+    """All that one folder holds; LatentWireError where that is nothing, or not what it should be."""
+    there = {file: folder / file for file in FILES if (folder / file).is_file()}
+    if not there:
+        raise LatentWireError(f"{folder}: {_nothing(folder)}")
+    run = RunFiles(name, folder)
+    if path := there.get("eval.json"):
+        with checked(path):
+            run.results = read_results(path)
+            run.manifest = run.results["manifest"]
+            run.config = run.manifest["config"] or {}
+    for attribute in ("manifest", "config"):  # those of the training, where there was one
+        if path := there.get(f"{attribute}.json"):
+            setattr(run, attribute, _object(path))
+    run.config = run.config or run.manifest.get("config") or {}
+    for file in LOGS:
+        if path := there.get(file):
+            run.log = read_jsonl(path)
+    if path := there.get("predictions.jsonl"):
+        run.answers = read_jsonl(path)
+    if path := there.get("passages.jsonl"):
+        run.passages = read_jsonl(path)
+    if path := there.get(FAILED):
+        with checked(path):
+            run.error = str(_object(path)["error"])
+    return run
+
+
+def _nothing(folder: Path) -> str:
+    return "holds nothing that a run or an evaluation writes" if folder.is_dir() else "no such folder"
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise LatentWireError(f"{path}: not a JSON object")
+    return value
+
+
+@contextmanager
+def checked(path: Path) -> Iterator[None]:
+    """One clear line, with the file's name, where what is read inside is not in the form that a run writes."""
+    try:
+        yield
+    except KeyError as error:
+        raise LatentWireError(f"{path}: {error} is missing in it") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise LatentWireError(f"{path}: not in the form that a run writes: {error}") from error

@@ -1,0 +1,213 @@
+"""The figures that a report shows, taken from the files of runs: the same for the page and for Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from latentwire.report.artifacts import RunFiles, answers_in, checked
+from latentwire.report.card import MODES, mode_label
+from latentwire.report.compare import baseline_of
+
+TIMES = ("encode", "prefill", "first_token", "answer")
+BYTES = ("wire", "utf8", "zstd", "packed_ids", "lm_bytes")
+Row = dict[str, Any]
+
+
+def scores(runs: Sequence[RunFiles]) -> list[Row]:
+    """One row for each run, receiver and mode that was measured."""
+    rows = []
+    for run in runs:
+        with checked(run.folder / "eval.json"):
+            for name, receiver in run.receivers.items():
+                measured = [(mode, receiver[mode]) for mode in MODES if receiver[mode] is not None]
+                for mode, m in measured:
+                    row = {"run": run.name, "receiver": name, "mode": mode, "label": mode_label(mode, m)}
+                    row |= {"f1": m["f1"], "low": m["f1_ci"][0], "high": m["f1_ci"][1]}
+                    rows.append(row | {key: m[key] for key in ("em", "first_token_acc", "nll_per_token")})
+    return rows
+
+
+def costs(runs: Sequence[RunFiles]) -> list[Row]:
+    """What a message costs and what it keeps, one row for each run and receiver."""
+    rows = []
+    for run in runs:
+        with checked(run.folder / "eval.json"):
+            for name, receiver in run.receivers.items():
+                latent = receiver["latent"]
+                baseline = latent and baseline_of(latent, receiver)
+                text = receiver[baseline]["f1"] if baseline else None
+                row = {"run": run.name, "receiver": name, "baseline": baseline}
+                row |= {"kept": latent["f1"] / text if text else None, "compression": receiver["compression"]}
+                row |= {f"{path}_positions": receiver["positions"][path] for path in ("text", "latent")}
+                sizes = {kind: receiver["bytes"].get(kind) for kind in BYTES}
+                rows.append(row | sizes | {"bits": receiver.get("bits_per_dimension")})
+    return rows
+
+
+def latencies(runs: Sequence[RunFiles]) -> list[Row]:
+    """Median seconds of one question, one row for each run, receiver and mode that was timed."""
+    rows = []
+    for run in runs:
+        with checked(run.folder / "eval.json"):
+            for name, receiver in run.receivers.items():
+                for mode in MODES:
+                    if receiver[mode] is not None and (times := receiver[mode]["latency_s"]):
+                        row = {"run": run.name, "receiver": name, "mode": mode, "machine": run.manifest.get("cpu")}
+                        rows.append(row | {key: times[key] for key in TIMES})
+    return rows
+
+
+def by_receiver(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one run and receiver together, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["run"], row["receiver"]), []).append(row)
+    return list(groups.values())
+
+
+def stage_of(record: Row) -> str:
+    """The stage of a record without its receiver's name: slot_tuning, end_to_end, baseline text, ..."""
+    first, *rest = record["stage"].split("/")
+    return f"{first} {rest[-1]}" if first == "baseline" else first
+
+
+def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
+    """stage -> the curves of every run and receiver: (step, value) of loss, its running mean, and first accuracy."""
+    stages: dict[str, dict[tuple[str, str], Row]] = {}
+    for run in runs:
+        with checked(run.folder / "diagnostics.jsonl"):
+            for record in run.log:
+                if "step" not in record or "receiver" not in record:
+                    continue
+                name, step = record["receiver"], record["step"]
+                empty: Row = {"run": run.name, "receiver": name, "skipped": 0}
+                empty |= {"loss": [], "smooth": [], "accuracy": [], "seconds": []}
+                curve = stages.setdefault(stage_of(record), {}).setdefault((run.name, name), empty)
+                if "skipped" in record:
+                    curve["skipped"] += 1
+                    continue
+                for key, kept in (("loss", "loss"), (f"smooth_loss/{name}", "smooth"), ("first_acc", "accuracy")):
+                    value = record.get(key)
+                    if value is not None and math.isfinite(value):
+                        curve[kept].append((step, value))
+                if "seconds" in record:
+                    curve["seconds"].append(record["seconds"])
+    return {stage: [c for c in found.values() if c["loss"]] for stage, found in stages.items()}
+
+
+def rolling(points: Sequence[tuple[float, float]], around: int = 2) -> list[tuple[float, float]]:
+    """Means over a point and so many on each side of it."""
+    values = [y for _, y in points]
+    return [(x, statistics.fmean(values[max(0, i - around) : i + around + 1])) for i, (x, _) in enumerate(points)]
+
+
+def training(runs: Sequence[RunFiles]) -> list[Row]:
+    """How each stage began and ended, one row for each run and receiver."""
+    return [
+        {
+            "run": curve["run"],
+            "stage": stage,
+            "receiver": curve["receiver"],
+            "steps": curve["loss"][-1][0],
+            "skipped": curve["skipped"],
+            "first": curve["loss"][0][1],
+            "last": (curve["smooth"] or curve["loss"])[-1][1],
+            "accuracy": rolling(curve["accuracy"], 4)[-1][1] if curve["accuracy"] else None,
+            "step_s": statistics.median(curve["seconds"]) if curve["seconds"] else None,
+        }
+        for stage, found in curves(runs).items()
+        for curve in found
+    ]
+
+
+def closed_forms(runs: Sequence[RunFiles]) -> list[Row]:
+    """Held-out R² of each receiver's slots after the closed form."""
+    rows = []
+    for run in runs:
+        with checked(run.folder / "diagnostics.jsonl"):
+            for record in run.log:
+                for name, score in record.get("r2", {}).items():
+                    rows.append({"run": run.name, "receiver": name, "r2": score, "seconds": record.get("seconds")})
+    return rows
+
+
+def examples(run: RunFiles) -> Row:
+    """A run's single answers and passages, as the page's browser reads them."""
+    shown: list[Row] = []
+    with checked(run.folder / "passages.jsonl"):
+        passages = [[p["context"][first:end] for first, end in p["windows"]] for p in run.passages]
+    with checked(run.folder / "predictions.jsonl"):
+        for row in run.answers:
+            answers: Row = {}
+            attention: Row = {}
+            for name, given in answers_in(row).items():
+                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in MODES if m in given}
+                if "attention" in given.get("latent", {}):
+                    attention[name] = given["latent"]["attention"]
+            example: Row = {"question": row["question"], "gold": row["answers"], "answers": answers}
+            if passages and "passage" in row:
+                windows = len(passages[row["passage"]])
+                example["passage"] = row["passage"]
+                for shares in attention.values():
+                    if len(shares) != windows:
+                        raise ValueError(f"attention on {len(shares)} latents of a passage with {windows} windows")
+            shown.append(example | ({"attention": attention} if attention else {}))
+    names = list(dict.fromkeys(name for e in shown for name in e["answers"]))
+    modes = [m for m in MODES if any(m in e["answers"].get(n, {}) for e in shown for n in names)]
+    against = {name: _baseline(run, name, shown) for name in names}
+    return {
+        "run": run.name,
+        "receivers": names,
+        "modes": modes,
+        "against": against,
+        "passages": passages,
+        "examples": shown,
+    }
+
+
+def _baseline(run: RunFiles, name: str, shown: Sequence[Row]) -> str | None:
+    if name in run.receivers and run.receivers[name]["latent"]:
+        return baseline_of(run.receivers[name]["latent"], run.receivers[name])
+    return "text" if shown and "text" in shown[0]["answers"].get(name, {}) else None
+
+
+def contrasts(browser: Row, most: int) -> Iterator[Row]:
+    """For each receiver, a few questions that the latents answer better than the text, and worse."""
+    for name, mode in browser["against"].items():
+        rows = [e for e in browser["examples"] if {"latent", mode} <= e["answers"].get(name, {}).keys()]
+
+        def gain(example: Row, name: str = name, mode: str | None = mode) -> float:
+            own = example["answers"][name]
+            return own["latent"][1] - own[mode][1]
+
+        for kind, better in (("latents better", 1), ("text better", -1)):
+            chosen = [e for e in sorted(rows, key=gain, reverse=better > 0) if gain(e) * better > 0][:most]
+            for e in chosen:
+                own = e["answers"][name]
+                row = {"run": browser["run"], "receiver": name, "kind": kind, "question": e["question"]}
+                yield row | {"gold": e["gold"][0], "text": own[mode][0], "latent": own["latent"][0]}
+
+
+def manifest(run: RunFiles) -> list[tuple[str, str]]:
+    """What a run was made with, in words."""
+    made = run.manifest
+    git = made.get("git") or {}
+    state = " with changes" if git.get("dirty") else ""
+    rows = [
+        ("folder", run.name),
+        ("date", made.get("date")),
+        ("command", " ".join(made.get("command") or [])),
+        ("commit", git.get("commit") and f"{git['commit'][:12]}{state}"),
+        ("machine", made.get("cpu")),
+        ("CPUs", made.get("cpus")),
+        ("platform", made.get("platform")),
+        ("Python", made.get("python")),
+        ("versions", ", ".join(f"{name} {v}" for name, v in (made.get("versions") or {}).items() if v)),
+    ]
+    if run.results:
+        measured = f"{run.results['samples']} questions on {run.results['passages']} passages"
+        rows.append(("evaluation", f"{measured} ({run.results['dataset']})"))
+    return [(key, str(value)) for key, value in rows if value]
