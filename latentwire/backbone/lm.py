@@ -6,7 +6,7 @@ a `Context`: a key/value cache with a mask. Scoring and generation then know onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
 from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
@@ -220,8 +221,19 @@ class LanguageModel:
         )
 
     @torch.no_grad()
-    def generate(self, context: Context, ids: Tensor, mask: Tensor, max_new_tokens: int, stop: list[int]) -> Tensor:
-        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
+    def generate(
+        self,
+        context: Context,
+        ids: Tensor,
+        mask: Tensor,
+        max_new_tokens: int,
+        stop: list[int],
+        told: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`.
+
+        told: called with every new token as soon as it is there; for a batch of one.
+        """
         cached = context.mask.shape[1]
         self.take_turn()
         with self.autocast():
@@ -229,6 +241,7 @@ class LanguageModel:
                 input_ids=ids,
                 attention_mask=torch.cat([context.mask.long(), mask.long()], 1),
                 past_key_values=context.cache if cached else None,
+                streamer=_Streamer(told) if told else None,
                 generation_config=GenerationConfig(
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
                 ),
@@ -326,6 +339,22 @@ class LanguageModel:
     def _additive(self, allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
+
+
+class _Streamer(BaseStreamer):
+    """Hands on every token that `generate` makes; the prompt, which it is given first, is passed over."""
+
+    def __init__(self, told: Callable[[int], None]):
+        self.told = told
+        self.in_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if not self.in_prompt:
+            self.told(int(value))
+        self.in_prompt = False
+
+    def end(self) -> None:
+        """Nothing is held back that would have to be let go."""
 
 
 def _causal(like: Tensor) -> Tensor:

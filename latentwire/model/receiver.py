@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -307,7 +307,7 @@ class Receiver:
                 continue
             flat = [tail for own in tails for tail in own]
             with self.using(LATENT if source == "latents" else TEXT):
-                context = self._read_wires([parts[i] for i in chosen], source, max(map(len, flat)))
+                context = self.read_messages([parts[i] for i in chosen], source, max(map(len, flat)))
                 answers = iter(self.generate(context.repeat([len(own) for own in tails]), flat, max_new_tokens))
             for i, own in zip(chosen, tails, strict=True):
                 replies[i] = [Reply(next(answers), source, notes[i]) for _ in own]
@@ -327,7 +327,7 @@ class Receiver:
             raise WireError(f"receiver {self.name!r}: {reason}, and carries no text")
         return reason
 
-    def _read_wires(self, messages: Sequence[Sequence[Wire]], source: Source, tail: int) -> Context:
+    def read_messages(self, messages: Sequence[Sequence[Wire]], source: Source, tail: int) -> Context:
         """Read messages of one or more parts each, from their latents or their text, before tails of so many tokens."""
         if source == "text":
             texts = ["".join(wire.text or "" for wire in wires) for wires in messages]
@@ -340,11 +340,28 @@ class Receiver:
         self.check_length(len(self.prompt.head) + int(counts.max()) + self.extra_positions + tail)
         return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
 
-    def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy answers, one for each row of a context. The context's cache is used up."""
+    def generate(
+        self,
+        context: Context,
+        tails: Sequence[list[int]],
+        max_new_tokens: int,
+        told: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """Greedy answers, one for each row of a context. The context's cache is used up.
+
+        told: called with the answer so far at every new token; for a context of one row.
+        """
         ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
+        so_far: list[int] = []
+
+        def hear(token: int) -> None:
+            so_far.append(token)
+            if told is not None:
+                told(self.prompt.read(so_far).rstrip("\ufffd"))  # the bytes of a character may come one by one
+
+        heard = None if told is None else hear
         with self.reading(context):
-            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop)
+            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, heard)
         return [self.prompt.read(row) for row in out.tolist()]
 
 
