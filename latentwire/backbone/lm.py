@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
 from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
@@ -56,6 +62,18 @@ class KeysValues:
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+
+
+Watch = Callable[[Tensor], Sequence[bool]]
+"""Sees all new tokens (batch, new) after each one that is generated; says which rows need no more of them."""
+
+
+class _Watched(StoppingCriteria):
+    def __init__(self, watch: Watch, start: int):
+        self.watch, self.start = watch, start
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.tensor(self.watch(input_ids[:, self.start :]), dtype=torch.bool, device=input_ids.device)
 
 
 class LanguageModel:
@@ -228,23 +246,21 @@ class LanguageModel:
         mask: Tensor,
         max_new_tokens: int,
         stop: list[int],
-        told: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
-        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`.
-
-        told: called with every new token as soon as it is there; for a batch of one.
-        """
+        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
         cached = context.mask.shape[1]
+        criteria = StoppingCriteriaList([] if watch is None else [_Watched(watch, ids.shape[1])])
         self.take_turn()
         with self.autocast():
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.cat([context.mask.long(), mask.long()], 1),
                 past_key_values=context.cache if cached else None,
-                streamer=_Streamer(told) if told else None,
                 generation_config=GenerationConfig(
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
                 ),
+                stopping_criteria=criteria,
             )
         return out[:, ids.shape[1] :]
 
@@ -339,22 +355,6 @@ class LanguageModel:
     def _additive(self, allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
-
-
-class _Streamer(BaseStreamer):
-    """Hands on every token that `generate` makes; the prompt, which it is given first, is passed over."""
-
-    def __init__(self, told: Callable[[int], None]):
-        self.told = told
-        self.in_prompt = True
-
-    def put(self, value: Tensor) -> None:
-        if not self.in_prompt:
-            self.told(int(value))
-        self.in_prompt = False
-
-    def end(self) -> None:
-        """Nothing is held back that would have to be let go."""
 
 
 def _causal(like: Tensor) -> Tensor:

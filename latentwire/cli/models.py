@@ -53,7 +53,7 @@ def pull(names: Names, as_json: Json = False, debug: Debug = False) -> list[dict
     """
     from latentwire.backbone.load import resolve
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         path = resolve(name)
         rows.append({"name": name, "path": str(path), "bytes": size_of(path)})

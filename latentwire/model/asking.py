@@ -77,17 +77,18 @@ class Conversation:
         tail = receiver.prompt.tail(question)
         heard_at: list[float] = []
 
-        def hear(so_far: str) -> None:
+        def watch(row: int, so_far: str) -> bool:
             heard_at.append(time.perf_counter())
             if told is not None:
-                told(so_far)
+                told(so_far.rstrip("\ufffd"))  # the bytes of a character may come one by one
+            return False
 
         with receiver.using(LATENT if source == "latents" else TEXT):
             context, read_s = self._context(receiver, source, len(tail))
             positions = int(context.mask.sum()) + len(tail)
             receiver.check_length(positions)
             started = time.perf_counter()
-            (answer,) = receiver.generate(context.repeat([1]), [tail], max_new_tokens, hear)
+            (answer,) = receiver.generate(context.repeat([1]), [tail], max_new_tokens, watch)
             ended = time.perf_counter()
         return Answered(name, source, answer, positions, read_s, heard_at[0] - started, ended - started)
 
@@ -96,7 +97,7 @@ class Conversation:
         key = (receiver.name, source)
         if key not in self._contexts:
             started = time.perf_counter()
-            context = receiver.read_messages([self.messages[source]], source, tail)
+            context = receiver.read_message(self.messages[source], source, tail)
             if receiver.lm.device.type == "cuda":
                 torch.cuda.synchronize()
             self._contexts[key] = context, time.perf_counter() - started

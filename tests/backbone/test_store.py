@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,6 @@ from latentwire.backbone.aliases import Alias
 from latentwire.backbone.load import resolve
 from latentwire.backbone.store import StoredModel, remove_model, stored_models
 from latentwire.core.errors import ModelError
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def no_file(scratch: Path) -> Path:
@@ -44,10 +43,11 @@ def keep(machine: Path, name: str, size: int) -> Path:
 def download(machine: Path, hub_id: str, size: int, file: str = "model.safetensors") -> Path:
     """As the Hub's client leaves a model: blobs, a snapshot of links, a reference."""
     repo = machine / "hub" / f"models--{hub_id.replace('/', '--')}"
-    snapshot = repo / "snapshots" / COMMIT
+    commit = hashlib.sha1(hub_id.encode()).hexdigest()
+    snapshot = repo / "snapshots" / commit
     for folder in (repo / "blobs", snapshot, repo / "refs"):
         folder.mkdir(parents=True)
-    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / "refs" / "main").write_text(commit)
     for name, data in (("config.json", b"{}"), (file, bytes(size))):
         (repo / "blobs" / name).write_bytes(data)
         (snapshot / name).symlink_to(repo / "blobs" / name)

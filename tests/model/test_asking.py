@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from latentwire.backbone.lm import Context
 from latentwire.core.errors import DataError, ModelError
 from latentwire.model.asking import Conversation
 from latentwire.model.receiver import Receiver
@@ -21,7 +24,7 @@ def system() -> LatentWire:
     made = small_system(small_config(features={"use_lora": True}))
     for receiver in made.receivers.values():
         for name in ("latent", "text"):
-            for weight in receiver.add_adapter(name).parameters():
+            for weight in receiver.add_adapter(name).trainable_parameters():
                 torch.nn.init.normal_(weight, std=0.3)
     return made
 
@@ -47,13 +50,13 @@ def test_answers_are_those_of_a_receiver_that_is_sent_the_message(system: Latent
 def test_each_context_is_read_once_and_counts_all_that_is_given(
     system: LatentWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, made = [], Receiver.read_messages
+    read, made = [], Receiver.read_message
 
-    def counted(self: Receiver, messages: list, source: str, tail: int):  # type: ignore[no-untyped-def]
+    def counted(self: Receiver, message: Any, source: Any, tail: int) -> Context:
         read.append((self.name, source))
-        return made(self, messages, source, tail)  # type: ignore[arg-type]
+        return made(self, message, source, tail)
 
-    monkeypatch.setattr(Receiver, "read_messages", counted)
+    monkeypatch.setattr(Receiver, "read_message", counted)
     talk = Conversation(system, TEXT)
     first = talk.answer("a", QUESTIONS[0], max_new_tokens=3)
     again = talk.answer("a", QUESTIONS[1], max_new_tokens=3)
@@ -68,7 +71,7 @@ def test_each_context_is_read_once_and_counts_all_that_is_given(
 def test_texts_that_are_empty_or_too_long(system: LatentWire) -> None:
     with pytest.raises(DataError, match="no text"):
         Conversation(system, "")
-    talk = Conversation(system, TEXT * 12)
+    talk = Conversation(system, TEXT * 20)
     assert len(talk.messages["latents"]) > 1
     assert talk.answer("a", QUESTIONS[0], max_new_tokens=2).positions < 512
     with pytest.raises(ModelError, match="longer than the model's window"):
