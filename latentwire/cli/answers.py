@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -63,6 +64,11 @@ def summary(name: str, conversation: Conversation) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """A text on one line, without what would move a terminal's cursor or give it orders."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+
+
 class Silent:
     """Shows nothing. The other two show one question's answers while they are made.
 
@@ -95,6 +101,7 @@ class Lines(Silent):
         return self
 
     def told(self, key: Key, so_far: str) -> None:
+        so_far = printable(so_far)
         if self.shown is None:
             print(f"  {f'{key[0]} {LABELS[key[1]]}':{self.width}}  ", end="")
             self.shown = ""
@@ -103,7 +110,7 @@ class Lines(Silent):
             self.shown = so_far
 
     def done(self, key: Key, answered: Answered | str) -> None:
-        answer = answered if isinstance(answered, str) else answered.answer
+        answer = printable(answered if isinstance(answered, str) else answered.answer)
         if self.shown and not answer.startswith(self.shown):  # a token changed how those before it are written
             print()
             self.shown = None
@@ -156,7 +163,7 @@ class Table(Silent):
             cost = self.cost.get(key)
             figures = () if cost is None else (cost.read_s, cost.first_token_s, cost.answer_s)
             cells = ["" if cost is None else str(cost.positions), *(f"{seconds:.3f}" for seconds in figures)]
-            table.add_row(key[0], LABELS[key[1]], Text(so_far), *cells)
+            table.add_row(key[0], LABELS[key[1]], Text(printable(so_far)), *cells)
         return table
 
 

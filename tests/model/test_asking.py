@@ -40,7 +40,8 @@ def test_answers_are_those_of_a_receiver_that_is_sent_the_message(system: Latent
             for message, source in ((wire, "latents"), (plain, "text")):
                 told: list[str] = []
                 got = talk.answer(name, question, source, 12, told.append)  # type: ignore[arg-type]
-                assert got.answer == receiver.answer(message, question, 12).text == told[-1]
+                assert got.answer == receiver.answer(message, question, 12).text
+                assert told[-1] == got.answer.rstrip("\ufffd") and not any(text.endswith("\ufffd") for text in told)
                 assert 1 <= len(told) <= 12 and (got.receiver, got.source) == (name, source)
                 assert 0 < got.first_token_s <= got.answer_s
                 seen |= set(told)
