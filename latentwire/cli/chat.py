@@ -57,6 +57,8 @@ def chat(
             try:
                 line = input("> " if terminal else "").strip()
             except EOFError:
+                if terminal:
+                    print()
                 break
             except KeyboardInterrupt:  # as in a shell, it drops the line
                 print()
