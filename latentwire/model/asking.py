@@ -80,7 +80,7 @@ class Conversation:
         def watch(row: int, so_far: str) -> bool:
             heard_at.append(time.perf_counter())
             if told is not None:
-                told(so_far.rstrip("\ufffd"))  # the bytes of a character may come one by one
+                told(so_far)
             return False
 
         with receiver.using(LATENT if source == "latents" else TEXT):
