@@ -22,9 +22,14 @@ class Alias:
     gguf: Callable[[Path], Path]
 
     @property
+    def folders(self) -> list[Path]:
+        """The folders of its packages that are there. They are looked for, not imported."""
+        return [folder for package in self.packages if (folder := _folder(package)) is not None]
+
+    @property
     def installed(self) -> bool:
-        """Whether all its packages are there. They are looked for, not imported."""
-        return all(_folder(package) is not None for package in self.packages)
+        """Whether all its packages are there."""
+        return len(self.folders) == len(self.packages)
 
     @property
     def install(self) -> str:

@@ -43,10 +43,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from latentwire.backbone.aliases import ALIASES
+from latentwire.backbone.store import models_dir
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError
 from latentwire.core.hashing import sha256_file
-from latentwire.core.paths import cache_dir
 
 HUB_SECONDS = 2.0  # how long the Hub may take to answer the first question
 HUB_FILES: dict[str, Any] = {
@@ -146,7 +146,7 @@ def resolve(name: str) -> Path:
         if not path.is_file():
             raise ModelError(f"model {name!r}: no such file")
         stat = path.stat()
-        kept = cache_dir() / "models" / f"{path.stem}-{_digest(path, stat.st_size, stat.st_mtime_ns)[:12]}"
+        kept = models_dir() / f"{path.stem}-{_digest(path, stat.st_size, stat.st_mtime_ns)[:12]}"
         return _convert(kept, path.name, lambda scratch: path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -165,7 +165,7 @@ def resolve(name: str) -> Path:
 
 def _alias(name: str) -> Path:
     alias = ALIASES[name]
-    kept = cache_dir() / "models" / name
+    kept = models_dir() / name
     if (kept / "config.json").is_file():
         return kept
     if found := _hub_cache(alias.hub_id):

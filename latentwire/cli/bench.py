@@ -49,7 +49,7 @@ def command(
     The FLOPs of a step are counted by torch on one step more; the machine's rate is that of a 2048-wide matrix
     product in the compute type, measured in the same run.
 
-    Example: python -m latentwire.cli.bench --config configs/smoke/lora.json --steps 4
+    Example: latentwire bench --config configs/smoke/lora.json --steps 4
     """
     import torch
 

@@ -20,7 +20,7 @@ from latentwire.report.compare import as_markdown, compare
 def command(latent: str, text: str, as_json: bool, debug: bool) -> list[dict[str, Any]]:
     """Compare latents with a text baseline on the same questions, receiver by receiver.
 
-    Example: python scripts/compare_baselines.py --latent runs/a/eval.json --text runs/b/eval.json
+    Example: latentwire compare --latent runs/a/eval.json --text runs/b/eval.json
     """
     rows = compare(Path(latent), Path(text))
     print(dump_json(rows) if as_json else as_markdown(rows), end="")

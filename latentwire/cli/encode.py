@@ -19,7 +19,7 @@ from latentwire.wire.message import Wire
 
 
 def encode(
-    files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", help="Texts; - is standard input.")] = None,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Texts; - is standard input.")] = None,
     out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="Where it goes; - is standard output.")] = "-",
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     codec: Annotated[

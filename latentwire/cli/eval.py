@@ -10,7 +10,6 @@ import click
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json
-from latentwire.core.errors import ConfigError
 
 
 @click.command(name="latentwire.cli.eval")
@@ -18,7 +17,9 @@ from latentwire.core.errors import ConfigError
 @click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
 @click.option("--data_path", metavar="FILE", help="Held-out file in the dataset's original format.")
 @click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
-@click.option("--out_dir", metavar="DIR", help="Where the results go; default: the folder given as --ckpt.")
+@click.option(
+    "--out_dir", "--out", "out_dir", metavar="DIR", help="Where the results go; default: the folder given as --ckpt."
+)
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
 @click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
 @click.option(
@@ -40,12 +41,12 @@ def command(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv, predictions and passages.
 
-    Example: python -m latentwire.cli.eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
+    Example: latentwire eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
     """
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
-    from latentwire.config import resolve_receivers
+    from latentwire.config import some_receivers
 
     folder = find_checkpoint(Path(ckpt))
     trained, files = load_config_of(folder), read_info(folder)["files"]
@@ -58,13 +59,8 @@ def command(
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
-    wanted: list[str] | None = None
-    if receivers:
-        known = resolve_receivers(trained.model)
-        wanted = [name for name in receivers.split(",") if name]
-        for name in wanted:
-            if name not in known:
-                raise ConfigError(f"--receivers: {folder} has no receiver {name!r} (it has: {', '.join(known)})")
+    wanted = [name for name in (receivers or "").split(",") if name]
+    some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
     out = Path(out_dir or ckpt)
     done = out / "eval.json"
@@ -72,7 +68,7 @@ def command(
         results: dict[str, Any] = read_json(done)
         made_with = results.get("manifest", {}) if isinstance(results, dict) else {}
         same = made_with.get("config") == config.model_dump(mode="json")
-        same = same and set(results["receivers"]) == set(wanted or resolve_receivers(config.model))
+        same = same and set(results["receivers"]) == set(some_receivers(config.model, wanted, str(folder)))
         if same and made_with.get("checkpoint") == files:
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")

@@ -20,18 +20,18 @@ HERE = {
 
 @click.command(name="latentwire.cli.export")
 @click.option("--ckpt", required=True, metavar="DIR", help="Checkpoint, or a run's folder (its last checkpoint).")
-@click.option("--out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes.")
+@click.option("--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes.")
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
-    The card gets its table from an evaluation of the exported checkpoint, so export twice:
+    The card gets its table from an evaluation of the exported checkpoint, so export twice. Example:
 
     \b
-    python -m latentwire.cli.export --ckpt runs/default --out_dir checkpoints/default
-    python -m latentwire.cli.eval --ckpt checkpoints/default --out_dir runs/exported
-    python -m latentwire.cli.export --ckpt runs/default --out_dir checkpoints/default --results runs/exported/eval.json
+    latentwire export --ckpt runs/default --out checkpoints/mine
+    latentwire eval --ckpt checkpoints/mine --out runs/exported
+    latentwire export --ckpt runs/default --out checkpoints/mine --results runs/exported/eval.json
     """
     import torch
 

@@ -1,43 +1,147 @@
-"""`latentwire VERB ...`: the console command. A verb is one function in a file of its own, added to VERBS."""
+"""`latentwire VERB ...`: the console command. A verb is one line in VERBS; what it does stands in a file of its own.
+
+A verb's file is imported when the verb is called or asked for its --help: what needs no torch starts at once.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from types import FunctionType
+from typing import Annotated, Any
 
-import click
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
 
-from latentwire.cli.codecs import codecs
-from latentwire.cli.decode import decode
-from latentwire.cli.encode import encode
-from latentwire.cli.fuzz import fuzz
-from latentwire.cli.inspect_wire import inspect
-from latentwire.cli.rates import rates
-from latentwire.cli.report import report
-from latentwire.cli.run import run_and_exit
+from latentwire import __version__
+from latentwire.cli.run import invoke, run_and_exit
 
-VERBS = (encode, decode, inspect, codecs, rates, report, fuzz)
+VERBS: dict[str, dict[str, tuple[str, str]]] = {
+    "Ask": {
+        "demo": ("demo:command", "Show one message, two models, and the figures behind it."),
+        "ask": ("ask:ask", "Ask questions on a text, which is compressed once for all receivers."),
+        "chat": ("chat:chat", "Ask in a dialogue."),
+    },
+    "Messages": {
+        "encode": ("encode:encode", "Encode texts into messages."),
+        "decode": ("decode:decode", "Answer questions on the texts behind messages."),
+        "inspect": ("inspect_wire:inspect", "Check messages and print what their frames say."),
+        "codecs": ("codecs:codecs", "Measure size, error and speed of every codec."),
+        "rates": ("rates:rates", "Measure F1 against bytes, codec by codec."),
+        "fuzz": ("fuzz:fuzz", "Parse damaged and forged messages."),
+    },
+    "Train and measure": {
+        "train": ("train:command", "Train a sender and its receivers, then evaluate."),
+        "eval": ("eval:command", "Evaluate a checkpoint against every baseline."),
+        "ablate": ("run_ablation:command", "Train and evaluate many runs, and compare them in a table."),
+        "report": ("report:report", "Make one page of what runs left in their folders."),
+        "compare": ("compare:command", "Compare latents with a text baseline."),
+        "export": ("export:command", "Make a checkpoint to pass on."),
+        "bench": ("bench:command", "Measure training throughput."),
+    },
+    "Look after": {
+        "validate": ("validate:validate", "Check configuration files."),
+        "models": ("models:models", "List, fetch and remove language models."),
+    },
+}
+"""Section of the help -> verb -> (file in this folder and what to take from it, one line of help).
+
+What is taken is a function, a `Typer` with verbs of its own, or one of the click commands that also run by themselves
+(`python -m latentwire.cli.train`).
+"""
+
+
+class Verb(TyperCommand):
+    """Stands in for a verb until it is called."""
+
+    def __init__(self, name: str, target: str, summary: str):
+        super().__init__(name, help=summary)
+        self.target = target
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def load(self) -> Any:
+        """The command itself."""
+        module, attribute = self.target.split(":")
+        found = getattr(import_module(f"latentwire.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            return get_group(found)
+        if isinstance(found, FunctionType):
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+            alone.command(self.name)(found)
+            return get_command(alone)
+        return ClickVerb(self.name, found)
+
+
+class ClickVerb(TyperCommand):
+    """A click command under another name: it gets its words as they are (Typer has a click of its own)."""
+
+    def __init__(self, name: str | None, command: Any):
+        super().__init__(name, help=command.help)
+        self.command = command
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return ctx.args
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return []  # the click command has them, --help among them
+
+    def invoke(self, ctx: Any) -> Any:
+        return invoke(self.command, ctx.args, ctx.command_path)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        from click.shell_completion import ShellComplete
+
+        return list(ShellComplete(self.command, {}, ctx.command_path, "").get_completions(ctx.args, incomplete))
+
+
+class Verbs(TyperGroup):
+    """All verbs, under the headings of VERBS."""
+
+    def __init__(self, **attrs: Any):
+        verbs = (verb for section in VERBS.values() for verb in section.items())
+        super().__init__(**attrs | {"commands": {name: Verb(name, *how) for name, how in verbs}})
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, section in VERBS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, summary) for name, (_, summary) in section.items()])
+
 
 app = typer.Typer(
-    name="latentwire",
-    help="One compressed message that different language models can read.",
+    cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # the same plain help for all verbs, and nothing to load for it
     pretty_exceptions_enable=False,
 )
-for verb in VERBS:
-    app.command()(verb)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"latentwire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def latentwire(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """One compressed message that different language models can read.
+
+    Example: latentwire ask notes.txt "Who wrote them?" --receiver gemma3-270m
+    """
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run a verb with its arguments and return what it returns; errors are raised."""
-    try:
-        return app(args=args, prog_name="latentwire", standalone_mode=False)
-    except typer.TyperException as error:  # Typer has a click of its own
-        message = error.format_message()
-        raise (click.UsageError(message) if message else click.exceptions.Exit(2)) from error
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+    result = app(args=args, prog_name="latentwire", standalone_mode=False)
+    if isinstance(result, int) and result:  # no verb returns a number: it is an exit status, and Ctrl-C's is 130
+        raise KeyboardInterrupt
+    return result
 
 
 def run() -> None:

@@ -6,25 +6,31 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import click
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentwire.core.errors import LatentWireError
+
+if TYPE_CHECKING:
+    import click
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
 INTERRUPTED = 130
 
 
-def invoke(command: click.Command, args: Sequence[str] | None = None) -> Any:
-    """Run a command with its arguments and return what it returns; errors are raised."""
+def invoke(command: click.Command, args: Sequence[str] | None = None, called: str | None = None) -> Any:
+    """Run a command with its arguments and return what it returns; errors are raised.
+
+    called: what its help calls it.
+    """
     arguments = list(sys.argv[1:] if args is None else args)
-    return command.main(arguments, prog_name=command.name, standalone_mode=False, obj=arguments)
+    return command.main(arguments, prog_name=called or command.name, standalone_mode=False, obj=arguments)
 
 
 def command_line() -> list[str]:
     """The running command as it would be typed."""
+    import click
+
     context = click.get_current_context()
     return ["python", "-m", str(context.command.name), *context.obj]
 
@@ -37,11 +43,6 @@ def run_and_exit(main: Callable[[], Any]) -> None:
     debug = "--debug" in sys.argv
     try:
         main()
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except (LatentWireError, MemoryError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -49,6 +50,19 @@ def run_and_exit(main: Callable[[], Any]) -> None:
         text = str(error) or type(error).__name__
         print(f"{'' if interrupted else 'error: '}{text}", file=sys.stderr)
         sys.exit(INTERRUPTED if interrupted else 2)
-    except (KeyboardInterrupt, click.Abort):
-        print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        _stopped()
+    except Exception as error:
+        # Typer's click and click itself raise the same kinds; neither is loaded only to name them.
+        if type(error).__name__ == "Abort":
+            _stopped()
+        if not hasattr(error, "exit_code"):
+            raise
+        if hasattr(error, "show"):
+            error.show()
+        sys.exit(error.exit_code)
+
+
+def _stopped() -> NoReturn:
+    print("stopped", file=sys.stderr)
+    sys.exit(INTERRUPTED)

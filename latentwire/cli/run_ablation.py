@@ -23,7 +23,13 @@ from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
 
 @click.command(name="latentwire.cli.run_ablation")
 @click.option("--config", "config_path", required=True, metavar="FILE", help="JSON file of the ablation.")
-@click.option("--out_dir", metavar="DIR", help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.")
+@click.option(
+    "--out_dir",
+    "--out",
+    "out_dir",
+    metavar="DIR",
+    help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.",
+)
 @click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in every run.")
 @click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B", help="Sweep over one more key, or other values.")
 @click.option("--only", multiple=True, metavar="NAME", help="Only runs of this name; may hold * and ?.")
@@ -47,7 +53,7 @@ def command(
     The same command again goes on where it was cut off; finished runs are left alone. A run that fails is noted, the
     others go on, and the command ends with status 2.
 
-    Example: python -m latentwire.cli.run_ablation --config configs/ablation/sample_ablation.json
+    Example: latentwire ablate --config configs/ablation/sample_ablation.json
     """
     plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name

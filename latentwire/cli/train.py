@@ -30,7 +30,9 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
 @click.option("--config", "config_path", metavar="FILE", help="JSON configuration.")
 @click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
 @click.option("--tag", metavar="NAME", help="Added to the run's name.")
-@click.option("--out_dir", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>.")
+@click.option(
+    "--out_dir", "--out", "out_dir", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>."
+)
 @click.option("--stages", metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @click.option("--fresh", is_flag=True, help="Remove what an earlier run left in the folder.")
@@ -51,7 +53,7 @@ def command(
 
     The same command again goes on where it was cut off.
 
-    Example: python -m latentwire.cli.train --config configs/smoke/lora.json --samples 64
+    Example: latentwire train --config configs/smoke/lora.json --samples 64
     """
     config = load_config(config_path, overrides, (DEBUG if debug else {}) | flags)
     chosen = list(STAGES) if stages is None else [s for s in stages.split(",") if s]

@@ -62,6 +62,15 @@ def resolve_receivers(model: ModelConfig) -> dict[str, str]:
     return chosen
 
 
+def some_receivers(model: ModelConfig, names: Sequence[str], where: str) -> dict[str, str]:
+    """The named ones of `resolve_receivers`, all where none is; ConfigError, beginning with `where`, for another."""
+    known = resolve_receivers(model)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{where} has no receiver {name!r} (it has: {', '.join(known)})")
+    return {name: known[name] for name in names or known}
+
+
 def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A JSON object from a file, over the one that it names under "extends"; ConfigError where there is none."""
     if path.resolve() in seen:

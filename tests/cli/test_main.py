@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,17 @@ import pytest
 from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
+from latentwire.core.errors import ConfigError
+from latentwire.train import main as train_main
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.message import Wire, read_texts
+from tests.artifacts import measured, results
 from tests.cli.test_commands import ROOT, fails, models, trained
+from tests.tiny import save_tiny
 
 __all__ = ["models", "trained"]
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+NAMES = [verb for section in VERBS.values() for verb in section]
 ASK = ["--question", "Where does Mira live?", "--question", "What does she sell?"]
 
 
@@ -185,18 +192,145 @@ def test_a_message_is_not_written_to_a_terminal(
     assert "--out: a message is binary" in fails(latentwire, ["encode", str(story), "--text", "only"], capsys)
 
 
-def test_help_and_inspect_load_no_torch(tmp_path: Path) -> None:
+LIGHT = """
+import os, sys
+from latentwire.cli.main import main
+loaded = lambda *names: sorted(name for name in sys.modules if name in names)
+main(["--help"])
+own = {name.removeprefix("latentwire.") for name in sys.modules if name.startswith("latentwire.")}
+assert own == {"cli", "cli.main", "cli.run", "core", "core.errors"}, own
+others = loaded("click", "rich", "pydantic", "numpy", "huggingface_hub")
+assert not others, others
+for words in (
+    ["validate", "configs/default.json", "configs/ablation/sample_ablation.json"],
+    ["train", "--config", "configs/default.json", "--dry-run"],
+    ["ablate", "--config", "configs/ablation/sample_ablation.json", "--dry-run"],
+    ["compare", "--latent", "eval.json", "--text", "eval.json"],
+):
+    main(words)
+assert not loaded("numpy"), words
+for words in (["models", "ls"], ["inspect", "x.lw"], *([verb, "--help"] for verb in sys.argv[1:])):
+    main(words)
+    assert not loaded("torch", "transformers", "peft", "datasets"), words
+"""
+
+
+def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
     (tmp_path / "x.lw").write_bytes(Wire.of([[1.0] * 4], "int4", text="a").to_bytes())
-    code = (
-        "import sys; from latentwire.cli.main import main\n"
-        f"for words in (['--help'], ['encode', '--help'], ['inspect', {str(tmp_path / 'x.lw')!r}]): main(words)\n"
-        "sys.exit(sum(name in sys.modules for name in ('torch', 'transformers')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (tmp_path / "eval.json").write_text(json.dumps(results(a={"text": measured(0.5), "latent": measured(0.4)})))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "LATENTWIRE_CACHE": str(tmp_path / "cache")}
+    environment["HF_HUB_CACHE"] = str(tmp_path / "hub")
+    command = [sys.executable, "-c", LIGHT, *NAMES]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in VERBS:
-        assert verb.__name__ in done.stdout
-    assert "1 latents of 4 in int4" in done.stdout
+    start = done.stdout.split("configs/default.json: valid")[0]
+    for name in NAMES:
+        assert re.search(rf"^  {name} ", start, re.MULTILINE), name
+    assert "1 latents of 4 in int4" in done.stdout and "smollm2-135m" in done.stdout
+    helps = re.split(r"^Usage: latentwire ", done.stdout, flags=re.MULTILINE)[2:]
+    assert [text.split()[0] for text in helps] == NAMES
+    for text in helps:
+        assert re.search(r"Example: latentwire \w+|Example:\n", text) or "so export twice. Example:" in text, text
+
+
+@pytest.mark.parametrize(
+    ("line", "candidates"),
+    [
+        ("latentwire mo", ["models"]),
+        ("latentwire models ", ["ls", "pull", "rm"]),
+        ("latentwire train --sampl", ["--samples"]),
+        ("latentwire eval --dataset sq", ["squad", "squad_v2"]),
+        ("latentwire ask --rec", ["--receiver"]),
+        ("latentwire encode --text b", ["beside"]),
+    ],
+)
+def test_a_shell_completes_verbs_options_and_values(
+    line: str, candidates: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_LATENTWIRE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    with pytest.raises(SystemExit) as stop:
+        latentwire([])
+    assert stop.value.code == 0 and capsys.readouterr().out.split() == candidates
+
+
+def test_completion_can_be_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    latentwire(["--help"])
+    shown = capsys.readouterr().out
+    assert "--install-completion" in shown and "--show-completion" in shown
+
+
+def test_a_verb_that_is_a_click_command_is_that_very_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--override", "data.samples=64", "--window", "8", "--dry-run", "--out", "here"]
+    assert latentwire(["train", *words]) == train_main(words) and train_main(words)["run"] == "here"
+    assert "Usage: latentwire train [OPTIONS]" in fails_at_usage(["train", "--no_such_flag"], capsys)
+    assert "gone.json: no such file" in fails(latentwire, ["train", "--config", "gone.json"], capsys)
+
+
+def fails_at_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: latentwire(words))
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def pressed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentwire.cli.validate.check", pressed)
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: latentwire(["validate", "x.json"]))
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped\n"
+
+
+def test_configurations_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, ablation = str(ROOT / "configs" / "smoke" / "lora.json"), str(ROOT / "configs/ablation/sample_ablation.json")
+    rows = latentwire(["validate", good, ablation, "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    assert [(row["kind"], row["error"]) for row in rows] == [("run", None), ("ablation", None)]
+    assert len(rows[1]["runs"]) > 1 and "smollm2-135m" in rows[0]["receivers"].values()
+    latentwire(["validate", good])
+    assert capsys.readouterr().out.startswith(f"{good}: valid, receivers: ")
+    for name, text, message in (
+        ("a", '{"encoder": {"windw": 4}}', "encoder.windw: unknown key (did you mean encoder.window?)"),
+        ("b", '{"evaluation": {"codec": "int5"}}', "evaluation.codec: codec 'int5' is unknown"),
+        ("c", '{"sweep": {"encoder.window": [4, "x"]}}', "encoder.window"),
+        ("d", "{", "not valid JSON"),
+    ):
+        (tmp_path / f"{name}.json").write_text(text)
+        line = fails(latentwire, ["validate", str(tmp_path / f"{name}.json")], capsys)
+        assert line.startswith(f"error: {tmp_path / name}.json: ") and message in line
+    assert "encoder.window" in fails(latentwire, ["validate", good, "--override", "encoder.window=x"], capsys)
+    with pytest.raises(ConfigError, match="2 of 3 files are wrong"):
+        latentwire(["validate", str(tmp_path / "a.json"), good, str(tmp_path / "d.json")])
+    shown = capsys.readouterr()
+    assert f"{good}: valid" in shown.out and len(shown.err.splitlines()) == 2
+
+
+def test_models_are_listed_fetched_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = save_tiny("llama", tmp_path / "models" / "smollm2-135m")
+    rows = latentwire(["models", "ls", "--json"])
+    assert json.loads(capsys.readouterr().out) == rows
+    row = {row["name"]: row for row in rows}["smollm2-135m"]
+    assert (row["place"], row["path"], row["licence"]) == ("cache", str(kept), "Apache-2.0")
+    assert row["bytes"] == sum(file.stat().st_size for file in kept.iterdir())
+    latentwire(["models", "ls"])
+    assert re.search(rf"^smollm2-135m +unpacked +{row['bytes'] / 1e6:.1f} MB +{kept}$", capsys.readouterr().out, re.M)
+    (pulled,) = latentwire(["models", "pull", "smollm2-135m", "--json"])
+    assert json.loads(capsys.readouterr().out) == [pulled] and pulled["path"] == str(kept)
+    (removed,) = latentwire(["models", "rm", "smollm2-135m"])
+    assert removed == row and not kept.exists() and "smollm2-135m: removed" in capsys.readouterr().out
+    assert "no such model" in fails(latentwire, ["models", "rm", "no such model"], capsys)
 
 
 def test_the_package_installs_the_command() -> None:

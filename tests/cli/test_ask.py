@@ -1,0 +1,265 @@
+"""Asking questions on a file, and the page on commands, on a checkpoint of tiny models."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.answers import printable
+from latentwire.cli.main import VERBS
+from latentwire.cli.main import main as latentwire
+from latentwire.model.receiver import Receiver
+from tests.cli.test_commands import ROOT, arguments, fails, models, trained
+from tests.tiny import save_tiny
+
+__all__ = ["models", "trained"]
+STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+QUESTIONS = ["Where does Mira live?", "What does she sell?"]
+
+
+class Typed:
+    """Standard input that is no terminal; what yields a line may do something before the next one is asked for."""
+
+    def __init__(self, lines: Iterator[str]):
+        self.lines = lines
+
+    def readline(self, size: int = -1) -> str:
+        line = next(self.lines, None)
+        return "" if line is None else f"{line}\n"
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Path:
+    (tmp_path / "story.txt").write_text(STORY)
+    return tmp_path / "story.txt"
+
+
+def test_a_file_is_asked(
+    models: Path, trained: dict[str, Any], story: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--ckpt", str(models / "run")]
+    result = latentwire(["ask", str(story), *QUESTIONS, *run])
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{story}: {len(STORY)} bytes of text -> 1 message, \d+ latents, \d+ bytes, in .* s", shown[0])
+    assert [line for line in shown if not line.startswith("  ")][1:] == QUESTIONS
+    answers = [answer for asked in result["questions"] for answer in asked["answers"]]
+    both = [(name, source) for name in ("llama", "qwen") for source in ("latents", "text")]
+    assert [(a["receiver"], a["source"]) for a in answers] == both * 2
+    lines = [line for line in shown if line.startswith("  ")]
+    for line, answer in zip(lines, answers, strict=True):
+        label = f"{answer['receiver']} {'message' if answer['source'] == 'latents' else 'text'}"
+        assert line.split("  ")[1].strip() == label
+        assert f"  {printable(answer['answer'])}  ({answer['positions']} positions, read in " in line
+        assert answer["answer_s"] >= answer["first_token_s"] > 0 and answer["read_s"] > 0
+    for latents, text in zip(answers[::2], answers[1::2], strict=True):
+        assert latents["positions"] < text["positions"]
+    assert answers[0]["read_s"] == answers[4]["read_s"]  # read once, for all questions
+
+    out = story.with_suffix(".lw")
+    latentwire(["encode", str(story), "-o", str(out), *run])
+    assert out.stat().st_size == result["message"]["bytes"]
+    for name in ("llama", "qwen"):
+        asked = ["--receiver", name, "--question", QUESTIONS[0]]
+        (decoded,) = latentwire(["decode", str(out), *asked, *run])
+        mine = latentwire(["ask", str(story), *asked, *run, "--no-text"])["questions"][0]["answers"]
+        assert [(a["receiver"], a["answer"]) for a in mine] == [(name, decoded["answers"][0]["answer"])]
+
+
+def test_answers_give_a_terminal_no_orders() -> None:
+    assert printable("a\x1b[2Jb\rc\u2028d\x85e") == "a\ufffd[2Jb\ufffdc\ufffdd\ufffde"
+    assert printable("“na\u00efve” \u00a0 caf\u00e9") == "“na\u00efve” \u00a0 caf\u00e9"
+
+
+def test_json_is_one_object(
+    models: Path,
+    trained: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(STORY.encode())))
+    words = ["--question", QUESTIONS[0], "--receiver", "qwen", "--receiver", "llama", "--max_new_tokens", "2"]
+    result = latentwire(["ask", "-", *words, "--ckpt", str(models / "run"), "--json"])
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["text"] == {"characters": len(STORY), "bytes": len(STORY)}
+    assert {a["receiver"] for a in result["questions"][0]["answers"]} == {"llama", "qwen"}
+
+
+def test_a_terminal_gets_a_table(
+    models: Path,
+    trained: dict[str, Any],
+    story: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    result = latentwire(["ask", str(story), QUESTIONS[0], "--ckpt", str(models / "run"), "--receiver", "qwen"])
+    last = capsys.readouterr().out.split(QUESTIONS[0])[-1]  # the table as it is left
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last)
+    for title in ("receiver", "answer", "positions", "first s"):
+        assert title in plain
+    rows = [line for line in plain.splitlines() if "qwen" in line]
+    for row, answer in zip(rows, result["questions"][0]["answers"], strict=True):
+        assert printable(answer["answer"])[:8].strip() in row  # random models write characters of any width
+        assert f" {answer['positions']} " in row and f"{answer['answer_s']:.3f}" in row
+
+
+def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.txt").write_text(STORY * 16)
+    words = ["ask", str(tmp_path / "long.txt"), QUESTIONS[0], "--ckpt", str(models / "run"), "--receiver", "llama"]
+    result = latentwire(words)
+    message, text = result["questions"][0]["answers"]
+    assert result["message"]["count"] > 1 and message["answer"] is not None and message["note"] is None
+    assert text["answer"] is None and "longer than the model's window of 512" in text["note"]
+    assert f"llama text     [{text['note']}]\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ask", "gone.txt", "?"], "gone.txt: could not be read"),
+        (["ask", "empty.txt", "?"], "empty.txt: no text in it"),
+        (["ask", "story.txt"], "QUESTION: nothing is asked"),
+        (["ask", "story.txt", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
+        (["ask", "story.txt", "?", "--receiver", "lama"], "has no receiver 'lama' (it has: llama, qwen)"),
+        (["chat", "-"], "FILE: standard input is where the questions come from"),
+        (["chat", "gone.txt"], "gone.txt: could not be read"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    models: Path,
+    trained: dict[str, Any],
+    story: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(story.parent)
+    (story.parent / "empty.txt").touch()
+    ckpt = [] if "--ckpt" in words else ["--ckpt", str(models / "run")]
+    assert message in fails(latentwire, [*words, *ckpt], capsys)
+
+
+def test_a_dialogue(
+    models: Path,
+    trained: dict[str, Any],
+    story: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def lines() -> Iterator[str]:
+        yield QUESTIONS[0]
+        yield ""
+        yield "/receiver lama"
+        yield "/receiver qwen"
+        yield "/text off"
+        yield QUESTIONS[0]
+        capsys.readouterr()
+        story.write_text("Jon lives in Mosk.")
+        yield QUESTIONS[0]
+        told = capsys.readouterr().out
+        assert f"{story} has changed; /reload reads it again" in told
+        yield "/reload"
+        assert f"{story}: 18 bytes of text -> 1 message" in capsys.readouterr().out
+        story.unlink()
+        yield "/reload"
+        assert f"error: {story}: could not be read" in capsys.readouterr().err
+        yield QUESTIONS[0]
+        yield "/help"
+        shown = capsys.readouterr().out
+        assert "/receiver NAME" in shown and "has changed" not in shown
+        yield "/text maybe"
+        assert "error: /text maybe: no such command" in capsys.readouterr().err
+        yield "/quit"
+        raise AssertionError("asked for a line after /quit")
+
+    monkeypatch.setattr(sys, "stdin", Typed(lines()))
+    said = latentwire(["chat", str(story), "--ckpt", str(models / "run")])
+    asked = [[(a["receiver"], a["source"]) for a in turn["answers"]] for turn in said]
+    everyone = [(name, source) for name in ("llama", "qwen") for source in ("latents", "text")]
+    assert asked == [everyone, *[[("qwen", "latents")]] * 3]
+    positions = [turn["answers"][-1]["positions"] for turn in said]
+    assert positions[1] == positions[2] > positions[3]  # what was read stays until it is read again
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_dialogue(
+    models: Path,
+    trained: dict[str, Any],
+    story: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generate, calls = Receiver.generate, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(Receiver, "generate", interrupted)
+    monkeypatch.setattr(sys, "stdin", Typed(iter(QUESTIONS)))
+    said = latentwire(["chat", str(story), "--ckpt", str(models / "run"), "--receiver", "llama"])
+    assert [turn["question"] for turn in said] == QUESTIONS[1:]
+    assert "stopped" in capsys.readouterr().out
+
+
+SMALLER = {
+    "demo": ["--samples", "4"],
+    "eval": ["--samples", "2", "--quiet"],
+    "bench": ["--steps", "1"],
+    "fuzz": ["--messages", "200"],
+    "rates": ["--samples", "2"],
+}
+"""What is added to the page's commands so that they end soon; train and bench get tiny models as well."""
+
+
+def test_the_page_on_commands_can_be_followed(
+    models: Path,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    commands = [shlex.split(line)[1:] for line in re.findall(r"^    (latentwire .*)$", page, re.MULTILINE)]
+    assert {words[0] for words in commands} == {verb for section in VERBS.values() for verb in section}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(sys, "stdin", Typed(iter(["Who wrote the notes?", "/quit"])))
+    save_tiny("llama", tmp_path / "cache" / "models" / "smollm2-135m")
+    (tmp_path / "notes.txt").write_text(STORY)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "default").symlink_to(models / "run")
+    shutil.copy(ROOT / "examples" / "questions.json", tmp_path / "squad_dev.json")
+    here = {"gemma3-270m": "llama", "smollm2-135m": "qwen"}
+    for words in commands:
+        for at, word in enumerate(words):
+            if words[at - 1] == "--receiver":
+                words[at] = here[word]
+        if words[0] in ("train", "bench"):
+            words += arguments(models, **({"out_dir": models / "run"} if words[0] == "train" else {}))
+        result = latentwire([*words, *SMALLER.get(words[0], [])])
+        assert result, words
+    for made in ("notes.lw", "runs/squad/eval.json", "runs/demo/eval.json", "checkpoints/mine/README.md"):
+        assert (tmp_path / made).is_file(), made
+    assert not (tmp_path / "cache" / "models" / "smollm2-135m").exists()
+    assert "end_to_end: done before" in capsys.readouterr().out
