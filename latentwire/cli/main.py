@@ -7,6 +7,7 @@ from typing import Any
 import click
 import typer
 
+from latentwire.cli.add_receiver import add_receiver
 from latentwire.cli.codecs import codecs
 from latentwire.cli.decode import decode
 from latentwire.cli.encode import encode
@@ -14,7 +15,7 @@ from latentwire.cli.fuzz import fuzz
 from latentwire.cli.inspect_wire import inspect
 from latentwire.cli.run import run_and_exit
 
-VERBS = (encode, decode, inspect, codecs, fuzz)
+VERBS = (encode, decode, inspect, codecs, fuzz, add_receiver)
 
 app = typer.Typer(
     name="latentwire",
