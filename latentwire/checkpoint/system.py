@@ -23,9 +23,7 @@ OF_RECEIVERS = ("receivers/", "baselines/")
 """Files with these beginnings belong to one receiver; the others are the sender's."""
 
 
-def save_checkpoint(
-    folder: Path, system: LatentWire, command: Sequence[str] = (), beside: Path | None = None
-) -> None:
+def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), beside: Path | None = None) -> None:
     """Write a checkpoint in bf16; the training states keep fp32.
 
     beside: the checkpoint whose sender the system's receivers were trained for. Its sender and its other receivers are

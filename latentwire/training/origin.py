@@ -9,6 +9,7 @@ from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
+from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.features import FEATURES
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
@@ -71,6 +72,16 @@ class Origin:
                 load_receiver_state(receiver, state, start=True)
         new = [name for name in system.receivers if name not in self.known]
         print(f"starting from {self.folder}" + (f"; new: {', '.join(new)}" if new else ""), flush=True)
+
+    def remember(self, run: Path) -> None:
+        """Note in a run's folder what it started from; ConfigError where that has become another checkpoint since."""
+        note = run / "origin.json"
+        if note.is_file() and read_json(note) != self.files:
+            raise ConfigError(
+                f"checkpoint.init_from: {self.folder} has changed since this run started from it; choose another "
+                "folder, or --fresh"
+            )
+        write_json(note, self.files)
 
     def _check_receivers(self, ours: Config) -> None:
         """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""

@@ -1,7 +1,7 @@
 """A whole run: the stages in order, each skipped when it is done and resumed when it was cut off.
 
 runs/<name>/
-    config.json  manifest.json  diagnostics.jsonl
+    config.json  manifest.json  diagnostics.jsonl       and origin.json, what it started from
     stages/<stage>/step_000100/ ...      resumable states
     stages/<stage>/done/                 the finished stage
     epoch1/ epoch2/ ... last/            checkpoints for evaluation
@@ -106,7 +106,9 @@ class Run:
                     f"{path}: this run was started with another value of {changed[0]}"
                     f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
                 )
-        else:
+        if self.origin:
+            self.origin.remember(self.folder)
+        if not path.is_file():
             write_json(path, now)
         write_json(self.folder / "manifest.json", run_manifest(now, self.command))
 

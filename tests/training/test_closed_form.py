@@ -90,7 +90,7 @@ def test_on_a_fixed_encoder_a_generator_is_least_squares_from_latents(kind: str)
         expected = torch.cat([torch.cat(z), torch.ones(len(made), 1)], 1).double() @ solution
     truth = torch.cat(y)
     error = [float((guess - truth).pow(2).mean() / truth.var()) for guess in (made, expected)]
-    assert error[0] == pytest.approx(error[1], rel=0.02) and set(scores) == {"b"} and scores["b"] > 0.1
+    assert error[0] == pytest.approx(error[1], rel=0.02) and set(scores) == {"b"} and scores["b"] > 0.05
 
 
 def test_fit_serves_every_receiver_from_one_latent() -> None:
