@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,15 @@ from typing import Any
 import pytest
 
 from latentwire import Wire
+from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import WireError
+from latentwire.eval import main as eval_main
 from tests.cli.test_commands import arguments, models, trained
+from tests.tiny import save_tiny
 
 __all__ = ["models", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
+STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill."
 
 
 def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
@@ -79,6 +85,36 @@ def test_the_page_on_features_can_be_followed(tmp_path: Path) -> None:
         text=True,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_commands_of_the_page_on_receivers_can_be_given(
+    models: Path, trained: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "add_a_receiver.md").read_text()
+    save_tiny("gemma3", tmp_path / "gemma3")
+    monkeypatch.chdir(tmp_path)
+    passage = {"context": STORY, "qas": [{"question": "Who?", "answers": [{"text": "Mira"}]}]}
+    for name in ("squad_train.json", "squad_dev.json"):
+        Path(name).write_text(json.dumps({"data": [{"paragraphs": [passage] * 6}]}))
+    Path("paragraphs.txt").write_text(f"{STORY}\n" * 4)
+    Path("story.txt").write_text(STORY)
+    page = page.replace("runs/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")
+    page = page.replace("qwen", "new")
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    commands = [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    given: dict[tuple[str, ...], Any] = {}
+    for command in commands:
+        main = latentwire if command[0] == "latentwire" else eval_main
+        given[tuple(command[:2])] = main(command[1 if command[0] == "latentwire" else 3 :])
+    assert set(given) == {("latentwire", verb) for verb in ("encode", "add-receiver", "decode")} | {("python", "-m")}
+    assert given["latentwire", "decode"][0]["answers"][0]["source"] == "latents"
+    assert set(given["latentwire", "add-receiver"]["evaluation"]["receivers"]) == {"new"}
+    assert set(given["python", "-m"]["receivers"]) == {"llama", "qwen", "new"}
+
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("runs/with-new", "runs/again"), "docs/add_a_receiver.md", "exec"), names)
+    assert Path(names["run"]["checkpoint"], "receivers", "new.safetensors").is_file()
 
 
 def test_the_api_reference_is_that_of_the_docstrings(tmp_path: Path) -> None:

@@ -10,24 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
 from latentwire.model.system import LatentWire, check_devices
 
+OF_RECEIVERS = ("receivers/", "baselines/")
+"""Files with these beginnings belong to one receiver; the others are the sender's."""
 
-def save_checkpoint(
-    folder: Path, system: LatentWire, command: Sequence[str] = (), extra: dict[str, Any] | None = None
-) -> None:
-    """Write a checkpoint in bf16; the training states keep fp32."""
-    config = system.config.model_dump(mode="json")
-    info = {"config": config, "manifest": run_manifest(None, list(command)), **(extra or {})}
-    save_folder(folder, system.state_dict(), info, dtype=torch.bfloat16)
+
+def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), beside: Path | None = None) -> None:
+    """Write a checkpoint in bf16; the training states keep fp32.
+
+    beside: the checkpoint whose sender the system's receivers were trained for. Its sender and its other receivers are
+    taken over as they are, so that the fingerprint stays and messages that were sent before are still read.
+    """
+    config, state = system.config.model_dump(mode="json"), system.state_dict()
+    copied: dict[str, Path] = {}
+    if beside is not None:
+        there = read_info(beside)
+        state = {stem: group for stem, group in state.items() if stem.startswith(OF_RECEIVERS)}
+        copied = {name: beside / name for name in there["files"] if name.removesuffix(".safetensors") not in state}
+        config["encoder"] = there["config"]["encoder"]
+        config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
+    info = {"config": config, "manifest": run_manifest(None, list(command))}
+    save_folder(folder, state, info, dtype=torch.bfloat16, copied=copied)
 
 
 def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:

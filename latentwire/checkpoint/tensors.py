@@ -5,7 +5,10 @@ Matrices may be kept in 8 bits, which halves a checkpoint to be passed on.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,15 +36,21 @@ def save_folder(
     *,
     dtype: torch.dtype | None = None,
     pack: bool = False,
+    copied: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Write {file stem: tensors} and what describes them; floating tensors are stored as `dtype` if one is given.
 
-    With `pack`, matrices take 8 bits a number instead (see `_packed`).
+    With `pack`, matrices take 8 bits a number instead (see `_packed`). `copied` files, by the name that they get here,
+    are taken over byte by byte.
 
     `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written.
     """
     with atomic_dir(folder) as temporary:
         files = {}
+        for name, source in copied.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temporary / name)
+            files[name] = _described(temporary / name)
         for stem, group in tensors.items():
             path = temporary / f"{stem}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +60,12 @@ def save_folder(
                 path.chmod(0o644)  # safetensors writes files that only their owner may read
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
-            files[f"{stem}.safetensors"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            files[f"{stem}.safetensors"] = _described(path)
         write_json(temporary / INDEX, {"format": FORMAT, **info, "files": files})
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

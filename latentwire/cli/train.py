@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def command(
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")
-    if stages is not None and "closed_form" in chosen and config.encoder.type != "backbone":
+    solved = config.encoder.type == "backbone" or config.checkpoint.init_from
+    if stages is not None and "closed_form" in chosen and not solved:
         raise ConfigError(f"--stages: closed_form solves encoder.type = 'backbone', not {config.encoder.type!r}")
     if stages is not None and "codec" in chosen and not config.codec.learned:
         raise ConfigError("--stages: codec trains the codecs that codec.learned names, and that is empty")
@@ -68,14 +70,26 @@ def command(
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")
         return {"run": str(folder), "config": config.model_dump(mode="json")}
+    evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
+    return train(config, folder, stages=chosen, words=command_line(), fresh=fresh, evaluates=evaluates)
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    words: Sequence[str],
+    stages: Sequence[str] = STAGES,
+    fresh: bool = False,
+    evaluates: bool = True,
+) -> dict[str, Any]:
+    """Run stages in a folder, then evaluate what was trained; returns the folder, its checkpoint, its evaluation."""
     from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
     from latentwire.checkpoint.tensors import INDEX, read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.training.pipeline import Run
 
-    evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
-    words = command_line()
-    run = Run(config, folder, stages=chosen, command=words, fresh=fresh, evaluates=evaluates)
+    run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates)
     system = run.execute()
     results = None
     if (run.last / INDEX).is_file():

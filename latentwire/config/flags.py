@@ -38,7 +38,7 @@ def options(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Optio
             continue
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         flag: Any = extra.get("flag", name)
-        if prefix.startswith(f"{STAGE_SECTION}."):
+        if prefix.startswith(f"{STAGE_SECTION}.") and prefix != f"{STAGE_SECTION}.":
             flag = SPECIAL.get(dotted, f"{prefix.split('.')[1]}_{name}")
         yield Option(dotted, flag, field)
 

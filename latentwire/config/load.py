@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,19 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     else:
         text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
     return text + (f" (and {more} more)" if more else "")
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], but: Container[str] = (), path: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ, but for some keys and sections."""
+    for key in a.keys() | b.keys():
+        dotted = f"{path}{key}"
+        if dotted in but:
+            continue
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from differences(one, other, but, f"{dotted}.")
+        elif one != other:
+            yield dotted
 
 
 def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

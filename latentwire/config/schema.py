@@ -95,6 +95,8 @@ class Config(Section):
             raise ValueError(
                 f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
             )
+        if self.losses.latent_scale_weight and self.curriculum.train_only:
+            raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
         if self.anchor.chat_template and self.anchor.bos != "before":
             raise ValueError("anchor.bos: anchor.chat_template places BOS itself")
         for key in ("warmup_text_steps", "tail_text_prob"):
@@ -102,6 +104,15 @@ class Config(Section):
                 raise ValueError(
                     f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _known_receivers(self) -> Config:
+        """Who is named is there."""
+        for name in self.curriculum.train_only or []:
+            if name not in self.model.chosen:
+                known = ", ".join(self.model.chosen)
+                raise ValueError(f"curriculum.train_only: {name!r} is not in model.receivers (there are: {known})")
         return self
 
     @model_validator(mode="after")

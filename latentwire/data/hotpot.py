@@ -8,18 +8,19 @@ from typing import Any
 from latentwire.data.example import Passage, Question
 
 
-def parse_hotpot(raw: Any) -> list[Passage]:
+def parse_hotpot(raw: Any, context: str = "supporting") -> list[Passage]:
     """One passage a question: the paragraphs that hold its supporting facts, each behind its title.
 
-    The distractor paragraphs are left out. KeyError or TypeError where the structure is another one.
+    With context "all", the distractor paragraphs stay among them. KeyError or TypeError where the structure is another
+    one.
     """
     passages = []
     for row in raw:
         wanted = {title for title, _ in row["supporting_facts"]}
-        context = hotpot_context((t, s) for t, s in row["context"] if t in wanted)
+        text = hotpot_context((t, s) for t, s in row["context"] if context == "all" or t in wanted)
         question = Question(str(row["_id"]), row["question"].strip(), (row["answer"].strip(),))
-        if context and question.answers[0]:
-            passages.append(Passage(question.id, context, (question,)))
+        if text and question.answers[0]:
+            passages.append(Passage(question.id, text, (question,)))
     return passages
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
 from latentwire.data.example import Passage, Question
 from latentwire.data.hotpot import parse_hotpot
@@ -16,11 +17,11 @@ SOURCES = {
 }
 
 
-def load_from_hub(dataset: str, split: str, key: str) -> list[Passage]:
+def load_from_hub(config: DataConfig, split: str, key: str) -> list[Passage]:
     """The train or validation split; DataError, in one line, where it cannot be had."""
     import datasets
 
-    path, name = SOURCES[dataset]
+    path, name = SOURCES[config.dataset]
     try:
         rows = datasets.load_dataset(path, name, split=split)
     except Exception as error:
@@ -30,11 +31,11 @@ def load_from_hub(dataset: str, split: str, key: str) -> list[Passage]:
             f"{key}: {path} could not be loaded by the datasets library ({why}); give a local file in the original "
             f"JSON format as {key}"
         ) from error
-    return rows_to_passages(dataset, rows)
+    return rows_to_passages(config.dataset, rows, config.hotpot_context)
 
 
-def rows_to_passages(dataset: str, rows: Any) -> list[Passage]:
-    """Rows as the Hub holds them, questions on the same context gathered."""
+def rows_to_passages(dataset: str, rows: Any, context: str = "supporting") -> list[Passage]:
+    """Rows as the Hub holds them, questions on the same context gathered; `context` is that of `parse_hotpot`."""
     if dataset == "hotpot":
         return parse_hotpot(
             [
@@ -46,7 +47,8 @@ def rows_to_passages(dataset: str, rows: Any) -> list[Passage]:
                     "context": list(zip(row["context"]["title"], row["context"]["sentences"], strict=True)),
                 }
                 for row in rows
-            ]
+            ],
+            context,
         )
     gathered: dict[str, list[Question]] = {}
     for row in rows:

@@ -32,10 +32,10 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     key = "data.data_path" if split == "train" else "data.eval_path"
     given = config.data_path if split == "train" else config.eval_path
     if given is None:
-        passages = load_from_hub(config.dataset, split, key)
+        passages = load_from_hub(config, split, key)
     else:
         paths = [given] if isinstance(given, str) else given
-        passages = [p for path in paths for p in _read_file(config.dataset, Path(path), key)]
+        passages = [p for path in paths for p in _read_file(config, Path(path), key)]
     if not passages:
         raise DataError(f"{key}: {given or config.dataset}: no question in it")
     if split == "train":
@@ -43,15 +43,18 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     return take_questions(passages, limit)
 
 
-def _read_file(dataset: str, path: Path, key: str) -> list[Passage]:
+def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{key}: {path}: not a readable JSON file: {error}") from None
+    dataset = config.dataset
     try:
-        return parse_hotpot(raw) if dataset == "hotpot" else parse_squad(raw, version2=dataset == "squad_v2")
+        if dataset == "hotpot":
+            return parse_hotpot(raw, config.hotpot_context)
+        return parse_squad(raw, version2=dataset == "squad_v2")
     except KeyError as error:
         raise DataError(f"{key}: {path}: not in the format of {dataset}: key {error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:

@@ -76,24 +76,21 @@ class LatentWire:
             state[f"{CODECS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
         return state
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
-        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached.
-
-        With `start`, features that the state knows nothing of stay as they begin.
-        """
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
         missing = [n for n in self.receivers if f"receivers/{n}" not in state]
         if missing:
             known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
             raise CheckpointError(
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
-        load_sender_state(self.sender, state, start=start)
+        load_sender_state(self.sender, state)
         for receiver in self.receivers.values():
-            load_receiver_state(receiver, state, start=start)
+            load_receiver_state(receiver, state)
 
 
 def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
-    """Take up a sender's part of a state."""
+    """Take up a sender's part of a state; with `start`, parts that it knows nothing of stay as they begin."""
     if "sender" not in state:
         raise CheckpointError("the checkpoint has no file sender.safetensors")
     for name, part in sender.parts.items():
@@ -111,7 +108,10 @@ def codebooks_in(state: dict[str, dict[str, Tensor]]) -> dict[str, Codebook]:
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
-    """Take up a receiver's part of a state; adapters found in it are attached."""
+    """Take up a receiver's part of a state; adapters found in it are attached, unless LoRA is switched off.
+
+    With `start`, features that the state knows nothing of stay as they begin.
+    """
     name = receiver.name
     _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
     for feature_name, feature in receiver.features.items():
@@ -121,7 +121,7 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
     for adapter in ("latent", "text", "token_budget"):
         stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
         lora = _part(state.get(stem, {}), "lora")
-        if lora:
+        if lora and receiver.config.features.use_lora:
             receiver.add_adapter(adapter).load_state_dict(lora)
 
 

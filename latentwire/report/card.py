@@ -34,7 +34,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
         f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
         "",
-        *(f"- `{name}`: {_model(value)}" for name, value in receivers.items()),
+        *(f"- `{name}`: {_model(value)}{_when(name, config['curriculum'])}" for name, value in receivers.items()),
         "",
         f"{len(files)} files, {size:.1f} MB, without the language models themselves. `checkpoint.json` holds every "
         "file's SHA-256, the whole configuration, and the versions and commit of the training; `training.jsonl` is "
@@ -48,6 +48,10 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))
+
+
+def _when(name: str, curriculum: dict[str, Any]) -> str:
+    return ", trained afterwards, the sender fixed" if name in (curriculum.get("train_only") or []) else ""
 
 
 def _features(features: dict[str, bool]) -> str:

@@ -1,7 +1,7 @@
 """A whole run: the stages in order, each skipped when it is done and resumed when it was cut off.
 
 runs/<name>/
-    config.json  manifest.json  diagnostics.jsonl
+    config.json  manifest.json  diagnostics.jsonl       and origin.json, what it started from
     stages/<stage>/step_000100/ ...      resumable states
     stages/<stage>/done/                 the finished stage
     epoch1/ epoch2/ ... last/            checkpoints for evaluation
@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.checkpoint.system import save_checkpoint
+from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
 from latentwire.config import Config, config_from_dict
+from latentwire.config.load import differences
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
@@ -30,15 +31,16 @@ from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
 from latentwire.encoder.text import SenderText
-from latentwire.features import FEATURES
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks_in
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
+from latentwire.training.origin import Origin
 from latentwire.training.stages import closed_form, codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
     SlotTuning,
@@ -59,6 +61,7 @@ MAY_CHANGE = {
     "evaluation",
     "diagnostics",
 }
+"""Where a run writes and what it evaluates may change while it goes on."""
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
@@ -83,7 +86,7 @@ class Run:
         self.command = list(command)
         self.fresh = fresh
         self.evaluates = evaluates
-        self.origin: dict[str, Any] | None = None
+        self.origin: Origin | None = None
         self.tracker = tracker_of(config, folder)
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
 
@@ -97,25 +100,26 @@ class Run:
             shutil.rmtree(self.folder)
         now = self.config.model_dump(mode="json")
         if path.is_file():
-            before = config_from_dict(read_json(path), str(path), {})  # options that came in later have their defaults
-            changed = sorted(_differences(before.model_dump(mode="json"), now))
+            # Through the schema, as options that came later had their defaults then.
+            before = config_from_dict(read_json(path), str(path), {}).model_dump(mode="json")
+            changed = sorted(differences(before, now, MAY_CHANGE))
             if changed:
                 raise ConfigError(
                     f"{path}: this run was started with another value of {changed[0]}"
                     f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
                 )
-        else:
+        if self.origin:
+            self.origin.remember(self.folder)
+        if not path.is_file():
             write_json(path, now)
         write_json(self.folder / "manifest.json", run_manifest(now, self.command))
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
         check_devices(self.config.system)
-        if self.config.checkpoint.init_from:
-            start = find_checkpoint(Path(self.config.checkpoint.init_from))
-            _check_same_form(start, self.config)
-            if self.fresh and start.resolve().is_relative_to(self.folder.resolve()):
-                raise ConfigError(f"checkpoint.init_from: --fresh would remove {start}")
+        self.origin = Origin.of(self.config)
+        if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.resolve()):
+            raise ConfigError(f"checkpoint.init_from: --fresh would remove {self.origin.folder}")
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         if self.evaluates:  # what cannot be loaded should be known before hours of training
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
@@ -124,36 +128,42 @@ class Run:
         profiled = self.config.diagnostics.profile_memory
         if profiled:
             reset_peak()
-        self.system = LatentWire.build(self.config)
+        self.system = LatentWire.build(self.config, self.config.curriculum.train_only)
         loaded = {"stage": "load", "memory_mb": peak_memory_mb()}
+        if self.origin:
+            self.origin.take_up(self.system)
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
         self.start()
         if profiled:
             self._record(loaded)
         lora = self.config.features.use_lora
-        if self.config.checkpoint.init_from:
-            self._start_from(Path(self.config.checkpoint.init_from))
         if lora and self.config.losses.distils:  # the teachers
             for receiver in self.system.receivers.values():
                 self._tune(receiver, TEXT)
-        if not self.config.checkpoint.init_from:
-            if lora:
-                for receiver in self.system.receivers.values():
-                    self._tune(receiver, LATENT)
-                    receiver.add_adapter(LATENT)  # also where slot tuning is left out
-            self._closed_form()
+        new = {name: r for name, r in self.system.receivers.items() if not (self.origin and name in self.origin.known)}
+        if lora:
+            for receiver in new.values():
+                self._tune(receiver, LATENT)
+                receiver.add_adapter(LATENT)  # also where slot tuning is left out
+        if new:
+            self._closed_form(new)
         trained = self._end_to_end()
         if trained:
             self._codec()
-            save_checkpoint(self.last, self.system, self.command)
+            self.save(self.last)
         for receiver in self.system.receivers.values():
             for reads in (TOKEN_BUDGET,) if self.config.losses.distils else (TEXT, TOKEN_BUDGET):
                 if lora:
                     self._tune(receiver, reads)
         if trained and lora:  # again, now with the baselines' adapters
-            save_checkpoint(self.last, self.system, self.command)
+            self.save(self.last)
         return self.system
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of the system as it is, and of what came with the origin where only a part is trained."""
+        beside = self.origin.folder if self.origin and self.config.curriculum.train_only else None
+        save_checkpoint(folder, self.system, self.command, beside)
 
     @property
     def last(self) -> Path:
@@ -236,22 +246,17 @@ class Run:
     def _tuning_key(self, receiver: Receiver, texts: Sequence[ReceiverText], reads: str) -> dict[str, Any]:
         stage = self._tuning_stage(reads)[1]
         steps = self._steps(epoch_steps(texts, self.config), stage)
-        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": self.origin}
+        origin = self.origin.files if self.origin and receiver.name in self.origin.known else None
+        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": origin}
         if stage.lr_scale != 1.0:
             key["lr_scale"] = stage.lr_scale
         if reads == LATENT and self.config.losses.distils:
             key["teacher"] = self._tuning_key(receiver, texts, TEXT)
         return key
 
-    def _start_from(self, path: Path) -> None:
-        """Take up everything from a checkpoint, in place of slot tuning and the closed form."""
-        folder = find_checkpoint(path)
-        self.system.load_state_dict(load_folder(folder), start=True)
-        self.origin = read_info(folder)["files"]
-        print(f"starting from {folder}", flush=True)
-
-    def _closed_form(self) -> None:
-        if self.config.encoder.type != "backbone":
+    def _closed_form(self, new: dict[str, Receiver]) -> None:
+        """Encoder and generators, or only those of new receivers where the encoder comes from a checkpoint."""
+        if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
             return
         done = self._stage("closed_form") / "done"
@@ -276,17 +281,15 @@ class Run:
             sums = done.parent / "sums"
             if self.config.diagnostics.profile_memory:
                 reset_peak()
-            scores = closed_form.fit(
-                self.system,
-                self._texts_for_closed_form(),
-                held_out=stage.held_out,
-                ridge=stage.ridge,
-                band=stage.band,
-                asked=asked,
-                importance_floor=stage.importance_floor,
-                report=report,
-                state=sums,
-            )
+            texts = self._texts_for_closed_form()
+            how: dict[str, Any] = {"held_out": stage.held_out, "ridge": stage.ridge, "report": report, "state": sums}
+            if self.origin:
+                scores = fit_generators(self.system.sender, new, texts, **how)
+            else:
+                floor = stage.importance_floor
+                scores = closed_form.fit(
+                    self.system, texts, band=stage.band, asked=asked, importance_floor=floor, **how
+                )
             seconds = round(time.perf_counter() - started, 1)
             self._record({"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()})
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
@@ -320,7 +323,8 @@ class Run:
         return True
 
     def _codec(self) -> None:
-        if not self.config.codec.learned or not ("codec" in self.stages or _is_done(self._stage(CodecTuning.name))):
+        own, there = self.config.codec.learned, "codec" in self.stages or _is_done(self._stage(CodecTuning.name))
+        if not own or not there or self.config.curriculum.train_only:  # what only some receivers read stays as it is
             return
         prepared = [p for _, p in self.prepared]
         fitted = self._stage("codebooks") / "done"
@@ -400,56 +404,8 @@ class EpochCheckpoints(Callback):
         self.run = run
 
     def on_epoch(self, epoch: int) -> None:
-        save_checkpoint(self.run.folder / f"epoch{epoch}", self.run.system, self.run.command)
-
-
-ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
-SAME_FORM = (
-    "encoder",
-    "queries",
-    "byte",
-    "latent_refiner",
-    "adapter",
-    "anchor",
-    "features",
-    "lora.r",
-    "lora.alpha",
-    "lora.targets",
-    "lora.first_n",
-    "deep_prefix",
-    "prefix",
-    "latent_adapters",
-    "coprocessor",
-)
-"""What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
-
-
-def _check_same_form(folder: Path, ours: Config) -> None:
-    """Features that the checkpoint was trained without may come in addition: they start afresh."""
-    theirs = load_config_of(folder)
-    new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
-    free = {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
-    for dotted in sorted(_differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
-        if {dotted, dotted.split(".")[0]} & free:
-            continue
-        if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
-            section, key = dotted.split(".")
-            trained, asked = (getattr(getattr(c, section), key) for c in (theirs, ours))
-            raise ConfigError(f"checkpoint.init_from: {folder} was trained with {dotted} = {trained!r}, not {asked!r}")
+        self.run.save(self.run.folder / f"epoch{epoch}")
 
 
 def _is_done(stage: Path) -> bool:
     return (stage / "done" / INDEX).is_file()
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Dotted keys whose values differ; where a run writes and what it evaluates may change."""
-    for key in before.keys() | now.keys():
-        dotted = f"{path}{key}"
-        if dotted in MAY_CHANGE:
-            continue
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{dotted}.")
-        elif a != b:
-            yield dotted

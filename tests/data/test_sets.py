@@ -56,6 +56,8 @@ def test_hotpot_keeps_the_paragraphs_that_the_answer_needs() -> None:
     (passage,) = parse_hotpot(HOTPOT)
     assert passage.context == "A: One. Two.\nC: Three."
     assert passage.questions[0].answers == ("Orlin",)
+    (whole,) = parse_hotpot(HOTPOT, "all")
+    assert whole.context == "A: One. Two.\nB: No.\nC: Three." and whole.questions == passage.questions
 
 
 def test_hub_rows_become_the_same_passages() -> None:
@@ -73,7 +75,8 @@ def test_hub_rows_become_the_same_passages() -> None:
         "supporting_facts": {"title": ["A", "C"], "sent_id": [0, 1]},
         "context": {"title": ["A", "B", "C"], "sentences": [["One.", " Two."], ["No."], ["Three."]]},
     }
-    assert rows_to_passages("hotpot", [hub]) == parse_hotpot(HOTPOT)
+    for context in ("supporting", "all"):
+        assert rows_to_passages("hotpot", [hub], context) == parse_hotpot(HOTPOT, context)
 
 
 def test_facts_are_the_same_for_a_seed_and_answers_stand_in_the_text_once() -> None:
@@ -108,6 +111,10 @@ def test_files_and_limits(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps(SQUAD))
     assert len(load_passages(config(dataset="squad", data_path=[str(path), str(path)]), "train")) == 2
+    path.write_text(json.dumps(HOTPOT))
+    for context in ("supporting", "all"):
+        wanted = config(dataset="hotpot", data_path=str(path), hotpot_context=context)
+        assert load_passages(wanted, "train") == parse_hotpot(HOTPOT, context)
     facts = load_passages(config(dataset="facts"), "validation", 7)
     assert sum(len(p.questions) for p in facts) == 7
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.checkpoint.tensors import load_folder
 from latentwire.config import load_config
 from latentwire.eval import main as eval_main
 from latentwire.features import FEATURES
@@ -81,3 +82,27 @@ def test_a_smoke_configuration_trains_and_evaluates(path: Path, models: Path, tm
     )
     assert again["latent"]["nll_per_token"] == pytest.approx(measured["latent"]["nll_per_token"], rel=1e-3)
     assert again["samples"] == 6 and 0 <= again["latent"]["f1"] <= 1
+
+
+def test_frozen_receivers_are_a_track_of_their_own(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """configs/frozen.json: no LoRA anywhere; closed form and end to end train sender and generators."""
+    words = on_tiny_models(ROOT / "configs" / "frozen.json", models, tmp_path / "run")
+    short = {"data.dataset": "facts", "data.samples": 40, "curriculum.closed_form.held_out": 2}
+    words += [word for key, value in short.items() for word in ("--override", f"{key}={json.dumps(value)}")]
+    trained = train_main(words)
+    shown = capsys.readouterr().out
+    assert shown.count("latent (no LoRA)") == 2 and "text_tuned" not in shown
+    for own in trained["evaluation"]["receivers"].values():
+        assert own["text"] and not own["latent"]["tuned"] and own["text_tuned"] is None
+    rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"closed_form", "end_to_end"}
+    kept = load_folder(Path(trained["checkpoint"]))
+    assert set(kept) == {"sender", "receivers/llama", "receivers/gemma"}
+    assert not any("lora" in key for group in kept.values() for key in group)
+    done = json.loads((tmp_path / "run" / "stages" / "end_to_end" / "done" / "checkpoint.json").read_text())
+    assert set(done["parameters"]) == {
+        "encoder",
+        *(f"{part}/{n}" for part in ("generator", "head") for n in ("llama", "gemma")),
+    }

@@ -34,7 +34,11 @@ class Record(Callback):
 
 
 def stage(lora: bool = True, **optimizer: object) -> EndToEnd:
-    config = small_config(optimizer={"batch_size": 2, **optimizer}, checkpoint={"every_steps": 3, "keep": 2})
+    config = small_config(
+        features={"use_lora": lora},
+        optimizer={"batch_size": 2, **optimizer},
+        checkpoint={"every_steps": 3, "keep": 2},
+    )
     system = small_system(config)
     if lora:
         for receiver in system.receivers.values():

@@ -12,7 +12,9 @@ from latentwire.config.sections.base import Section, flag
 class FeaturesConfig(Section):
     """Which optional parts are on."""
 
-    use_lora: bool = Field(False, description="LoRA on the receivers; off leaves them frozen.")
+    use_lora: bool = Field(
+        False, description="LoRA on the receivers; off leaves them frozen, also where a checkpoint has LoRA for them."
+    )
     use_deep_prefix: bool = Field(
         True, description="Read latents as key/value slots in every layer; off: as vectors at inputs_embeds (adapter)."
     )

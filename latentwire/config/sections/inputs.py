@@ -50,6 +50,9 @@ class DataConfig(Section):
     text_path: str | None = Field(
         None, description="Plain text, one paragraph a line: more windows for the closed form."
     )
+    hotpot_context: Literal["supporting", "all"] = Field(
+        "supporting", description="hotpot: only the paragraphs that hold supporting facts, or the distractors as well."
+    )
     samples: PositiveInt | None = Field(None, description="Use at most so many training questions.")
     max_context_tokens: PositiveInt = Field(220, description="Training passages with more sender tokens are left out.")
     questions_per_passage: PositiveInt = Field(5, description="Most questions packed behind one encoded passage.")

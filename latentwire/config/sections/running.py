@@ -37,7 +37,9 @@ class CheckpointConfig(Section):
 
     runs_dir: str = Field("runs", description="Folder of all runs.")
     init_from: str | None = Field(
-        None, description="Start from this checkpoint, in place of slot tuning and the closed form."
+        None,
+        description="Start from this checkpoint, in place of slot tuning and the closed form; receivers that it lacks "
+        "start with both, the latter with its encoder fixed.",
     )
     every_steps: PositiveInt = Field(100, description="Steps between two resumable checkpoints.")
     keep: PositiveInt = Field(2, description="Step checkpoints kept; epoch checkpoints are always kept.")

@@ -103,8 +103,13 @@ class ClosedFormStage(Section):
 
 
 class CurriculumConfig(Section):
-    """The stages of training, in order."""
+    """The stages of training, in order, and who is trained in them."""
 
+    train_only: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Train only these receivers: the sender and the others stay as checkpoint.init_from has them.",
+    )
     slot_tuning: TuningStage = TuningStage(max_steps=300)
     closed_form: ClosedFormStage = ClosedFormStage()
     end_to_end: EndToEndStage = EndToEndStage(max_steps=1000)

@@ -9,99 +9,24 @@ A slot holds one token's keys and values, so it is predicted from that token's f
 far. The rank is cut afterwards, from all predictions together, each weighted by how much the answers depend on it:
 the squared gradient of the answer loss, the diagonal of the empirical Fisher information (as in Fisher-weighted SVD,
 Hsu et al. 2022, arXiv 2207.00112).
-
-The normal equations are accumulated batch by batch, so the text may be of any length at constant memory. A fit that is
-stopped keeps its sums and goes on from them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import TrainingError
 from latentwire.encoder.backbone import BackboneEncoder
-from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.interrupt import Interrupted, StopRequest
-
-SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
-
-
-class NormalEquations:
-    """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
-
-    Rows are gathered until there are `chunk` of them, because an update touches the whole of X'X and X'Y; and they
-    are centred on the first chunk's means before they are multiplied, which keeps fp32 sums exact enough.
-    """
-
-    def __init__(self, chunk: int = 2048) -> None:
-        self.chunk = chunk
-        self.rows = 0
-        self.waiting: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x: (rows, d_x); y: (rows, d_y)."""
-        self.waiting.append((x, y))
-        if sum(len(x) for x, _ in self.waiting) >= self.chunk:
-            self._flush()
-
-    @property
-    def seen(self) -> bool:
-        """Whether any row was added."""
-        return self.rows > 0 or bool(self.waiting)
-
-    def _flush(self) -> None:
-        if not self.waiting:
-            return
-        x, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting = []
-        if not self.rows:
-            self.origin_x, self.origin_y = x.mean(0), y.mean(0)
-            d_x, d_y = x.shape[1], y.shape[1]
-            self.xx, self.xy = x.new_zeros(d_x, d_x), x.new_zeros(d_x, d_y)
-            self.x, self.y, self.y2 = x.new_zeros(d_x), x.new_zeros(d_y), x.new_zeros(d_y)
-        for name in SUMS:  # sums that were kept come back on the CPU
-            setattr(self, name, getattr(self, name).to(x.device))
-        x, y = x - self.origin_x, y - self.origin_y
-        self.xx.addmm_(x.T, x)
-        self.xy.addmm_(x.T, y)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.y2 += y.pow(2).sum(0)
-        self.rows += len(x)
-
-    def save(self, folder: Path, passages: int) -> None:
-        """Keep the sums over the first `passages` passages."""
-        self._flush()
-        sums = {name: getattr(self, name) for name in SUMS}
-        save_folder(folder, {"sums": sums}, {"rows": self.rows, "passages": passages})
-
-    def load(self, folder: Path) -> int:
-        """Take up kept sums; returns how many passages are in them."""
-        for name, tensor in load_folder(folder)["sums"].items():
-            setattr(self, name, tensor)
-        info = read_info(folder)
-        self.rows = info["rows"]
-        return int(info["passages"])
-
-    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Means of X and Y, variance of Y, and the centred sums X'X and X'Y (in place: call once)."""
-        self._flush()
-        mean_x, mean_y = self.x / self.rows, self.y / self.rows
-        variance = (self.y2 / self.rows - mean_y.pow(2)).clamp(min=1e-12)
-        self.xx.addr_(mean_x, mean_x, alpha=-self.rows)
-        self.xy.addr_(mean_x, mean_y, alpha=-self.rows)
-        return mean_x + self.origin_x, mean_y + self.origin_y, variance, self.xx, self.xy
+from latentwire.training.stages.normal_equations import NormalEquations, Prepared, gather, group_mean, groups_of
 
 
 @dataclass
@@ -113,12 +38,6 @@ class Factors:
     generator: Tensor  # (rank, d_y)
     scale: Tensor
     mean_y: Tensor
-
-
-def group_mean(variance: Tensor, groups: Tensor) -> Tensor:
-    """(d_y,) the mean variance of each target's group."""
-    counts = torch.bincount(groups).clamp(min=1)
-    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
 
 
 @dataclass
@@ -147,22 +66,14 @@ def solve(
     ridge: float,
     bands: Bands | None = None,
     importance: Tensor | None = None,
-    encoder: Tensor | None = None,
 ) -> Factors:
     """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
 
     importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
-
-    With a fixed `encoder` (d_x, rank), only the generator is solved: how a receiver is added to a trained sender. The
-    mean that belongs to that encoder is then the caller's affair; the shift takes up the difference.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
     scale = group_mean(variance, groups).sqrt()
     xy /= scale
-    if encoder is not None:
-        gram = encoder.T @ xx @ encoder
-        gram.diagonal().add_(1e-4 * gram.diagonal().mean())
-        return Factors(mean_x, encoder, torch.linalg.solve(gram, encoder.T @ xy), scale, mean_y)
     weight = torch.zeros_like(xy)
     everything = [(slice(0, len(xx)), torch.arange(xy.shape[1], device=xy.device))]
     for inputs, targets in bands.blocks(len(xx)) if bands else everything:
@@ -186,23 +97,6 @@ def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
     predicted = (x - factors.mean_x) @ factors.encoder @ factors.generator
     truth = (y - factors.mean_y) / factors.scale
     return 1.0 - float((truth - predicted).pow(2).sum() / truth.pow(2).sum())
-
-
-Prepared = tuple[SenderText, dict[str, ReceiverText]]
-
-
-@torch.no_grad()
-def rows_of(system: LatentWire, batch: Sequence[Prepared], receivers: dict[str, Receiver]) -> tuple[Tensor, Tensor]:
-    """Window features (rows, d_features) and all readers' targets (rows, sum of d_out) of some passages."""
-    features = torch.cat(system.sender.features([sent for sent, _ in batch])).float()
-    targets = [targets_of(r, [texts[name] for _, texts in batch]) for name, r in receivers.items()]
-    return features, torch.cat([t.to(features.device) for t in targets], 1)
-
-
-def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
-    """A reader's targets (rows, d_out) of some texts, one row a window."""
-    values, counts = receiver.targets(texts)
-    return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
 
 
 def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
@@ -235,82 +129,48 @@ def fit(
     band: int | None = None,
     asked: Sequence[dict[str, ReceiverText]] = (),
     importance_floor: float = 0.2,
-    batch_size: int = 8,
-    report: Callable[[int], None] = lambda rows: None,
-    state: Path | None = None,
+    **gathering: Any,
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
     The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
     slot; None for the whole window. `asked`: texts with questions on which `importance_of` weighs the targets, once the
-    sums are there; without any, all weigh alike.
-    With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
+    sums are there; without any, all weigh alike. Other options are those of `gather`.
     """
     receivers, encoder = system.receivers, system.sender.encoder
     if not isinstance(encoder, BackboneEncoder):
         raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
-    passages = iter(passages)
-    aside = [rows_of(system, batch, receivers) for batch in batched(islice(passages, held_out), batch_size)]
-    equations, done = NormalEquations(), 0
-    if state is not None and (state / INDEX).is_file():
-        done = equations.load(state)
-        report(equations.rows)
-    with StopRequest() as stop:
-        for batch in batched(islice(passages, done, None), batch_size):
-            rows = rows_of(system, batch, receivers)
-            equations.add(*rows)
-            done += len(batch)
-            report(len(rows[0]))
-            if stop.requested:
-                if state is None:
-                    raise KeyboardInterrupt
-                equations.save(state, done)
-                raise Interrupted(f"stopped after {done} passages, saved to {state}. The same command goes on there.")
-    if not equations.seen:
-        raise TrainingError(
-            f"curriculum.closed_form.held_out: no passage is left to fit on after {held_out} are set aside"
-        )
-    groups, phases, offset = [], [], 0
-    for receiver in receivers.values():
-        own = receiver.reader.target_groups()
-        groups.append(own + offset)
-        phases.append(receiver.reader.target_phases())
-        offset += int(own.max()) + 1
+    equations, x, y = gather(
+        passages, lambda texts: torch.cat(system.sender.features(texts)), receivers, held_out=held_out, **gathering
+    )
+    groups, phases = groups_of(receivers.values()), [r.reader.target_phases() for r in receivers.values()]
     device = encoder.weight.device
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
     importance = None
     if asked:
         weights = [importance_of(r, [t[name] for t in asked], 4, importance_floor) for name, r in receivers.items()]
         importance = torch.cat(weights).to(device)
-    factors = solve(equations, torch.cat(groups).to(device), encoder.weight.shape[1], ridge, bands, importance)
+    factors = solve(equations, groups.to(device), encoder.weight.shape[1], ridge, bands, importance)
     rank = factors.encoder.shape[1]
     with torch.no_grad():
         encoder.mean.copy_(factors.mean_x)
         encoder.weight.zero_()[:, :rank] = factors.encoder
-    x = torch.cat([x for x, _ in aside])
-    y = torch.cat([y for _, y in aside])
+    return hand_out(factors, receivers, x, y)
+
+
+@torch.no_grad()
+def hand_out(factors: Factors, receivers: Mapping[str, Receiver], x: Tensor, y: Tensor) -> dict[str, float]:
+    """Set every receiver's generator to its columns of the fit; returns R² by receiver on rows x and y."""
     scores, start = {}, 0
     for name, receiver in receivers.items():
         generator = receiver.reader.generator
         part = slice(start, start := start + generator.linear.shape[1])
-        generator.set_linear(factors.generator[:, part])
-        with torch.no_grad():
-            generator.scale.copy_(factors.scale[part])
-            generator.shift.copy_(factors.mean_y[part])
-            receiver.reader.fitted()
-        part_factors = Factors(
+        own = Factors(
             factors.mean_x, factors.encoder, factors.generator[:, part], factors.scale[part], factors.mean_y[part]
         )
-        scores[name] = r_squared(part_factors, x, y[:, part])
+        generator.set_linear(own.generator)
+        generator.scale.copy_(own.scale)
+        generator.shift.copy_(own.mean_y)
+        receiver.reader.fitted()
+        scores[name] = r_squared(own, x, y[:, part])
     return scores
-
-
-def batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
-    batch: list[Prepared] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.config.schema import Config
 from latentwire.encoder.text import SenderText
@@ -39,7 +40,7 @@ class EndToEnd:
 
     Each round of K micro-batches shows every receiver the same passages; in some rounds (`reads_text`) as text instead
     of latents, for LoRA to learn the task. What is frozen of the sender is computed once for each passage and kept
-    (bf16) when `system.cache_features` is on.
+    (bf16) when `system.cache_features` is on: its features, or, with `curriculum.train_only`, the latents themselves.
     """
 
     name = "end_to_end"
@@ -49,6 +50,7 @@ class EndToEnd:
         self.passages = passages
         self.config = config
         self.names = list(system.receivers)
+        self.sender_fixed = config.curriculum.train_only is not None
         most = config.data.questions_per_passage
         self.lengths = [sum(t.cost(most) - len(t.ids) for t in texts.values()) for _, texts in passages]
         self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
@@ -61,6 +63,7 @@ class EndToEnd:
         groups = [
             ParameterGroup(part, list(module.parameters()), encoder_rate if part == "encoder" else rates.lr_sender)
             for part, module in sender.parts.items()
+            if not self.sender_fixed
         ]
         for name, receiver in self.system.receivers.items():
             generator = list(receiver.reader.generator.parameters())
@@ -96,16 +99,29 @@ class EndToEnd:
             return round_ % 2 == 0
         return random.Random(f"text-{self.config.system.seed}-{round_}").random() < stage.tail_text_prob
 
+    def latents(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Latents of passages (batch, M, d_z), and counts (batch,)."""
+        sender, known = self.system.sender, self.features(chosen)
+        made = [self.passages[i][0].latents for i in chosen]
+        if not self.sender_fixed:
+            return sender.latents(known, made)
+        return pad_sequence([z.float() for z in known], batch_first=True), torch.tensor(made, device=sender.device)
+
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
-        """The encoder's features of passages, from memory where they are known."""
+        """The frozen part of the sender on passages, from memory where it is known."""
         missing = [i for i in chosen if i not in self._features]
         # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
-        found = {i: self.system.sender.features([self.passages[i][0]])[0] for i in missing}
+        found = {i: self._frozen_part(self.passages[i][0]) for i in missing}
         if self.config.system.cache_features:
             # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
             found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
             self._features |= found
         return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _frozen_part(self, text: SenderText) -> Tensor:
+        sender = self.system.sender
+        return sender.latents_of([text])[0][0] if self.sender_fixed else sender.features([text])[0]
 
     def forward(self, batch: Batch) -> StepOutput:
         receiver = self.system.receivers[batch.receiver]
@@ -117,8 +133,7 @@ class EndToEnd:
         return StepOutput(terms.total, int(batch.block.mask.sum()), receiver.name, terms.metrics, terms.weighted)
 
     def _from_latents(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> Terms:
-        made = [self.passages[i][0].latents for i in batch.chosen]
-        z, counts = self.system.sender.latents(self.features(batch.chosen), made)
+        z, counts = self.latents(batch.chosen)
         z = self.sent(z, batch)
         teacher = receiver.teach(texts, batch.block, batch.progress)
         context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), batch.kept)

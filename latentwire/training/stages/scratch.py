@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.closed_form import NormalEquations, Prepared, batched, group_mean, targets_of
+from latentwire.training.stages.normal_equations import NormalEquations, Prepared, batched, group_mean, targets_of
 
 
 @torch.no_grad()

@@ -1,0 +1,87 @@
+"""`latentwire add-receiver`: a receiver joins a trained wire, whose sender and other receivers stay as they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.run import run_and_exit
+from latentwire.config.load import parse_override
+from latentwire.core.errors import ConfigError
+
+
+def add_receiver(
+    name: Annotated[str, typer.Option(metavar="NAME", help="What the receiver is to be called.")],
+    model: Annotated[str, typer.Option(metavar="ID", help="Built-in alias, Hub id, local folder or .gguf file.")],
+    out_dir: Annotated[str, typer.Option("--out_dir", metavar="DIR", help="The run's folder.")],
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    dataset: Annotated[
+        Literal["squad", "squad_v2", "hotpot", "facts"] | None, typer.Option(help="Default: as the others.")
+    ] = None,
+    data_path: Annotated[
+        str | None, typer.Option("--data_path", metavar="A,B", help="Training files; default: as the others.")
+    ] = None,
+    eval_path: Annotated[
+        str | None, typer.Option("--eval_path", metavar="FILE", help="Held-out file to measure the receiver on.")
+    ] = None,
+    text_path: Annotated[
+        str | None, typer.Option("--text_path", metavar="FILE", help="Plain text, one paragraph a line.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Most end-to-end steps.")] = 1000,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the folder.")] = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Add a receiver to a trained checkpoint without touching its sender: messages that were sent are read by it too.
+
+    The receiver is tuned on its own slots, its generator is solved from the sender's latents, both are trained on
+    answers, and its text baselines are tuned. The new checkpoint, DIR/last, holds all receivers. The same command again
+    goes on where it was cut off.
+
+    Example: latentwire add-receiver --name qwen --model Qwen/Qwen2.5-0.5B-Instruct --data_path squad_train.json
+    --out_dir runs/with-qwen
+    """
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.cli.train import train
+
+    folder = find_checkpoint(Path(ckpt))
+    trained = load_config_of(folder)
+    known = trained.model.chosen
+    if name in known:
+        raise ConfigError(f"--name: {folder} has a receiver {name!r} already (it has: {', '.join(known)})")
+    changes: dict[str, Any] = {
+        "model.receivers": known | {name: model},
+        "model.llama_id": None,
+        "model.qwen_id": None,
+        "checkpoint.init_from": str(folder),
+        "curriculum.train_only": [name],
+        "curriculum.end_to_end.max_steps": steps,
+        "losses.latent_scale_weight": 0.0,  # a matter of the sender
+    }
+    if dataset and dataset != trained.data.dataset:
+        changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
+    paths = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
+    changes |= {key: value for key, value in (paths | {"data.text_path": text_path}).items() if value}
+    config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))
+    words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
+    given = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path, "text_path": text_path, "steps": steps}
+    words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
+    words += [word for change in overrides or [] for word in ("--override", change)]
+    measured = bool(config.evaluation.samples and (config.data.eval_path or config.data.dataset == "facts"))
+    return train(config, Path(out_dir), words=words, fresh=fresh, evaluates=measured)
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Add a receiver with command-line arguments; returns the run's folder, its checkpoint and its evaluation."""
+    from latentwire.cli.main import main as latentwire
+
+    result: dict[str, Any] = latentwire(["add-receiver", *(sys.argv[1:] if args is None else args)])
+    return result
+
+
+if __name__ == "__main__":
+    run_and_exit(main)

@@ -1,0 +1,120 @@
+"""What a run starts from: the checkpoint that checkpoint.init_from names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.tensors import load_folder, read_info
+from latentwire.config import Config, resolve_receivers
+from latentwire.config.load import differences
+from latentwire.core.atomic import read_json, write_json
+from latentwire.core.errors import ConfigError
+from latentwire.features import FEATURES
+from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
+
+ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
+SAME_FORM = (
+    "encoder",
+    "queries",
+    "byte",
+    "latent_refiner",
+    "adapter",
+    "anchor",
+    "features",
+    "lora.r",
+    "lora.alpha",
+    "lora.targets",
+    "lora.first_n",
+    "deep_prefix",
+    "prefix",
+    "latent_adapters",
+    "coprocessor",
+)
+"""What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
+
+
+class Origin:
+    """A checkpoint whose sender and receivers a run takes up.
+
+    Receivers of the run that it lacks are new: they start afresh. `files`, with their hashes, tell it from others.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = find_checkpoint(folder)
+        self.config = load_config_of(self.folder)
+        sender_fingerprint(self.folder)  # without a sender there is nothing to start from
+        self.files: dict[str, Any] = read_info(self.folder)["files"]
+        stems = [name.removesuffix(".safetensors") for name in self.files]
+        self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
+
+    @classmethod
+    def of(cls, config: Config) -> Origin | None:
+        """The checkpoint that a run with this configuration starts from, if any; ConfigError where they do not go
+        together."""
+        only = config.curriculum.train_only
+        if not config.checkpoint.init_from:
+            if only is not None:
+                raise ConfigError("curriculum.train_only: needs checkpoint.init_from, where all the rest comes from")
+            return None
+        origin = cls(Path(config.checkpoint.init_from))
+        origin._check_receivers(config)
+        origin._check_form(config)
+        return origin
+
+    def take_up(self, system: LatentWire) -> None:
+        """Give a system the state of the checkpoint; features that it knows nothing of start as they are."""
+        state = load_folder(self.folder)
+        load_sender_state(system.sender, state, start=True)
+        for name, receiver in system.receivers.items():
+            if name in self.known:
+                load_receiver_state(receiver, state, start=True)
+        new = [name for name in system.receivers if name not in self.known]
+        print(f"starting from {self.folder}" + (f"; new: {', '.join(new)}" if new else ""), flush=True)
+
+    def remember(self, run: Path) -> None:
+        """Note in a run's folder what it started from; ConfigError where that has become another checkpoint since."""
+        note = run / "origin.json"
+        if note.is_file() and read_json(note) != self.files:
+            raise ConfigError(
+                f"checkpoint.init_from: {self.folder} has changed since this run started from it; choose another "
+                "folder, or --fresh"
+            )
+        write_json(note, self.files)
+
+    def _check_receivers(self, ours: Config) -> None:
+        """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""
+        names, only = set(resolve_receivers(ours.model)), ours.curriculum.train_only
+        if names - self.known and ours.encoder.latent_private_len:
+            raise ConfigError(
+                f"encoder.latent_private_len: the sender of {self.folder} sets latents aside for each of its receivers "
+                "and has none for a new one"
+            )
+        if only is None:
+            return
+        for name in sorted(names - self.known - set(only)):
+            raise ConfigError(f"curriculum.train_only: {name!r} is not among them, but {self.folder} has no such one")
+        for name in sorted(self.known - names):
+            raise ConfigError(f"model.receivers: {name!r} is missing: with train_only, all of {self.folder} are kept")
+
+    def _check_form(self, ours: Config) -> None:
+        """The sender's form is the checkpoint's, and so is that of receivers.
+
+        Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
+        where all of these do, the new ones may have LoRA or not.
+        """
+        theirs, only = self.config, ours.curriculum.train_only
+        new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
+        free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
+        if only and not set(only) & self.known:
+            free |= {"features.use_lora"} if theirs.features.use_lora else {"features.use_lora", "lora"}
+        for dotted in sorted(differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
+            if {dotted, dotted.split(".")[0]} & free:
+                continue
+            if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
+                section, key = dotted.split(".")
+                trained, asked = (getattr(getattr(c, section), key) for c in (theirs, ours))
+                raise ConfigError(
+                    f"checkpoint.init_from: {self.folder} was trained with {dotted} = {trained!r}, not {asked!r}"
+                )

@@ -1,0 +1,171 @@
+"""Least squares from streamed text: the sums of the normal equations, and how passages become their rows.
+
+The sums are accumulated batch by batch, so the text may be of any length at constant memory. What is stopped keeps its
+sums and goes on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.core.errors import TrainingError
+from latentwire.encoder.text import SenderText
+from latentwire.model.encoding import ReceiverText
+from latentwire.model.receiver import Receiver
+from latentwire.training.interrupt import Interrupted, StopRequest
+
+Prepared = tuple[SenderText, dict[str, ReceiverText]]
+SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
+
+
+class NormalEquations:
+    """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
+
+    Rows are gathered until there are `chunk` of them, because an update touches the whole of X'X and X'Y; and they
+    are centred on the first chunk's means before they are multiplied, which keeps fp32 sums exact enough.
+    """
+
+    def __init__(self, chunk: int = 2048) -> None:
+        self.chunk = chunk
+        self.rows = 0
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x: (rows, d_x); y: (rows, d_y)."""
+        self.waiting.append((x, y))
+        if sum(len(x) for x, _ in self.waiting) >= self.chunk:
+            self._flush()
+
+    @property
+    def seen(self) -> bool:
+        """Whether any row was added."""
+        return self.rows > 0 or bool(self.waiting)
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting = []
+        if not self.rows:
+            self.origin_x, self.origin_y = x.mean(0), y.mean(0)
+            d_x, d_y = x.shape[1], y.shape[1]
+            self.xx, self.xy = x.new_zeros(d_x, d_x), x.new_zeros(d_x, d_y)
+            self.x, self.y, self.y2 = x.new_zeros(d_x), x.new_zeros(d_y), x.new_zeros(d_y)
+        for name in SUMS:  # sums that were kept come back on the CPU
+            setattr(self, name, getattr(self, name).to(x.device))
+        x, y = x - self.origin_x, y - self.origin_y
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.y2 += y.pow(2).sum(0)
+        self.rows += len(x)
+
+    def save(self, folder: Path, passages: int) -> None:
+        """Keep the sums over the first `passages` passages."""
+        self._flush()
+        sums = {name: getattr(self, name) for name in SUMS}
+        save_folder(folder, {"sums": sums}, {"rows": self.rows, "passages": passages})
+
+    def load(self, folder: Path) -> int:
+        """Take up kept sums; returns how many passages are in them."""
+        for name, tensor in load_folder(folder)["sums"].items():
+            setattr(self, name, tensor)
+        info = read_info(folder)
+        self.rows = info["rows"]
+        return int(info["passages"])
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Means of X and Y, variance of Y, and the centred sums X'X and X'Y (in place: call once)."""
+        self._flush()
+        mean_x, mean_y = self.x / self.rows, self.y / self.rows
+        variance = (self.y2 / self.rows - mean_y.pow(2)).clamp(min=1e-12)
+        self.xx.addr_(mean_x, mean_x, alpha=-self.rows)
+        self.xy.addr_(mean_x, mean_y, alpha=-self.rows)
+        return mean_x + self.origin_x, mean_y + self.origin_y, variance, self.xx, self.xy
+
+
+def gather(
+    passages: Iterable[Prepared],
+    inputs_of: Callable[[Sequence[SenderText]], Tensor],
+    receivers: Mapping[str, Receiver],
+    *,
+    held_out: int,
+    batch_size: int = 8,
+    report: Callable[[int], None] = lambda rows: None,
+    state: Path | None = None,
+) -> tuple[NormalEquations, Tensor, Tensor]:
+    """The sums over passages of inputs X and all receivers' targets Y, and X and Y of the first `held_out` passages,
+    which are set aside.
+
+    With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
+    """
+
+    @torch.no_grad()
+    def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+        x = inputs_of([sent for sent, _ in batch]).float()
+        y = [targets_of(r, [texts[name] for _, texts in batch]).to(x.device) for name, r in receivers.items()]
+        return x, torch.cat(y, 1)
+
+    passages = iter(passages)
+    aside = [rows(batch) for batch in batched(islice(passages, held_out), batch_size)]
+    equations, done = NormalEquations(), 0
+    if state is not None and (state / INDEX).is_file():
+        done = equations.load(state)
+        report(equations.rows)
+    with StopRequest() as stop:
+        for batch in batched(islice(passages, done, None), batch_size):
+            x, y = rows(batch)
+            equations.add(x, y)
+            done += len(batch)
+            report(len(x))
+            if stop.requested:
+                if state is None:
+                    raise KeyboardInterrupt
+                equations.save(state, done)
+                raise Interrupted(f"stopped after {done} passages, saved to {state}. The same command goes on there.")
+    if not equations.seen:
+        raise TrainingError(
+            f"curriculum.closed_form.held_out: no passage is left to fit on after {held_out} are set aside"
+        )
+    return equations, torch.cat([x for x, _ in aside]), torch.cat([y for _, y in aside])
+
+
+def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
+    """A reader's targets (rows, d_out) of some texts, one row a window."""
+    values, counts = receiver.targets(texts)
+    return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
+
+
+def groups_of(receivers: Iterable[Receiver]) -> Tensor:
+    """(d_y,) the group of each target of several receivers, which share none."""
+    groups: list[Tensor] = []
+    offset = 0
+    for receiver in receivers:
+        own = receiver.reader.target_groups() + offset
+        groups.append(own)
+        offset = int(own.max()) + 1
+    return torch.cat(groups)
+
+
+def group_mean(variance: Tensor, groups: Tensor) -> Tensor:
+    """(d_y,) the mean variance of each target's group."""
+    counts = torch.bincount(groups).clamp(min=1)
+    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
+
+
+def batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
+    batch: list[Prepared] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
