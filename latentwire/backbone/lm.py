@@ -6,7 +6,7 @@ a `Context`: a key/value cache with a mask. Scoring and generation then know onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
 from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
@@ -55,6 +62,18 @@ class KeysValues:
 
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+
+
+Watch = Callable[[Tensor], Sequence[bool]]
+"""Sees all new tokens (batch, new) after each one that is generated; says which rows need no more of them."""
+
+
+class _Watched(StoppingCriteria):
+    def __init__(self, watch: Watch, start: int):
+        self.watch, self.start = watch, start
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.tensor(self.watch(input_ids[:, self.start :]), dtype=torch.bool, device=input_ids.device)
 
 
 class LanguageModel:
@@ -220,9 +239,18 @@ class LanguageModel:
         )
 
     @torch.no_grad()
-    def generate(self, context: Context, ids: Tensor, mask: Tensor, max_new_tokens: int, stop: list[int]) -> Tensor:
+    def generate(
+        self,
+        context: Context,
+        ids: Tensor,
+        mask: Tensor,
+        max_new_tokens: int,
+        stop: list[int],
+        watch: Watch | None = None,
+    ) -> Tensor:
         """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
         cached = context.mask.shape[1]
+        criteria = StoppingCriteriaList([] if watch is None else [_Watched(watch, ids.shape[1])])
         self.take_turn()
         with self.autocast():
             out = self.model.generate(
@@ -232,6 +260,7 @@ class LanguageModel:
                 generation_config=GenerationConfig(
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
                 ),
+                stopping_criteria=criteria,
             )
         return out[:, ids.shape[1] :]
 

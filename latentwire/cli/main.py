@@ -13,8 +13,9 @@ from latentwire.cli.encode import encode
 from latentwire.cli.fuzz import fuzz
 from latentwire.cli.inspect_wire import inspect
 from latentwire.cli.run import run_and_exit
+from latentwire.cli.serve import serve
 
-VERBS = (encode, decode, inspect, codecs, fuzz)
+VERBS = (encode, decode, inspect, codecs, fuzz, serve)
 
 app = typer.Typer(
     name="latentwire",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +48,8 @@ LATENT, TEXT, TOKEN_BUDGET = "latent", "text", "token_budget"
 Message = Wire | Sequence[Wire]
 """The message of a text, or all messages of a longer text, in order."""
 Source = Literal["latents", "text"]
+Watch = Callable[[int, int, str], bool]
+"""Sees answers grow: number of the message, of its question, and the answer so far; True where no more is needed."""
 
 
 @dataclass(frozen=True)
@@ -289,15 +291,19 @@ class Receiver:
 
     @torch.no_grad()
     def answer_batch(
-        self, messages: Sequence[Message], questions: Sequence[Sequence[str]], max_new_tokens: int = 24
+        self,
+        messages: Sequence[Message],
+        questions: Sequence[Sequence[str]],
+        max_new_tokens: int = 24,
+        watch: Watch | None = None,
     ) -> list[list[Reply]]:
         """Greedy answers to questions[i] on the text behind messages[i]; each message is read once.
 
         Where the latents are not for this reader, it reads the text that the message carries, and says so in the
-        reply; WireError where it carries none.
+        reply; WireError where it carries none. `watch` sees the answers grow and may end them.
         """
         parts = [[message] if isinstance(message, Wire) else list(message) for message in messages]
-        notes = [self._why_text(wires) for wires in parts]
+        notes = [self.why_text(wires) for wires in parts]
         replies: list[list[Reply]] = [[] for _ in parts]
         sources: tuple[Source, ...] = ("latents", "text")
         for source in sources:
@@ -306,14 +312,16 @@ class Receiver:
             if not chosen:
                 continue
             flat = [tail for own in tails for tail in own]
+            rows = [(i, j) for i, own in zip(chosen, tails, strict=True) for j in range(len(own))]
             with self.using(LATENT if source == "latents" else TEXT):
                 context = self._read_wires([parts[i] for i in chosen], source, max(map(len, flat)))
-                answers = iter(self.generate(context.repeat([len(own) for own in tails]), flat, max_new_tokens))
+                context = context.repeat([len(own) for own in tails])
+                answers = iter(self.generate(context, flat, max_new_tokens, _by_row(watch, rows)))
             for i, own in zip(chosen, tails, strict=True):
                 replies[i] = [Reply(next(answers), source, notes[i]) for _ in own]
         return replies
 
-    def _why_text(self, wires: Sequence[Wire]) -> str | None:
+    def why_text(self, wires: Sequence[Wire]) -> str | None:
         """Why the latents of a message cannot be read here, None where they can; WireError if it has no text either."""
         reason = None if wires else "there is no message"
         for wire in wires:
@@ -340,12 +348,30 @@ class Receiver:
         self.check_length(len(self.prompt.head) + int(counts.max()) + self.extra_positions + tail)
         return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
 
-    def generate(self, context: Context, tails: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy answers, one for each row of a context. The context's cache is used up."""
+    def generate(
+        self,
+        context: Context,
+        tails: Sequence[list[int]],
+        max_new_tokens: int,
+        watch: Callable[[int, str], bool] | None = None,
+    ) -> list[str]:
+        """Greedy answers, one for each row of a context. The context's cache is used up.
+
+        watch: sees the number of a row and its answer so far after each token; True ends the row.
+        """
         ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
+
+        def seen(new: Tensor) -> list[bool]:
+            assert watch is not None
+            return [watch(row, self.prompt.read(tokens)) for row, tokens in enumerate(new.tolist())]
+
         with self.reading(context):
-            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop)
+            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, watch and seen)
         return [self.prompt.read(row) for row in out.tolist()]
+
+
+def _by_row(watch: Watch | None, rows: Sequence[tuple[int, int]]) -> Callable[[int, str], bool] | None:
+    return None if watch is None else lambda row, text: watch(*rows[row], text)
 
 
 def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
