@@ -11,11 +11,12 @@ from latentwire.cli.codecs import codecs
 from latentwire.cli.decode import decode
 from latentwire.cli.encode import encode
 from latentwire.cli.fuzz import fuzz
+from latentwire.cli.index import index
 from latentwire.cli.inspect_wire import inspect
 from latentwire.cli.run import run_and_exit
 from latentwire.cli.serve import serve
 
-VERBS = (encode, decode, inspect, codecs, fuzz, serve)
+VERBS = (encode, decode, inspect, codecs, fuzz, serve, index)
 
 app = typer.Typer(
     name="latentwire",

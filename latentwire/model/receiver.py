@@ -363,7 +363,9 @@ class Receiver:
 
         def seen(new: Tensor) -> list[bool]:
             assert watch is not None
-            return [watch(row, self.prompt.read(tokens)) for row, tokens in enumerate(new.tolist())]
+            # A character may be cut off in its middle: its bytes can be tokens of their own.
+            so_far = [self.prompt.read(tokens).rstrip("\ufffd") for tokens in new.tolist()]
+            return [watch(row, text) for row, text in enumerate(so_far)]
 
         with self.reading(context):
             out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, watch and seen)

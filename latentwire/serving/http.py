@@ -184,7 +184,7 @@ async def _stream(engine: Engine, task: Answer, ask: Ask, deadline: float) -> Re
     async def events(step: tuple[int, str] | None) -> AsyncIterator[bytes]:
         try:
             while step is not None:
-                for event in deltas(step[0], step[1].rstrip("\ufffd")):  # a character may be cut off in its middle
+                for event in deltas(*step):
                     yield event
                 step = await asyncio.wait_for(grown.get(), deadline - loop.time())
             for number, reply in enumerate(done.result()):

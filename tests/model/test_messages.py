@@ -131,7 +131,7 @@ def test_answers_are_seen_while_they_grow_and_may_be_ended(system: LatentWire) -
     assert replies[0] == receiver.answer_batch(wires, questions, 8)[0]
     for question, reply in enumerate(replies[0]):
         grown = seen[0, question]
-        assert grown[-1] == reply.text and len(grown) > 2 and all(map(reply.text.startswith, grown[:2]))
+        assert grown[-1] == reply.text.rstrip("\ufffd") and len(grown) > 2 and all(map(reply.text.startswith, grown))
     assert replies[1] == [receiver.answer(wires[1], "Who?", 2)] and len(seen[1, 0]) == 2
 
 
