@@ -170,7 +170,7 @@ def request_bodies(file: Path, questions: list[str], receiver: str | None, max_n
 @click.option("--question", "questions", multiple=True, required=True, help="Question; may be given several times.")
 @click.option("--receiver", help="Receiver; may be left out where the service has one.")
 @click.option("--max_new_tokens", default=24, type=click.IntRange(1), help="Longest answer.")
-@click.option("--clients", default=8, type=click.IntRange(1), help="Clients of the first phase.")
+@click.option("--clients", default=16, type=click.IntRange(1), help="Clients of the first phase.")
 @click.option("--seconds", default=20.0, type=click.FloatRange(0.1), help="Length of each phase.")
 @click.option("--factor", default=10.0, type=click.FloatRange(1), help="Second phase: so many times what was held.")
 def main(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +25,7 @@ from latentwire.serving.gate import DEADLINE, Gate
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import read_texts
 
+T = TypeVar("T")
 GONE = 499
 """Status, in the counts alone, of a request whose client left before the answer."""
 CLOSING = 5.0
@@ -102,7 +102,11 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
                 raise HTTPException(400, f"the body is not a UTF-8 text: {error.reason}") from None
             if not content:
                 raise HTTPException(400, "the text is empty")
-            wires = await _while_there(request, engine.encode(content, task))
+            job = engine.encode(content, task)
+            try:
+                wires = await _while_there(request, asyncio.wrap_future(job))
+            finally:
+                job.cancel()
             data = b"".join(wire.to_bytes() for wire in wires)
             engine.metrics.wire_bytes.labels("encode").inc(len(data))
             return Response(data, media_type=MESSAGES, headers={"x-latentwire-messages": str(len(wires))})
@@ -115,11 +119,13 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
             task, ask = _check(body, engine)
             engine.metrics.wire_bytes.labels(task.receiver).inc(len(body.wire))
             if body.stream:
-                return await _stream(engine, task, ask, request.scope[DEADLINE])
+                return await _stream(request, engine, task, ask)
+            job = engine.answer(ask, task)
             try:
-                replies = await _while_there(request, engine.answer(ask, task))
+                replies = await _while_there(request, asyncio.wrap_future(job))
             finally:
                 ask.stopped = True
+                job.cancel()
             return JSONResponse(_answers(task, ask, replies))
 
     return Gate(app, engine, token)
@@ -148,21 +154,18 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
     return Answer(name, body.max_new_tokens), Ask(texts[0], body.questions)
 
 
-async def _while_there(request: Request, job: Future[Any]) -> Any:
-    """The result of a job, as long as the client waits for it: work for one who left is not begun."""
-    done = asyncio.wrap_future(job)
-    try:
-        while not (await asyncio.wait([done], timeout=0.5))[0]:
-            if await request.is_disconnected():
-                raise HTTPException(GONE, "the client left")
-    finally:
-        job.cancel()
-    return done.result()
+async def _while_there(request: Request, awaited: Awaitable[T]) -> T:
+    """What is awaited, as long as the client waits for it too."""
+    result = asyncio.ensure_future(awaited)
+    while not (await asyncio.wait([result], timeout=0.5))[0]:
+        if await request.is_disconnected():
+            raise HTTPException(GONE, "the client left")
+    return result.result()
 
 
-async def _stream(engine: Engine, task: Answer, ask: Ask, deadline: float) -> Response:
+async def _stream(request: Request, engine: Engine, task: Answer, ask: Ask) -> Response:
     """Answers as events: `delta` for each piece of one, then `done` with all, or `error`."""
-    loop = asyncio.get_running_loop()
+    loop, deadline = asyncio.get_running_loop(), request.scope[DEADLINE]
     grown: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
 
     def seen(number: int, text: str) -> None:
@@ -200,7 +203,7 @@ async def _stream(engine: Engine, task: Answer, ask: Ask, deadline: float) -> Re
             job.cancel()
 
     try:
-        first = await grown.get()
+        first = await _while_there(request, grown.get())
         if first is None:
             done.result()  # what fails before the first token is an error like any other
     except BaseException:

@@ -300,8 +300,9 @@ def test_a_client_that_leaves_is_not_worked_for(ends: Ends, monkeypatch: pytest.
         given = body(Wire.of(text=TEXTS[0]), ["?"])
         first = pool.submit(lambda: client.post("/v1/answer", json=given))
         assert held.begun.wait(10)
-        with pytest.raises(httpx2.ReadTimeout):
-            client.post("/v1/answer", json=given, timeout=0.2)
+        for stream in (False, True):
+            with pytest.raises(httpx2.ReadTimeout):
+                client.post("/v1/answer", json=given | {"stream": stream}, timeout=0.2)
         until(lambda: "latentwire_accepted_requests 1.0" in client.get("/metrics").text)
         held.go.set()
         assert first.result().status_code == 200 and held.batches == [1]
