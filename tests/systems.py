@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentwire.backbone.text_model import TextModel, TextTokenizer
+from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config import Config
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.backbone import BackboneEncoder
@@ -14,10 +16,10 @@ from latentwire.encoder.base import Encoder
 from latentwire.encoder.byte import ByteEncoder
 from latentwire.encoder.simple_st import SimpleSTEncoder
 from latentwire.encoder.stq import STQEncoder
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, TEXT, Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
-from tests.tiny import bert_tokenizer, tiny_bert, tiny_lm, tiny_tokenizer
+from tests.tiny import bert_tokenizer, save_tiny, tiny_bert, tiny_lm, tiny_tokenizer
 
 NAMES = ["Mira", "Tomas", "Edda", "Jon", "Sana", "Pavel"]
 TOWNS = ["Talden", "Orlin", "Brannock", "Veyra", "Kestrel", "Mosk"]
@@ -75,3 +77,21 @@ def small_passages(count: int = 6) -> list[Passage]:
         )
         for i in range(count)
     ]
+
+
+def saved_run(folder: Path, **sections: dict[str, Any]) -> Path:
+    """A run with a checkpoint of tiny models in folders, with LoRA for latents and text, none of it trained."""
+    models = {name: str(save_tiny(name, folder / name)) for name in ("llama", "gemma3")}
+    config = small_config(
+        model={"dtype": "float32", "receivers": {"a": models["llama"], "b": models["gemma3"]}},
+        encoder={"model": models["llama"]},
+        features={"use_lora": True},
+        **sections,
+    )
+    system = LatentWire.build(config)
+    for receiver in system.receivers.values():
+        for name in (LATENT, TEXT):
+            for parameter in receiver.add_adapter(name).trainable_parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(folder / "run" / "last", system)
+    return folder / "run"

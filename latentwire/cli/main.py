@@ -26,6 +26,8 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "encode": ("encode:encode", "Encode texts into messages."),
         "decode": ("decode:decode", "Answer questions on the texts behind messages."),
         "inspect": ("inspect_wire:inspect", "Check messages and print what their frames say."),
+        "serve": ("serve:serve", "Serve a checkpoint over HTTP."),
+        "index": ("index:index", "Compress a corpus into an index of messages."),
         "codecs": ("codecs:codecs", "Measure size, error and speed of every codec."),
         "rates": ("rates:rates", "Measure F1 against bytes, codec by codec."),
         "fuzz": ("fuzz:fuzz", "Parse damaged and forged messages."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,18 @@ class Sender:
         ahead = next(chunks, "")
         while ahead:
             text, ahead = ahead, next(chunks, "")
-            yield from self.messages([self.prepare(text)], codec, with_text=with_text, more=bool(ahead))
+            yield from self.messages([self.prepare(text)], codec, with_text=with_text, more=[bool(ahead)])
+
+    def encode_long(
+        self, texts: Sequence[str], codec: str | Codec | None = None, *, with_text: bool = False
+    ) -> list[list[Wire]]:
+        """The messages of each of several texts of any length, all chunks of all texts encoded in batches."""
+        tokens = self.encoder.source.tokenize_with_offsets
+        chunks = [list(split_text([text], self.chunk, lambda part: tokens(part)[1])) for text in texts]
+        prepared = [self.prepare(part) for parts in chunks for part in parts]
+        more = [n < len(parts) for parts in chunks for n in range(1, len(parts) + 1)]
+        wires = iter(self.messages(prepared, codec, with_text=with_text, more=more))
+        return [list(islice(wires, len(parts))) for parts in chunks]
 
     @torch.no_grad()
     def messages(
@@ -136,17 +148,18 @@ class Sender:
         codec: str | Codec | None = None,
         *,
         with_text: bool = False,
-        more: bool = False,
+        more: Sequence[bool] = (),
     ) -> list[Wire]:
-        """`encode_batch` for texts that are tokenized already."""
+        """`encode_batch` for texts that are tokenized already; more[i]: text i goes on in the next message."""
         out: list[Wire] = []
         codec = self.ready(codec or self.codec)
+        follows = iter(more or [False] * len(prepared))
         for start in range(0, len(prepared), BATCH):
             batch = prepared[start : start + BATCH]
             z, counts = self.latents_of(batch)
             for text, row, count in zip(batch, z.cpu(), counts.tolist(), strict=True):
                 beside = text.text if with_text else None
-                out.append(Wire.of(row[:count], codec, text=beside, sender=self.fingerprint, more=more))
+                out.append(Wire.of(row[:count], codec, text=beside, sender=self.fingerprint, more=next(follows)))
         return out
 
     def ready(self, codec: str | Codec) -> Codec:

@@ -15,8 +15,7 @@ from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, ModelError, WireError
 from latentwire.model.receiver import LATENT, TEXT
 from latentwire.model.system import LatentWire
-from tests.systems import small_config, small_passages, small_system
-from tests.tiny import save_tiny
+from tests.systems import saved_run, small_config, small_passages, small_system
 
 TEXTS = [p.context for p in small_passages(3)]
 QUESTION = "Where does Mira live?"
@@ -29,21 +28,7 @@ def system() -> LatentWire:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of tiny models in folders, with LoRA for latents and text."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    models = {name: str(save_tiny(name, folder / name)) for name in ("llama", "gemma3")}
-    config = small_config(
-        model={"dtype": "float32", "receivers": {"a": models["llama"], "b": models["gemma3"]}},
-        encoder={"model": models["llama"]},
-        features={"use_lora": True},
-    )
-    system = LatentWire.build(config)
-    for receiver in system.receivers.values():
-        for name in (LATENT, TEXT):
-            for parameter in receiver.add_adapter(name).trainable_parameters():
-                torch.nn.init.normal_(parameter, std=0.1)
-    save_checkpoint(folder / "run" / "last", system)
-    return folder / "run"
+    return saved_run(tmp_path_factory.mktemp("checkpoint"))
 
 
 # ---- sender -------------------------------------------------------------------------------------------------------
@@ -77,6 +62,21 @@ def test_a_longer_text_is_several_messages(system: LatentWire) -> None:
     (alone,) = system.sender.encode_stream([TEXTS[0]])
     assert alone == system.sender.encode(TEXTS[0])
     assert list(system.sender.encode_stream([])) == []
+
+
+def test_long_texts_are_encoded_together_as_they_are_alone(system: LatentWire) -> None:
+    texts = ["\n".join(TEXTS), TEXTS[1], " ".join(TEXTS * 2)]
+    system.sender.chunk, before = 60, system.sender.chunk
+    try:
+        together = system.sender.encode_long(texts, "fp32", with_text=True)
+        assert [len(wires) for wires in together][1] == 1 and min(len(together[0]), len(together[2])) > 2
+        for text, wires in zip(texts, together, strict=True):
+            alone = list(system.sender.encode_stream([text], "fp32", with_text=True))
+            assert [(w.text, w.frame.more) for w in wires] == [(w.text, w.frame.more) for w in alone]
+            for one, other in zip(wires, alone, strict=True):
+                np.testing.assert_allclose(one.latents, other.latents, atol=1e-4)
+    finally:
+        system.sender.chunk = before
 
 
 def test_texts_that_cannot_be_sent_are_named(system: LatentWire) -> None:
@@ -116,6 +116,23 @@ def test_messages_are_answered_together_as_they_are_alone(system: LatentWire) ->
     assert [reply.source for replies in together for reply in replies] == ["latents", "latents", "latents", "text"]
     for wire, own, replies in zip(wires, questions, together, strict=True):
         assert replies == [receiver.answer(wire, question, 6) for question in own]
+
+
+def test_answers_are_seen_while_they_grow_and_may_be_ended(system: LatentWire) -> None:
+    receiver, wires = system.receivers["b"], [system.sender.encode(TEXTS[0]), Wire.of(text=TEXTS[1])]
+    seen: dict[tuple[int, int], list[str]] = {}
+
+    def watch(number: int, question: int, answer: str) -> bool:
+        seen.setdefault((number, question), []).append(answer)
+        return number == 1 and len(seen[1, question]) == 2
+
+    questions = [[QUESTION, "How many lamps?"], ["Who?"]]
+    replies = receiver.answer_batch(wires, questions, 8, watch)
+    assert replies[0] == receiver.answer_batch(wires, questions, 8)[0]
+    for question, reply in enumerate(replies[0]):
+        grown = seen[0, question]
+        assert grown[-1] == reply.text.rstrip("\ufffd") and len(grown) > 2 and all(map(reply.text.startswith, grown))
+    assert replies[1] == [receiver.answer(wires[1], "Who?", 2)] and len(seen[1, 0]) == 2
 
 
 def test_the_parts_of_a_text_are_read_as_one(system: LatentWire) -> None:

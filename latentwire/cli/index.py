@@ -1,0 +1,79 @@
+"""`latentwire index`: a corpus as a data set of messages."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.config.load import parse_override
+from latentwire.core.errors import ConfigError
+from latentwire.data.documents import read_documents
+from latentwire.wire.codecs import parse_codec
+
+
+def index(
+    documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Folder of texts, .jsonl, .parquet or text file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the index goes, or is.")],
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    codec: Annotated[str | None, typer.Option(metavar="CODEC", help="Default: evaluation.codec.")] = None,
+    text: Annotated[
+        Literal["none", "beside"], typer.Option(help="Keep the texts beside their latents, or latents alone.")
+    ] = "none",
+    lines: Annotated[bool, typer.Option("--lines", help="Every line of a text file is a document.")] = False,
+    text_key: Annotated[str, typer.Option("--text_key", metavar="KEY", help="Key or column of the text.")] = "text",
+    id_key: Annotated[str, typer.Option("--id_key", metavar="KEY", help="Key or column of the id.")] = "id",
+    as_json: Json = False,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Compress a corpus once, to answer questions on it without its texts.
+
+    The same command again goes on where it was stopped, and later encodes what has changed.
+
+    Example: latentwire index articles/ -o articles.index --codec int8
+    """
+    from tqdm import tqdm
+
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+    from latentwire.model.sender import Sender, default_codec
+
+    try:
+        from latentwire.serving.index import build_index
+    except ModuleNotFoundError as error:
+        if error.name not in ("bm25s", "pyarrow"):
+            raise
+        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[index]'") from None
+
+    folder = find_checkpoint(Path(ckpt))
+    changes = dict(map(parse_override, overrides or []))
+    config = load_config_of(folder, changes)
+    made_with = {
+        "sender": sender_fingerprint(folder).hex(),
+        "codec": str(parse_codec(codec) if codec else default_codec(config)),
+        "text": text,
+        "chunk": str(config.data.max_context_tokens),
+    }
+    started = time.perf_counter()
+    with tqdm(unit="document", disable=None) as bar:
+        info = build_index(
+            read_documents(documents, lines=lines, text_key=text_key, id_key=id_key),
+            out,
+            lambda: Sender.from_pretrained(folder, changes),
+            made_with,
+            with_text=text == "beside",
+            progress=bar.update,
+        )
+    info["seconds"] = time.perf_counter() - started
+    if as_json:
+        print(json.dumps(info))
+    else:
+        print(
+            f"{out}: {info['documents']} documents, {info['encoded']} of them encoded now, "
+            f"{info['wire_bytes'] / info['documents']:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
+        )
+    return info

@@ -1,0 +1,1 @@
+"""Sender and receivers as an HTTP service."""

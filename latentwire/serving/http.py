@@ -1,0 +1,247 @@
+"""The HTTP service: text to messages, messages and questions to answers. docs/serving.md describes it for its users."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from latentwire.core.errors import LatentWireError, ModelError, WireError
+from latentwire.model.receiver import Reply
+from latentwire.serving.engine import Answer, Ask, Encode, Engine, TooLarge
+from latentwire.serving.gate import DEADLINE, Gate
+from latentwire.wire.codecs import parse_codec
+from latentwire.wire.message import read_texts
+
+T = TypeVar("T")
+GONE = 499
+"""Status, in the counts alone, of a request whose client left before the answer."""
+CLOSING = 5.0
+"""Seconds that a batch under way has to end once the service closes."""
+MESSAGES = "application/octet-stream"
+
+
+class Questions(BaseModel):
+    """Questions on one text, given by its messages."""
+
+    model_config = ConfigDict(extra="forbid")
+    wire: Base64Bytes = Field(description="The text's messages, one behind the other, in base64.")
+    questions: list[str] = Field(min_length=1)
+    receiver: str | None = Field(None, description="May be left out where the service has one receiver.")
+    max_new_tokens: int = Field(24, ge=1)
+    stream: bool = Field(False, description="Send answers as they grow, as server-sent events.")
+
+
+def create_app(engine: Engine, token: str | None = None) -> Gate:
+    """The service as an ASGI application. It closes its engine when it is shut down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.batcher.close, CLOSING)
+
+    # No page of its own: those that come with FastAPI load scripts from elsewhere.
+    app = FastAPI(title="LatentWire", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.exception_handler(RequestValidationError)(_on_invalid)
+    app.exception_handler(HTTPException)(_on_refused)
+    app.exception_handler(LatentWireError)(_on_error)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether the process can work at all; if not, it should be started again."""
+        alive = engine.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether the models are loaded."""
+        return JSONResponse({"ready": engine.ready}, 200 if engine.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(engine.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @app.get("/v1/receivers")
+    async def receivers() -> dict[str, Any]:
+        """What this service can do: its role, limits, sender and receivers."""
+        sender = engine.ends.sender
+        return {
+            "role": engine.role,
+            "limits": asdict(engine.limits),
+            "sender": None if sender is None else {"id": _hex(sender.fingerprint), "codec": str(sender.codec)},
+            "receivers": [
+                {"name": name, "model": receiver.lm.name, "sender": _hex(receiver.sender)}
+                for name, receiver in engine.ends.receivers.items()
+            ],
+        }
+
+    if engine.role != "receiver":
+        body = {"content": {"text/plain": {"schema": {"type": "string"}}}, "required": True}
+
+        @app.post("/v1/encode", openapi_extra={"requestBody": body}, response_class=Response)
+        async def encode(
+            request: Request, codec: str | None = None, text: Literal["none", "beside"] = "none"
+        ) -> Response:
+            """The messages of the UTF-8 text in the body, one behind the other."""
+            task = Encode(None if codec is None else str(parse_codec(codec)), text == "beside")
+            try:
+                content = (await request.body()).decode()
+            except UnicodeDecodeError as error:
+                raise HTTPException(400, f"the body is not a UTF-8 text: {error.reason}") from None
+            if not content:
+                raise HTTPException(400, "the text is empty")
+            job = engine.encode(content, task)
+            try:
+                wires = await _while_there(request, asyncio.wrap_future(job))
+            finally:
+                job.cancel()
+            data = b"".join(wire.to_bytes() for wire in wires)
+            engine.metrics.wire_bytes.labels("encode").inc(len(data))
+            return Response(data, media_type=MESSAGES, headers={"x-latentwire-messages": str(len(wires))})
+
+    if engine.role != "sender":
+
+        @app.post("/v1/answer", response_class=JSONResponse)
+        async def answer(body: Questions, request: Request) -> Response:
+            """Answers to questions on one text."""
+            task, ask = _check(body, engine)
+            engine.metrics.wire_bytes.labels(task.receiver).inc(len(body.wire))
+            if body.stream:
+                return await _stream(request, engine, task, ask)
+            job = engine.answer(ask, task)
+            try:
+                replies = await _while_there(request, asyncio.wrap_future(job))
+            finally:
+                ask.stopped = True
+                job.cancel()
+            return JSONResponse(_answers(task, ask, replies))
+
+    return Gate(app, engine, token)
+
+
+def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
+    """A request for answers as a task, if it is one that can be done here."""
+    limits, known = engine.limits, engine.ends.receivers
+    name = body.receiver or (next(iter(known)) if len(known) == 1 else None)
+    if name not in known:
+        raise HTTPException(404, f"receiver: {name!r} is not here (there are: {', '.join(known)})")
+    if len(body.questions) > limits.batch:
+        raise TooLarge(f"questions: {len(body.questions)}; at most {limits.batch} are taken")
+    longest = max(map(len, body.questions))
+    if longest > limits.question:
+        raise TooLarge(f"questions: one of {longest} characters; at most {limits.question} are taken")
+    if body.max_new_tokens > limits.new_tokens:
+        raise TooLarge(f"max_new_tokens: {body.max_new_tokens}; at most {limits.new_tokens} are made")
+    texts = list(read_texts(io.BytesIO(body.wire)))
+    if len(texts) != 1:
+        raise WireError(f"wire: messages of {len(texts)} texts; a request has those of one")
+    try:
+        known[name].why_text(texts[0])
+    except WireError as error:  # a sound message, but not for this receiver
+        raise HTTPException(409, str(error)) from None
+    return Answer(name, body.max_new_tokens), Ask(texts[0], body.questions)
+
+
+async def _while_there(request: Request, awaited: Awaitable[T]) -> T:
+    """What is awaited, as long as the client waits for it too."""
+    result = asyncio.ensure_future(awaited)
+    while not (await asyncio.wait([result], timeout=0.5))[0]:
+        if await request.is_disconnected():
+            raise HTTPException(GONE, "the client left")
+    return result.result()
+
+
+async def _stream(request: Request, engine: Engine, task: Answer, ask: Ask) -> Response:
+    """Answers as events: `delta` for each piece of one, then `done` with all, or `error`."""
+    loop, deadline = asyncio.get_running_loop(), request.scope[DEADLINE]
+    grown: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+
+    def seen(number: int, text: str) -> None:
+        loop.call_soon_threadsafe(grown.put_nowait, (number, text))
+
+    ask.seen = seen
+    job = engine.answer(ask, task)
+    done = asyncio.wrap_future(job)
+    done.add_done_callback(lambda _: grown.put_nowait(None))
+
+    sent = [""] * len(ask.questions)
+
+    def deltas(number: int, text: str) -> list[bytes]:
+        if text == sent[number] or not text.startswith(sent[number]):
+            return []
+        new, sent[number] = text.removeprefix(sent[number]), text
+        return [_event("delta", {"question": number, "text": new})]
+
+    async def events(step: tuple[int, str] | None) -> AsyncIterator[bytes]:
+        try:
+            while step is not None:
+                for event in deltas(*step):
+                    yield event
+                step = await asyncio.wait_for(grown.get(), deadline - loop.time())
+            for number, reply in enumerate(done.result()):
+                for event in deltas(number, reply.text):
+                    yield event
+            yield _event("done", _answers(task, ask, done.result()))
+        except TimeoutError:
+            yield _event("error", {"error": f"not answered within {engine.limits.seconds:g} seconds"})
+        except LatentWireError as error:
+            yield _event("error", {"error": str(error)})
+        finally:  # also when the client leaves
+            ask.stopped = True
+            job.cancel()
+
+    try:
+        first = await _while_there(request, grown.get())
+        if first is None:
+            done.result()  # what fails before the first token is an error like any other
+    except BaseException:
+        ask.stopped = True
+        job.cancel()
+        raise
+    return EventSourceResponse(events(first))
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
+
+
+def _answers(task: Answer, ask: Ask, replies: Sequence[Reply]) -> dict[str, Any]:
+    answers = [
+        {"question": question, "answer": reply.text, "source": reply.source, "note": reply.note}
+        for question, reply in zip(ask.questions, replies, strict=True)
+    ]
+    return {"receiver": task.receiver, "answers": answers}
+
+
+def _hex(fingerprint: bytes | None) -> str | None:
+    return None if fingerprint is None else fingerprint.hex()
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return JSONResponse({"error": f"{where or 'body'}: {first['msg']}"}, 422)
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    """413 for what is above a limit, 422 for what a model cannot read, 400 for what is no message."""
+    status = 413 if isinstance(error, TooLarge) else 422 if isinstance(error, ModelError) else 400
+    return JSONResponse({"error": str(error)}, status)

@@ -1,0 +1,212 @@
+"""A corpus as a data set of messages: compressed once, searched by words, answered from without its texts.
+
+DIR/wires/00000.parquet ...   id, digest of the text, messages and their size; PART documents a file
+DIR/bm25/                     word statistics (BM25, Robertson et al. 1994, as bm25s keeps them); no texts
+DIR/index.json                what it was made with; written last, and missing while the index is being made
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bm25s
+import pyarrow
+from pyarrow import parquet
+
+from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
+from latentwire.core.errors import DataError, ModelError
+from latentwire.data.documents import Document
+from latentwire.model.receiver import Receiver, Reply
+from latentwire.model.sender import Sender
+from latentwire.wire.message import Wire, read_texts
+
+INDEX = "index.json"
+PART = 256
+"""Documents of a file: what is lost at most when it is stopped, and encoded again when one of them changes."""
+GROUP = 16
+"""Documents that are read from a file together."""
+
+
+class Hit(NamedTuple):
+    """A document that was found: its id, its BM25 score, its messages."""
+
+    id: str
+    score: float
+    message: tuple[Wire, ...]
+
+
+# ---- making -------------------------------------------------------------------------------------------------------
+
+
+def build_index(
+    documents: Iterable[Document],
+    out: Path,
+    load_sender: Callable[[], Sender],
+    made_with: dict[str, str],
+    *,
+    with_text: bool = False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[str, Any]:
+    """Bring an index up to date with its documents; returns what index.json holds, and how many were encoded anew.
+
+    A file whose documents and `made_with` (sender, codec and whatever else the messages depend on) are unchanged is
+    kept, so that a build that was stopped goes on where it was, and one on a corpus that has grown or changed encodes
+    only the files concerned. The sender is loaded only if there is something to encode. progress: called with the
+    number of documents that are done after each file.
+    """
+    sender: Sender | None = None
+    words: list[list[str]] = []
+    names: set[str] = set()
+    encoded = size = number = 0
+    rest = iter(documents)
+    while rows := list(islice(rest, PART)):
+        for row in rows:
+            if row.id in names:
+                raise DataError(f"two documents have the id {row.id!r}")
+            names.add(row.id)
+        path = _part(out, number)
+        sizes = _sizes(path, rows, made_with)
+        if sizes is None:
+            (out / INDEX).unlink(missing_ok=True)
+            sender = sender or load_sender()
+            messages = _encode(sender, rows, made_with["codec"], with_text)
+            sizes = list(map(len, messages))
+            write_bytes(path, _table(rows, messages, made_with))
+            encoded += len(rows)
+        size += sum(sizes)
+        words.extend(_words([row.text for row in rows]))
+        number += 1
+        progress(len(rows))
+    if not number:
+        raise DataError("there is no document to index")
+    info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": size}
+    if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
+        (out / INDEX).unlink(missing_ok=True)
+        for stale in sorted((out / "wires").glob("*.parquet"))[number:]:
+            stale.unlink()
+        _save_words(words, out)
+        write_json(out / INDEX, info)
+    return info | {"encoded": encoded}
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / "wires" / f"{number:05d}.parquet"
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _sizes(path: Path, rows: Sequence[Document], made_with: dict[str, str]) -> list[int] | None:
+    """Bytes of each document's messages in a file, None where it does not hold these documents, made like this."""
+    try:
+        file = parquet.ParquetFile(path)
+        known = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+        table = file.read(["id", "digest", "bytes"])
+    except (OSError, KeyError, pyarrow.ArrowException):  # not there, or not one of ours
+        return None
+    same = known == made_with and table["id"].to_pylist() == [row.id for row in rows]
+    same = same and table["digest"].to_pylist() == [_digest(row.text) for row in rows]
+    return table["bytes"].to_pylist() if same else None
+
+
+def _encode(sender: Sender, rows: Sequence[Document], codec: str, with_text: bool) -> list[bytes]:
+    """The messages of each document; those of like length are encoded together, so that little is padding."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
+    out = [b""] * len(rows)
+    for start in range(0, len(order), GROUP):
+        chosen = order[start : start + GROUP]
+        try:
+            wires = sender.encode_long([rows[i].text for i in chosen], codec, with_text=with_text)
+        except ModelError as error:
+            raise ModelError(f"documents {', '.join(repr(rows[i].id) for i in chosen)}: {error}") from error
+        for i, message in zip(chosen, wires, strict=True):
+            out[i] = b"".join(wire.to_bytes() for wire in message)
+    return out
+
+
+def _table(rows: Sequence[Document], messages: Sequence[bytes], made_with: dict[str, str]) -> bytes:
+    columns = {
+        "id": pyarrow.array([row.id for row in rows], pyarrow.string()),
+        "digest": pyarrow.array([_digest(row.text) for row in rows], pyarrow.binary(32)),
+        "bytes": pyarrow.array(list(map(len, messages)), pyarrow.int64()),
+        "wire": pyarrow.array(messages, pyarrow.binary()),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata(made_with)
+    file = io.BytesIO()
+    parquet.write_table(table, file, row_group_size=GROUP, compression="none", use_dictionary=False)
+    return file.getvalue()
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    found: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    return found
+
+
+def _save_words(words: list[list[str]], out: Path) -> None:
+    if not any(words):
+        raise DataError("no document holds a word to search for")
+    statistics = bm25s.BM25()
+    statistics.index(words, show_progress=False)
+    with atomic_dir(out / "bm25") as folder:
+        statistics.save(folder, show_progress=False)
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+class Index:
+    """A finished index; DataError where there is none."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
+        self.info: dict[str, Any] = read_json(self.folder / INDEX)
+        try:
+            self._statistics = bm25s.BM25.load(self.folder / "bm25", mmap=True, show_progress=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder}: its word statistics could not be read: {error}") from error
+
+    def __len__(self) -> int:
+        return int(self.info["documents"])
+
+    def search(self, query: str, k: int = 1) -> list[Hit]:
+        """The k documents that a query's words speak for most, best first; fewer where fewer share a word with it."""
+        words = _words([query])
+        if not self._statistics.get_tokens_ids(words[0]):
+            return []
+        found, scores = self._statistics.retrieve(
+            words, k=min(k, len(self)), show_progress=False, backend_selection="numpy"
+        )
+        best = [(int(number), float(score)) for number, score in zip(found[0], scores[0], strict=True) if score > 0]
+        return [Hit(name, score, message) for n, score in best for name, message in [self.document(n)]]
+
+    def document(self, number: int) -> tuple[str, tuple[Wire, ...]]:
+        """Id and messages of a document by its place in the corpus."""
+        part, row = divmod(number, PART)
+        path = _part(self.folder, part)
+        try:
+            group = parquet.ParquetFile(path).read_row_group(row // GROUP, ["id", "wire"])
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path}: could not be read: {str(error).splitlines()[0]}") from error
+        (message,) = read_texts(io.BytesIO(group["wire"][row % GROUP].as_py()))
+        return group["id"][row % GROUP].as_py(), message
+
+
+def answer_from(
+    index: Index, receiver: Receiver, question: str, k: int = 1, max_new_tokens: int = 24
+) -> tuple[Reply | None, list[Hit]]:
+    """A receiver's answer from the messages of the k best documents, read as one text, and the documents.
+
+    None where no document shares a word with the question. WireError where the messages are not for the receiver.
+    """
+    hits = index.search(question, k)
+    if not hits:
+        return None, []
+    return receiver.answer([wire for hit in hits for wire in hit.message], question, max_new_tokens), hits

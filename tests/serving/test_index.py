@@ -1,0 +1,193 @@
+"""A corpus as a data set of messages: built, stopped, changed, searched and answered from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from latentwire import Receiver, Sender
+from latentwire.cli.main import main as latentwire
+from latentwire.core.errors import DataError, ModelError
+from latentwire.data.documents import Document, read_documents
+from latentwire.model.system import LatentWire
+from latentwire.serving import index as indexing
+from latentwire.serving.index import Index, answer_from, build_index
+from tests.cli.test_commands import fails
+from tests.systems import saved_run, small_config, small_passages, small_system
+
+TEXTS = [p.context for p in small_passages(6)]
+CORPUS = [Document(f"d{n}", text) for n, text in enumerate(TEXTS)]
+MADE_WITH = {"sender": "00", "codec": "fp16"}
+
+
+@pytest.fixture(scope="module")
+def system() -> LatentWire:
+    return small_system(small_config())
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "PART", 4)
+    monkeypatch.setattr(indexing, "GROUP", 3)
+
+
+def state(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_documents_are_found_by_their_words_and_answered_from_their_messages(
+    system: LatentWire, tmp_path: Path
+) -> None:
+    info = build_index(CORPUS, tmp_path / "x", lambda: system.sender, MADE_WITH)
+    assert (info["documents"], info["encoded"]) == (6, 6)
+    assert sorted(path.name for path in (tmp_path / "x" / "wires").iterdir()) == ["00000.parquet", "00001.parquet"]
+    index = Index(tmp_path / "x")
+    sizes = []
+    for number, document in enumerate(CORPUS):
+        name, message = index.document(number)
+        (wire,) = message
+        alone = system.sender.encode(document.text, "fp16")
+        assert (name, wire.text) == (document.id, None)
+        np.testing.assert_allclose(wire.latents, alone.latents, atol=2e-3)
+        sizes.append(len(wire.to_bytes()))
+    assert info["wire_bytes"] == sum(sizes)
+    best, *others = index.search("Where does Edda live, in Brannock?", 4)
+    assert best.id == "d2" and best.message == index.document(2)[1]
+    assert all(best.score > other.score for other in others)
+    assert index.search("Zanzibar") == [] == index.search("") and len(index.search("river", 50)) == 6
+    receiver = system.receivers["a"]
+    reply, hits = answer_from(index, receiver, "Where do Edda and Mira live?", 2, 6)
+    assert {hit.id for hit in hits} == {"d0", "d2"}
+    assert reply == receiver.answer([*hits[0].message, *hits[1].message], "Where do Edda and Mira live?", 6)
+    assert answer_from(index, receiver, "Zanzibar?") == (None, [])
+    for path in (tmp_path / "x").rglob("*"):  # no text is in it
+        assert path.is_dir() or b"sells" not in path.read_bytes() or path.name == "vocab.index.json"
+
+
+def test_a_build_that_was_stopped_goes_on(system: LatentWire, tmp_path: Path) -> None:
+    def stopped() -> Iterator[Document]:
+        yield from CORPUS[:5]
+        raise KeyboardInterrupt
+
+    out, loaded = tmp_path / "x", []
+
+    def load() -> Any:
+        loaded.append(1)
+        return system.sender
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(stopped(), out, load, MADE_WITH)
+    with pytest.raises(DataError, match="no finished index there"):
+        Index(out)
+    first = state(out)
+    assert [Path(path).name for path in first] == ["00000.parquet"]
+    assert build_index(CORPUS, out, load, MADE_WITH)["encoded"] == 2 and len(loaded) == 2
+    done = state(out)
+    assert first.items() <= done.items()
+    assert build_index(CORPUS, out, load, MADE_WITH)["encoded"] == 0
+    assert state(out) == done and len(loaded) == 2
+
+
+def test_only_files_whose_documents_changed_are_encoded_again(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+
+    def build(corpus: list[Document], made_with: dict[str, str] = MADE_WITH) -> int:
+        return int(build_index(corpus, out, lambda: system.sender, made_with)["encoded"])
+
+    build(CORPUS)
+    changed = [*CORPUS[:5], Document("d5", "Pavel moved to Zanzibar.")]
+    assert build(changed) == 2 and [hit.id for hit in Index(out).search("Zanzibar")] == ["d5"]
+    more = [Document("d6", "Sana sails."), Document("d7", "Jon sings."), Document("d8", "Mosk is far.")]
+    assert build([*changed, *more]) == 5  # the file that was not full, and a new one
+    assert len(Index(out)) == 9
+    assert build(CORPUS[:3]) == 3 and len(list((out / "wires").iterdir())) == 1
+    (out / "wires" / "00000.parquet").write_bytes(b"PAR1 and no more")
+    assert build(CORPUS[:3]) == 3
+    assert build(CORPUS[:3], MADE_WITH | {"codec": "int8"}) == 3
+    assert str(Index(out).document(0)[1][0].codec).startswith("int8")
+
+
+def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> None:
+    def build(*corpus: Document) -> None:
+        build_index(corpus, tmp_path / "x", lambda: system.sender, MADE_WITH)
+
+    with pytest.raises(DataError, match="no document"):
+        build()
+    with pytest.raises(DataError, match="two documents have the id 'd0'"):
+        build(CORPUS[0], CORPUS[0])
+    with pytest.raises(DataError, match="no document holds a word"):
+        build(Document("a", "! ?"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system.sender, "chunk", 10_000)
+        with pytest.raises(ModelError, match=r"documents 'd0', 'long': .*longer than the sender's window"):
+            build(CORPUS[0], Document("long", "word " * 900))
+    with pytest.raises(DataError, match="no finished index"):
+        Index(tmp_path / "x")
+
+
+# ---- documents ----------------------------------------------------------------------------------------------------
+
+
+def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "b.txt").write_text("one\ntwo\n")
+    (folder / "deep" / "a.md").write_text("three\n\nfour")
+    (folder / "blank.txt").write_text(" \n")
+    (folder / "image.png").write_bytes(b"\xff")
+
+    def found(path: Path, **how: Any) -> list[tuple[str, str]]:
+        return [(document.id, document.text) for document in read_documents(path, **how)]
+
+    assert found(folder) == [("b.txt", "one\ntwo\n"), ("deep/a.md", "three\n\nfour")]
+    assert found(folder, lines=True) == [
+        ("b.txt:1", "one"), ("b.txt:2", "two"), ("deep/a.md:1", "three"), ("deep/a.md:3", "four"),
+    ]  # fmt: skip
+    assert found(folder / "b.txt", lines=True) == [("1", "one"), ("2", "two")]
+    rows = [{"id": "x", "text": "one"}, {"text": "two"}, {"id": 7, "text": "", "body": "three"}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    assert found(tmp_path / "d.jsonl") == [("x", "one"), ("2", "two")]
+    parquet.write_table(pyarrow.table({"id": ["x", None], "body": ["one", "two"]}), tmp_path / "d.parquet")
+    assert found(tmp_path / "d.parquet", text_key="body") == [("x", "one"), ("2", "two")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone", None, "gone: no such file or folder"),
+        ("x.txt", b"a\xff", "x.txt: not a UTF-8 text"),
+        ("x.jsonl", b'{"text": "a"}\n{', "x.jsonl: row 2: not valid JSON"),
+        ("x.jsonl", b'{"text": "a"}\n[1]', "x.jsonl: row 2: no text under 'text'"),
+        ("x.parquet", b"no parquet", "x.parquet: could not be read"),
+    ],
+)
+def test_what_is_no_document_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_documents(tmp_path / name))
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = saved_run(tmp_path)
+    (tmp_path / "d.txt").write_text("\n".join(TEXTS))
+    words = ["index", str(tmp_path / "d.txt"), "--lines", "-o", str(tmp_path / "x"), "--ckpt", str(run)]
+    first = latentwire([*words, "--codec", "int8"])
+    assert "6 documents, 6 of them encoded now" in capsys.readouterr().out
+    again = latentwire([*words, "--codec", "int8", "--json"])
+    assert json.loads(capsys.readouterr().out) == again and (first["encoded"], again["encoded"]) == (6, 0)
+    sender, index = Sender.from_pretrained(run), Index(tmp_path / "x")
+    assert index.info["sender"] == (sender.fingerprint or b"").hex()
+    reply, (hit,) = answer_from(index, Receiver.from_pretrained(run, "b"), "Where does Jon live?", max_new_tokens=4)
+    assert hit.id == "4" and reply is not None and reply.source == "latents"
+    assert latentwire([*words, "--text", "beside"])["encoded"] == 6
+    assert Index(tmp_path / "x").document(3)[1][0].text == TEXTS[3]
+    words[1] = str(tmp_path / "gone")
+    assert "gone: no such file or folder" in fails(latentwire, words, capsys)

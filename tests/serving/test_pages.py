@@ -1,0 +1,101 @@
+"""The pages on serving and on corpora can be followed, on tiny models in the place of the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.index import index as index_verb
+from latentwire.cli.main import main as latentwire
+from latentwire.cli.serve import serve
+from latentwire.wire.message import Wire
+from tests.cli.test_commands import ROOT
+from tests.serving.test_process import process
+from tests.systems import saved_run
+
+STORY = "The Harrow Point Light was first lit in October 1871. Its tower was designed by Edith Calloway."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("page"))
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def blocks(name: str, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", page(name), re.DOTALL)
+
+
+def flags(*verbs: Any) -> set[str]:
+    """The options of verbs, as they are typed."""
+    found = {f"--{name.replace('_', '-')}" for verb in verbs for name in verb.__annotations__}
+    return found | {flag.replace("-", "_").replace("__", "--") for flag in found} | {"--override", "--json", "--out"}
+
+
+def test_the_options_that_the_pages_name_exist() -> None:
+    named = set(re.findall(r"--[a-z_]+", page("serving.md"))) - {"--data"}
+    assert named - flags(serve) == {"--question", "--clients", "--seconds"}  # the load tester's
+    assert set(re.findall(r"--[a-z_]+", page("index.md"))) <= flags(index_verb)
+
+
+def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, *commands = blocks("serving.md", "bash")
+    assert start.startswith("latentwire serve ") and len(commands) == 4
+    (tmp_path / "story.txt").write_text(STORY)
+    (code,) = blocks("serving.md", "python")
+    with process(run) as (_, client):
+        environment = os.environ | {"URL": str(client.base_url).rstrip("/"), "PYTHONPATH": str(ROOT)}
+
+        def typed(command: str) -> str:
+            command = command.replace("gemma3-270m", "b").replace("--seconds 20", "--seconds 0.5")
+            command = command.replace("python scripts", f"{sys.executable} {ROOT}/scripts")
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", command],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        typed(commands[0])
+        assert str(Wire.from_bytes((tmp_path / "story.lw").read_bytes()).codec).startswith("int8")
+        answers = json.loads(typed(commands[1]))["answers"]
+        assert len(answers) == 2 and {answer["source"] for answer in answers} == {"latents"}
+        streamed = typed(commands[2])
+        assert streamed.startswith("event: delta\n")
+        assert json.loads(streamed.split("event: done\ndata: ")[1])["answers"] == answers[1:]
+        loaded = json.loads(typed(commands[3]))
+        assert loaded["lost"] == 0 and set(re.findall(r"`(\w+)`", page("serving.md").split("in its JSON")[1])) == {
+            "held", "over", "p50_s", "p99_s", "refused_p99_s", "wrong", "counted_by_service", "lost",
+        }  # fmt: skip
+        monkeypatch.setenv("URL", environment["URL"])
+        names: dict[str, Any] = {}
+        exec(compile(code.replace("gemma3-270m", "b"), "docs/serving.md", "exec"), names)
+        assert names["answers"][0]["source"] == "latents"
+
+
+def test_the_page_on_corpora_can_be_followed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": "light", "text": STORY}, {"id": "lamps", "text": "Mira sells red lamps on the hill."}]
+    (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (command,) = blocks("index.md", "bash")
+    latentwire([*command.split()[1:], "--ckpt", str(run)])
+    (code,) = blocks("index.md", "python")
+    names: dict[str, Any] = {}
+    code = code.replace("checkpoints/default", str(run)).replace("gemma3-270m", "b")
+    exec(compile(code, "docs/index.md", "exec"), names)
+    assert names["hits"][0].id == "light" and names["reply"].source == "latents"
+    for name in ("wires", "bm25", "index.json"):
+        assert (tmp_path / "articles.index" / name).exists() and f"`{name}" in page("index.md")

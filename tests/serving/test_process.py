@@ -1,0 +1,150 @@
+"""`latentwire serve` as a process: signals, a kill in the middle of load, and the load tester."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from latentwire import Receiver, Wire
+from latentwire.cli.main import main as latentwire
+from latentwire.serving.engine import ends_of
+from scripts.load_test import measure, request_bodies
+from tests.cli.test_commands import ROOT, fails
+from tests.serving.running import engine_of, running
+from tests.serving.test_http import until
+from tests.systems import saved_run, small_passages
+
+TEXT = small_passages(1)[0].context
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("served"))
+
+
+def state(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextmanager
+def process(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
+    """The verb in a process of its own, once it is ready."""
+    command = [sys.executable, "-m", "latentwire.cli.main", "serve", "--ckpt", str(run), "--port", "0", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", server.stderr.readline())
+            assert found and server.stderr.readline() == "ready\n"
+            with httpx2.Client(
+                base_url=found[1], timeout=60, limits=httpx2.Limits(max_keepalive_connections=0)
+            ) as client:
+                yield server, client
+        finally:
+            server.kill()
+
+
+def test_killed_under_load_it_starts_again_and_stopped_under_load_it_finishes_first(run: Path) -> None:
+    before = state(run.parent)
+    with process(run, "--batch", "1") as (server, client), ThreadPoolExecutor(4) as pool:
+        data = client.post("/v1/encode", content=TEXT).content
+        given = {
+            "wire": base64.b64encode(data).decode(),
+            "questions": ["Where does Mira live?"],
+            "receiver": "b",
+            "max_new_tokens": 64,
+        }
+
+        def ask() -> Any:
+            try:
+                return client.post("/v1/answer", json=given)
+            except httpx2.HTTPError as error:
+                return error
+
+        right = ask().json()
+        lost = [pool.submit(ask) for _ in range(4)]
+        until(lambda: "latentwire_accepted_requests 4.0" in client.get("/metrics").text)
+        server.kill()
+        assert all(isinstance(reply.result(), httpx2.HTTPError) for reply in lost)
+    assert state(run.parent) == before
+
+    with process(run, "--batch", "1") as (server, client), ThreadPoolExecutor(8) as pool:
+        accepted = [pool.submit(ask) for _ in range(8)]
+        until(lambda: "latentwire_accepted_requests 8.0" in client.get("/metrics").text)
+        server.send_signal(signal.SIGTERM)
+        until(lambda: isinstance(ask(), httpx2.ConnectError))  # new ones are refused
+        assert [reply.result().json() for reply in accepted] == [right] * 8
+        assert server.wait(20) == 0 and server.stderr is not None and server.stderr.read() == "stopped\n"
+    assert state(run.parent) == before
+
+
+def test_a_receiver_s_service_loads_no_sender(run: Path) -> None:
+    (run / "last" / "sender.safetensors").rename(run / "aside")
+    try:
+        load = ends_of(run, "receiver", ["b"], {"encoder.model": "/no/such/model"})
+        own = load()
+        assert own.sender is None and list(own.receivers) == ["b"]
+        reply = Receiver.from_pretrained(run, "b").answer(Wire.of(text=TEXT), "Who?", 8)
+        assert own.receivers["b"].answer(Wire.of(text=TEXT), "Who?", 8) == reply
+    finally:
+        (run / "aside").rename(run / "last" / "sender.safetensors")
+    assert ends_of(run, "sender", ["b"])().receivers == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ckpt", "gone"], "gone: no checkpoint there"),
+        (["--receiver", "c"], "has no receiver 'c' (it has: a, b)"),
+        (["--token_file", "gone"], "--token_file: gone: could not be read: No such file or directory"),
+        (["--token_file", "{empty}"], "no token in it"),
+        (["--port", "{taken}"], "Address already in use"),
+        (["--role", "neither"], "'neither' is not one of"),
+        (["--override", "encoder.widow=4"], "encoder.widow"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    run: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = [word.format(empty=tmp_path / "empty", taken=taken.getsockname()[1]) for word in words]
+        assert message in fails(latentwire, ["serve", "--ckpt", str(run), *given], capsys)
+
+
+def test_models_that_cannot_be_loaded_end_it_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", "--ckpt", str(run), "--port", "0", "--override", "encoder.model=/no/such/model"]
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        assert "/no/such/model" in fails(latentwire, words, capsys).splitlines()[-1]
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def test_at_ten_times_its_load_it_refuses_and_loses_nothing(run: Path, tmp_path: Path) -> None:
+    engine = engine_of(ends_of(run, "both", ["a"])(), queue=6, batch=2)
+    assert engine.ends.sender is not None
+    (tmp_path / "x.lw").write_bytes(b"".join(w.to_bytes() for w in engine.ends.sender.encode_batch([TEXT, TEXT[:40]])))
+    bodies = request_bodies(tmp_path / "x.lw", ["Where does Mira live?", "How many lamps?"], None, 48)
+    with running(engine) as client:
+        result = asyncio.run(measure(str(client.base_url), bodies, 2, 1.0, 10))
+        assert client.get("/health").status_code == 200
+    assert set(result["held"]["statuses"]) == {"200"} and set(result["over"]["statuses"]) == {"200", "429"}
+    assert (result["lost"], result["held"]["wrong"], result["over"]["wrong"]) == (0, 0, 0)
+    assert result["over"]["counted_by_service"] == result["over"]["statuses"]["200"] > 0
+    assert result["held"]["p50_s"] <= result["held"]["p99_s"]
