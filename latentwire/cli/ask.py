@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,23 +15,35 @@ from latentwire.cli.answers import (
     TextToo,
     ask_all,
     open_checkpoint,
+    printable,
     read_text,
     screen_for_output,
     summary,
 )
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label
+from latentwire.cli.index import with_extra
+from latentwire.config import some_receivers
+from latentwire.config.load import parse_override
 from latentwire.core.atomic import dump_json
 from latentwire.core.errors import DataError
 
 
 def ask(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The text; - is standard input.")],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="The text; - is standard input. None with --index.")
+    ] = None,
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="What to ask.")] = None,
     more: Annotated[
         list[str] | None, typer.Option("--question", metavar="TEXT", help="The same; may be given several times.")
     ] = None,
     receiver: Receivers = None,
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Ask the corpus that `latentwire index` compressed.")
+    ] = None,
+    documents: Annotated[
+        int, typer.Option(min=1, help="With --index: documents that are found for a question and read as one text.")
+    ] = 1,
     text_too: TextToo = True,
     max_new_tokens: MaxNewTokens = 24,
     as_json: Json = False,
@@ -38,9 +52,16 @@ def ask(
 ) -> dict[str, Any]:
     """Answer questions on a text from one message, and from the text itself, as the answers come.
 
+    With --index, the text is found among the documents of an index, and answered from its stored message.
+
     Example: latentwire ask notes.txt "Who wrote them?" --receiver gemma3-270m --receiver smollm2-135m
     """
     asked = [*(questions or []), *(more or [])]
+    if index is not None:
+        asked = [*([file] if file else []), *asked]
+        return _ask_index(index, asked, receiver or [], ckpt, overrides or [], documents, max_new_tokens, as_json)
+    if file is None:
+        raise DataError("FILE: neither a text nor --index is named")
     if not asked:
         raise DataError("QUESTION: nothing is asked (latentwire chat FILE asks for questions)")
     text = read_text(file)
@@ -69,6 +90,50 @@ def ask(
             for question in asked
         ],
     }
+    if as_json:
+        print(dump_json(result), end="")
+    return result
+
+
+def _ask_index(
+    folder: Path,
+    asked: Sequence[str],
+    names: Sequence[str],
+    ckpt: str,
+    overrides: Sequence[str],
+    documents: int,
+    max_new_tokens: int,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Answers from the messages of a corpus, found by the words of each question. No sender is loaded."""
+    if not asked:
+        raise DataError("QUESTION: nothing is asked")
+    indexing = with_extra()
+    index = indexing.Index(folder)
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+
+    checkpoint, changes = find_checkpoint(Path(ckpt)), dict(map(parse_override, overrides))
+    chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
+    from latentwire.model.receiver import Receiver
+
+    receivers = {name: Receiver.from_pretrained(checkpoint, name, changes) for name in chosen}
+    out = []
+    for question in asked:
+        rows: list[dict[str, Any]] = []
+        if not as_json:
+            print(question)
+        for name, receiver in receivers.items():
+            reply, hits = indexing.answer_from(index, receiver, question, documents, max_new_tokens)
+            found = [{"id": hit.id, "score": hit.score} for hit in hits]
+            answer = reply and {"answer": reply.text, "source": reply.source, "note": reply.note}
+            rows.append({"receiver": name, "documents": found} | (answer or {"answer": None, "source": None}))
+            if not as_json:
+                said = printable(reply.text) if reply else "[no document shares a word with the question]"
+                print(
+                    f"  {name}  {said}" + (f"  (from {', '.join(hit.id for hit in hits)})" if hits else ""), flush=True
+                )
+        out.append({"question": question, "answers": rows})
+    result = {"index": str(folder), "checkpoint": ckpt, "questions": out}
     if as_json:
         print(dump_json(result), end="")
     return result

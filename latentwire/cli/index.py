@@ -42,13 +42,7 @@ def index(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
     from latentwire.model.sender import Sender, default_codec
 
-    try:
-        from latentwire.serving.index import build_index
-    except ModuleNotFoundError as error:
-        if error.name not in ("bm25s", "pyarrow"):
-            raise
-        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[index]'") from None
-
+    build_index = with_extra().build_index
     folder = find_checkpoint(Path(ckpt))
     changes = dict(map(parse_override, overrides or []))
     config = load_config_of(folder, changes)
@@ -77,3 +71,14 @@ def index(
             f"{info['wire_bytes'] / info['documents']:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
         )
     return info
+
+
+def with_extra() -> Any:
+    """The module `serving.index`; ConfigError where what it needs is not installed."""
+    try:
+        from latentwire.serving import index as module
+    except ModuleNotFoundError as error:
+        if error.name not in ("bm25s", "pyarrow"):
+            raise
+        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[index]'") from None
+    return module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.cli.ask import ask
 from latentwire.cli.index import index as index_verb
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.serve import serve
@@ -45,7 +47,7 @@ def flags(*verbs: Any) -> set[str]:
 def test_the_options_that_the_pages_name_exist() -> None:
     named = set(re.findall(r"--[a-z_]+", page("serving.md"))) - {"--data"}
     assert named - flags(serve) == {"--question", "--clients", "--seconds"}  # the load tester's
-    assert set(re.findall(r"--[a-z_]+", page("index.md"))) <= flags(index_verb)
+    assert set(re.findall(r"--[a-z_]+", page("index.md"))) <= flags(index_verb, ask)
 
 
 def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +92,9 @@ def test_the_page_on_corpora_can_be_followed(run: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     rows = [{"id": "light", "text": STORY}, {"id": "lamps", "text": "Mira sells red lamps on the hill."}]
     (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (command,) = blocks("index.md", "bash")
-    latentwire([*command.split()[1:], "--ckpt", str(run)])
+    for command in blocks("index.md", "bash"):
+        result = latentwire([*shlex.split(command.replace("gemma3-270m", "b"))[1:], "--ckpt", str(run)])
+    assert result["questions"][0]["answers"][0]["documents"][0]["id"] == "light"
     (code,) = blocks("index.md", "python")
     names: dict[str, Any] = {}
     code = code.replace("checkpoints/default", str(run)).replace("gemma3-270m", "b")

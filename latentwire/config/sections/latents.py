@@ -110,7 +110,7 @@ class CodecConfig(Section):
         8, le=12, description="rvq: bits of an index into a codebook.", json_schema_extra=flag("codec_index_bits")
     )
     epochs: PositiveInt = Field(
-        20, description="rvq: passes of k-means over the latents.", json_schema_extra=flag("codec_epochs")
+        20, description="rvq: passes of k-means over the latents.", json_schema_extra=flag("codec_fit_epochs")
     )
     passages: PositiveInt = Field(
         1000, description="Training passages whose latents are looked at.", json_schema_extra=flag("codec_passages")

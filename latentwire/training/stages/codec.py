@@ -19,8 +19,9 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.quantizers import Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
-from latentwire.training.stages.closed_form import batched, importance_of
+from latentwire.training.stages.closed_form import importance_of
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
+from latentwire.training.stages.normal_equations import batched
 from latentwire.wire.codebook import remember
 from latentwire.wire.codecs import CODECS, LearnedCodec
 
