@@ -4,6 +4,7 @@ DIR/checkpoint.json            format, files with sizes and SHA-256, resolved co
     sender.safetensors         encoder, and the sender's LoRA if it has one
     receivers/<name>.safetensors           reader and LoRA
     baselines/<name>-text.safetensors      tuned baselines
+    codecs/<codec>.safetensors             codebooks of learned codecs
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from latentwire.cli.files import Debug, Json
 from latentwire.core.atomic import dump_json
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.diagnostics.memory import peak_memory_mb
+from latentwire.wire.codebook import KINDS
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.frame import MAGIC, varint
 from latentwire.wire.message import Wire, read_texts
@@ -61,7 +62,7 @@ def fuzz(
                 for _ in read_texts(BytesIO(data + rng.choice(whole))):
                     pass
             else:
-                Wire.from_bytes(data)
+                _ = Wire.from_bytes(data).latents
             valid += 1
         except WireError as error:
             reasons[re.sub(r"(0x\w+|[\d,]+)", "#", str(error).split(":")[0])] += 1
@@ -112,6 +113,7 @@ def originals(rng: random.Random) -> list[bytes]:
     story = "The keeper of the green boat lives in Orlin and plays the harp. " * 3
     out += [
         Wire.of(z, "int4", sender=bytes(8)).to_bytes(),
+        *(Wire.of(z * 45, with_sample_book(CODECS[kind], 512)).to_bytes() for kind in KINDS),
         Wire.of(z[:2], "int8", text=story).to_bytes(),
         Wire.of(text="Talden").to_bytes(),
         Wire.of(text=story, more=True).to_bytes(),

@@ -40,6 +40,7 @@ def index(
     from tqdm import tqdm
 
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+    from latentwire.checkpoint.tensors import read_info
     from latentwire.model.sender import Sender, default_codec
 
     build_index = with_extra().build_index
@@ -52,6 +53,9 @@ def index(
         "text": text,
         "chunk": str(config.data.max_context_tokens),
     }
+    codebook = read_info(folder)["files"].get(f"codecs/{made_with['codec'].partition(':')[0]}.safetensors")
+    if codebook:
+        made_with["codebook"] = codebook["sha256"]
     started = time.perf_counter()
     with tqdm(unit="document", disable=None) as bar:
         info = build_index(

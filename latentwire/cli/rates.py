@@ -10,6 +10,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json, write_bytes, write_json
+from latentwire.core.errors import DataError
 from latentwire.core.manifest import run_manifest
 from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 
@@ -34,7 +35,8 @@ def rates(
 ) -> list[dict[str, Any]]:
     """Answer the same held-out questions from messages of every codec; writes one row a codec and receiver, and a plot.
 
-    Rows that the file has already, for this checkpoint and these questions, are not measured again.
+    Rows that the file has already, made with the very same, are not measured again; the others stay in it, but not in
+    the plot.
 
     Example: latentwire rates --ckpt runs/default --data_path squad_dev.json --samples 200 -o docs/wire_rates.json
     """
@@ -53,25 +55,29 @@ def rates(
     config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
     passages = load_passages(config.data, "validation", samples)
     made = run_manifest(None, ["latentwire", "rates"])
-    same = {
-        "samples": samples,
-        "checkpoint": stable_hash(read_info(folder)["files"])[:16],
-        "data": stable_hash([[q.id for q in passage.questions] for passage in passages])[:16],
-    }
-    rows = [row for row in (read_json(path) if path.is_file() else []) if row.items() >= same.items()]
+    how = config.model_dump(mode="json", include={"model", "data", "evaluation"})
+    how |= {"checkpoint": read_info(folder)["files"], "lm_bytes": lm_bytes}
+    how |= {"data": [[p.context, [[q.text, q.answers] for q in p.questions]] for p in passages]}
+    same = {"samples": samples, "checkpoint": stable_hash(how["checkpoint"])[:16], "made_with": stable_hash(how)[:16]}
+    known = read_json(path) if path.is_file() else []
+    if not isinstance(known, list) or not all(isinstance(row, dict) for row in known):
+        raise DataError(f"{path}: not a list of rows, so it is left as it is; choose another --out")
+    others = [row for row in known if not row.items() >= same.items()]  # of other checkpoints or questions: kept
+    rows = [row for row in known if row not in others]
     system = load_checkpoint(folder, config)
     lossless = lossless_limits(config, passages) if lm_bytes else None
     for spec in [FLOAT, *(codec or _all(system.sender.codebooks))]:
         if any(row["codec"] == spec for row in rows):
             continue
-        command = f"latentwire rates --codec {spec} --samples {samples}"
+        command = f"latentwire rates --ckpt {Path(ckpt).name} --codec {spec} --samples {samples}"
+        command += f" --data_path {Path(data_path).name}" if data_path else ""
         for row in rate(system, passages, spec, config, lossless):
             float_f1 = next(
                 (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
             )
             rows.append(row | {"float_f1": float_f1, "command": command, "commit": _commit(made)} | same)
             print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")
-        write_json(path, rows)
+        write_json(path, others + rows)
     write_bytes(path.with_suffix(".png"), plot(rows))
     return rows
 

@@ -97,6 +97,8 @@ class Config(Section):
             )
         if self.losses.latent_scale_weight and self.curriculum.train_only:
             raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
+        if len(set(self.codec.learned)) < len(self.codec.learned):
+            raise ValueError("codec.learned: names a codec twice")
         if self.anchor.chat_template and self.anchor.bos != "before":
             raise ValueError("anchor.bos: anchor.chat_template places BOS itself")
         for key in ("warmup_text_steps", "tail_text_prob"):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import zstandard
 
+from latentwire.backbone.lm import Context
 from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Mode
 from latentwire.model.receiver import Receiver
@@ -74,11 +75,14 @@ def latency(
             tail = receiver.prompt.tail(item.passage.questions[0].text)
             sends = partial(_sent, system, item.passage.context, codec)
             encode = _timed(system, sends) if mode.name == "latent" else 0.0
-            given = given_to(receiver, [item])
-            prefill = _timed(system, partial(mode.read, receiver, given))
 
-            def run(new: int, given: Any = given, tail: list[int] = tail) -> Callable[[], Any]:
-                return lambda: receiver.generate(mode.read(receiver, given), [tail], new)
+            def read(item: Item = item) -> Context:
+                return mode.read(receiver, given_to(receiver, [item]))  # from the message's bytes on
+
+            prefill = _timed(system, read)
+
+            def run(new: int, read: Callable[[], Context] = read, tail: list[int] = tail) -> Callable[[], Any]:
+                return lambda: receiver.generate(read(), [tail], new)
 
             first, whole = _timed(system, run(1)), _timed(system, run(max_new_tokens))
             if number:

@@ -322,11 +322,17 @@ class Receiver:
         return replies
 
     def why_text(self, wires: Sequence[Wire]) -> str | None:
-        """Why the latents of a message cannot be read here, None where they can; WireError if it has no text either."""
+        """Why the latents of a message cannot be read here, None where they can; WireError if it has no text either.
+
+        ModelError where there are more of them than the model's window holds.
+        """
         reason = None if wires else "there is no message"
         for wire in wires:
             reason = reason or wire.misfit(self.sender, self.config.encoder.d_z, self.layout.total)
         if reason is None:
+            # Before anything is decoded, since latents of a learned codec take far more memory than its bytes.
+            sections = [wire.frame.latents for wire in wires]
+            self.check_length(len(self.prompt.head) + sum(section.count for section in sections if section is not None))
             try:
                 _ = [wire.latents for wire in wires]
             except WireError as error:  # they need a codebook that is not known here

@@ -101,10 +101,18 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, st
 
 
 def codebooks_in(state: dict[str, dict[str, Tensor]]) -> dict[str, Codebook]:
-    """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process."""
-    stems = [stem for stem in state if stem.startswith(CODECS)]
-    arrays = {stem.removeprefix(CODECS): {k: v.numpy() for k, v in state[stem].items()} for stem in stems}
-    return {kind: remember(Codebook(kind, own)) for kind, own in arrays.items()}
+    """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process.
+
+    CheckpointError where one is damaged.
+    """
+    books = {}
+    for stem in (stem for stem in state if stem.startswith(CODECS)):
+        for name, tensor in state[stem].items():
+            if tensor.dtype not in (torch.float16, torch.int32):
+                raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
+        kind = stem.removeprefix(CODECS)
+        books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
+    return books
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:

@@ -23,7 +23,9 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
         for kind in kinds:
             line = sorted((r for r in own if r["codec"].partition(":")[0] == kind), key=lambda r: r["bytes"])
             f1 = [r["f1"] for r in line]
-            interval = [[r["f1"] - r["f1_ci"][0] for r in line], [r["f1_ci"][1] - r["f1"] for r in line]]
+            # Means and intervals are summed up in different ways, so that one may stick out by a rounding error.
+            below = [max(0.0, r["f1"] - r["f1_ci"][0]) for r in line]
+            interval = [below, [max(0.0, r["f1_ci"][1] - r["f1"]) for r in line]]
             axes.errorbar([r["bytes"] for r in line], f1, yerr=interval, fmt="o-", capsize=3, label=kind)
         for key, name in MARKS.items():
             if own[0].get(key):

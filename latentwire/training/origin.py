@@ -12,7 +12,7 @@ from latentwire.config.load import differences
 from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.features import FEATURES
-from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
+from latentwire.model.system import CODECS, LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
 SAME_FORM = (
@@ -66,6 +66,8 @@ class Origin:
     def take_up(self, system: LatentWire) -> None:
         """Give a system the state of the checkpoint; features that it knows nothing of start as they are."""
         state = load_folder(self.folder)
+        if not system.config.curriculum.train_only:  # latents will change, and codebooks are found anew
+            state = {stem: tensors for stem, tensors in state.items() if not stem.startswith(CODECS)}
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:

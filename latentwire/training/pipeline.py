@@ -33,6 +33,7 @@ from latentwire.diagnostics.progress import StepLog
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.sender import default_codec
 from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks_in
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
@@ -53,6 +54,7 @@ from latentwire.training.stages.slot_tuning import (
     tuning_name,
 )
 from latentwire.training.tracking import tracker_of
+from latentwire.wire.codecs import LearnedCodec
 
 MAY_CHANGE = {
     *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
@@ -120,6 +122,7 @@ class Run:
         self.origin = Origin.of(self.config)
         if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.resolve()):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {self.origin.folder}")
+        self._check_codec()
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         if self.evaluates:  # what cannot be loaded should be known before hours of training
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
@@ -159,6 +162,17 @@ class Run:
         if trained and lora:  # again, now with the baselines' adapters
             self.save(self.last)
         return self.system
+
+    def _check_codec(self) -> None:
+        """ConfigError where the codec to evaluate with is a learned one that there will be no codebook of."""
+        codec, own = default_codec(self.config), self.config.codec
+        if not self.evaluates or not isinstance(codec, LearnedCodec):
+            return
+        made = "codec" in self.stages or _is_done(self._stage("codebooks"))
+        if codec.name not in own.learned or not made:
+            raise ConfigError(f"evaluation.codec: {codec.name!r} needs a codebook, and stage codec makes none here")
+        if codec.layers > own.layers:
+            raise ConfigError(f"evaluation.codec: {codec} has more layers than codec.layers = {own.layers}")
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of the system as it is, and of what came with the origin where only a part is trained."""
@@ -323,24 +337,27 @@ class Run:
         return True
 
     def _codec(self) -> None:
-        own, there = self.config.codec.learned, "codec" in self.stages or _is_done(self._stage(CodecTuning.name))
-        if not own or not there or self.config.curriculum.train_only:  # what only some receivers read stays as it is
-            return
         prepared = [p for _, p in self.prepared]
         fitted = self._stage("codebooks") / "done"
-        if _is_done(fitted.parent):
+        if not self.config.codec.learned or not ("codec" in self.stages or _is_done(fitted.parent)):
+            return
+        if self.config.curriculum.train_only:  # the codebooks came with the sender
+            for kind in self.config.codec.learned:
+                self.system.sender.ready(kind)
+        elif _is_done(fitted.parent):
             self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
         else:
             started = time.perf_counter()
             scores = codec.fit(self.system, prepared, self.config)
             seconds = round(time.perf_counter() - started, 1)
-            self._record({"stage": "codebooks", "codecs": scores, "seconds": seconds})
-            for kind, score in scores.items():
-                kept, bits = score["kept"], score["bits_per_latent"]
-                print(f"codebook of {kind}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
+            self._record({"stage": "codebooks", **scores, "seconds": seconds})
+            for name, bits in scores["bits_per_latent"].items():
+                kept = scores["kept"][name]
+                print(f"codebook of {name}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
             state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODECS)}
-            save_folder(fitted, state, {"codecs": scores})
-        self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
+            save_folder(fitted, state, scores)
+        if "codec" in self.stages or _is_done(self._stage(CodecTuning.name)):
+            self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""

@@ -5,7 +5,6 @@ Everything here works on latents that are there already; `stages.codec` collects
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +14,15 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
 from latentwire.config.sections.latents import CodecConfig
-from latentwire.wire.codebook import Codebook
-from latentwire.wire.codecs.entropy import Codes, Counts, code_length
+from latentwire.wire.codebook import MOST_ORDERED, Codebook
+from latentwire.wire.codecs import LearnedCodec
+from latentwire.wire.entropy import Codes, Column, Counts
 
 Starts = npt.NDArray[np.bool_]
 BATCH = 2048
 """Latents of a step of k-means."""
-MOST_LEVELS = 33
-"""Of one dimension in finite scalar quantisation."""
+MOST_LEVELS = 129
+"""Of one dimension in finite scalar quantisation; one that would need more gets larger steps."""
 WEIGHT = 1 << 16
 """What the frequencies of a row add up to, about."""
 
@@ -55,23 +55,23 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> tuple[list[Tensor], list[int]]:
     k-means one codebook after the other, by exponential moving averages, with codewords that nothing is near moved to
     where there is something (van den Oord et al., arXiv 1711.00937; Dhariwal et al., arXiv 2005.00341).
     """
-    columns = max(config.layers, round(config.bits / config.index_bits))
+    columns = max(1, round(config.bits / config.index_bits))
+    size, batch, layers = min(1 << config.index_bits, len(y)), min(BATCH, len(y)), min(config.layers, columns)
     vq = ResidualVQ(
         dim=y.shape[1],
         num_quantizers=columns,
-        codebook_size=min(1 << config.index_bits, len(y)),
+        codebook_size=size,
         kmeans_init=True,
         decay=0.9,
-        threshold_ema_dead_code=2,
+        threshold_ema_dead_code=min(2.0, 0.25 * batch / size),  # of a batch, a quarter of what is a codeword's due
     ).train()
-    batch = min(BATCH, len(y))
     with torch.no_grad():
         for _ in range(config.epochs):
             for rows in torch.randperm(len(y)).split(batch):
                 if len(rows) == batch:
                     vq(y[None, rows])
     words = [layer._codebook.embed[0].clone() for layer in vq.layers]
-    return words, [columns * (i + 1) // config.layers for i in range(config.layers)]
+    return words, [columns * (i + 1) // layers for i in range(layers)]
 
 
 def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> tuple[list[Tensor], list[int]]:
@@ -96,40 +96,43 @@ def _scalar(y: Tensor, step: float, starts: Starts) -> tuple[list[Tensor], list[
 
     A level stands for the mean of what is rounded to it.
     """
+    finest = 2 / (MOST_LEVELS - 1)
     all_levels, all_bits = [], []
     for values in y.T:
-        most = min(int(values.abs().max() / step + 0.5), MOST_LEVELS // 2)
+        own = max(step, finest * float(values.abs().max()))
+        most = int(values.abs().max() / own + 0.5)
         if not most:
             break
-        rounded = (values / step).round().clamp(-most, most).long() + most
+        rounded = (values / own).round().clamp(-most, most).long() + most
         counts = torch.bincount(rounded, minlength=2 * most + 1)
         means = torch.bincount(rounded, weights=values.double(), minlength=2 * most + 1) / counts.clamp(min=1)
-        centre = (torch.arange(2 * most + 1) - most) * step
+        centre = (torch.arange(2 * most + 1) - most) * own
         levels = torch.where(counts > 0, means.float(), centre)
         all_levels.append(levels[:, None])
         codes = (values[:, None] - levels).abs().argmin(1).numpy().astype(np.int32)
-        all_bits.append(code_length(codes, frequencies(codes, 2 * most + 1, starts)[0], starts) / len(codes))
+        all_bits.append(frequencies(codes, 2 * most + 1, starts).bits(codes, starts) / len(codes))
     if not all_levels:  # all of it would be rounded off: the sign of the first dimension is the least to send
         half = y[:, 0].abs().mean()
         return [torch.stack([-half, half])[:, None]], [1.0]
     return all_levels, all_bits
 
 
-def frequencies(codes: Codes, size: int, starts: Starts) -> tuple[Counts, int]:
-    """The table of a column of codes (N,), and its order: 1 if that saves bits on latents left out of the counting."""
+def frequencies(codes: Codes, size: int, starts: Starts) -> Column:
+    """The frequencies of a column of codes (N,), which look at the latent before if that saves bits on codes that were
+    left out of the counting."""
     learn = np.arange(len(codes)) % 10 != 9
-    tables = [_table(codes, size, starts, order, learn) for order in (0, 1)]
     test = np.flatnonzero(~learn & ~starts)
-    rows = codes[test - 1] + 1 if len(test) else test
-    cost = [
-        -np.log2(table[rows if order else 0 * rows, codes[test]] / table.sum(1)[rows if order else 0 * rows]).sum()
-        for order, table in enumerate(tables)
-    ]
-    order = int(cost[1] < cost[0])
-    return _table(codes, size, starts, order, np.ones_like(learn)), order
+
+    def cost(column: Column) -> float:
+        rows = column.rows(codes, starts)[test]
+        return float(-np.log2(column.counts[rows, codes[test]] / column.counts.sum(1)[rows]).sum())
+
+    orders = (False, True) if size <= MOST_ORDERED else (False,)
+    best = min(orders, key=lambda ordered: cost(Column(_table(codes, size, starts, ordered, learn))))
+    return Column(_table(codes, size, starts, best, np.ones_like(learn)))
 
 
-def _table(codes: Codes, size: int, starts: Starts, order: int, used: Starts) -> Counts:
+def _table(codes: Codes, size: int, starts: Starts, ordered: bool, used: Starts) -> Counts:
     """Frequencies (1, size), or behind each code that the previous latent may have (size + 1, size).
 
     Each row leans on the column's frequencies as a whole, and those on equal ones, as if `size` more had been seen.
@@ -137,7 +140,7 @@ def _table(codes: Codes, size: int, starts: Starts, order: int, used: Starts) ->
     whole = np.bincount(codes[used], minlength=size) + 1.0
     whole /= whole.sum()
     rows = whole[None]
-    if order:
+    if ordered:
         counts = np.zeros((size + 1, size))
         np.add.at(counts, (np.where(starts, 0, np.roll(codes, 1) + 1)[used], codes[used]), 1)
         rows = (counts + size * whole) / (counts.sum(1, keepdims=True) + size)
@@ -145,9 +148,10 @@ def _table(codes: Codes, size: int, starts: Starts, order: int, used: Starts) ->
 
 
 def build_codebook(
-    kind: str, rotation: Rotation, words: list[Tensor], layers: list[int], z: Tensor, starts: Starts, codec: Callable
+    codec: LearnedCodec, rotation: Rotation, words: list[Tensor], layers: list[int], z: Tensor, starts: Starts
 ) -> Codebook:
-    """A codebook with the probabilities of its codes on latents z (N, d_z); `codec` gives the codec of a codebook."""
+    """A codebook for a codec, with the frequencies of its codes on latents z (N, d_z)."""
+    kind = codec.name
     sizes = [len(w) for w in words]
     arrays = {
         "mean": rotation.mean.numpy(),
@@ -159,9 +163,10 @@ def build_codebook(
         "codewords": torch.cat(words).numpy(),
         "counts": np.ones(sum(sizes), int),
     }
-    draft = codec(Codebook(kind, arrays))
-    codes = draft.codes(draft.rotated(z.numpy()))
-    tables = [frequencies(column, size, starts) for column, size in zip(codes.T, sizes, strict=True)]
-    arrays["orders"] = np.array([order for _, order in tables])
-    arrays["counts"] = np.concatenate([table.reshape(-1) for table, _ in tables])
+    draft = Codebook(kind, arrays)
+    writer = codec.with_book(draft)
+    codes = writer.codes(draft, writer.rotated(z.numpy()))
+    columns = [frequencies(column, size, starts) for column, size in zip(codes.T, sizes, strict=True)]
+    arrays["orders"] = np.array([int(column.ordered) for column in columns])
+    arrays["counts"] = np.concatenate([column.counts.reshape(-1) for column in columns])
     return Codebook(kind, arrays)

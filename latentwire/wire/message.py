@@ -67,7 +67,7 @@ class Wire:
         """
         wire = cls(Frame.unpack(bytes(data)))
         _ = wire.codec, wire.text
-        if wire.codec is not None and wire.codec.readable:
+        if wire.frame.codebook is None:
             _ = wire.latents
         return wire
 

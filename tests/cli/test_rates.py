@@ -9,7 +9,7 @@ import pytest
 
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.main import main as latentwire
-from latentwire.core.errors import ConfigError, WireError
+from latentwire.core.errors import ConfigError, DataError, WireError
 from latentwire.train import main as train_main
 from tests.cli.test_commands import arguments, models
 
@@ -38,8 +38,8 @@ def test_a_run_with_learned_codecs(coded: Path, models: Path, capsys: pytest.Cap
     rows = [json.loads(line) for line in (coded / "diagnostics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
     assert stages == ["slot_tuning", "closed_form", "end_to_end", "codebooks", "codec", "baseline"]
-    found = next(row for row in rows if row["stage"] == "codebooks")["codecs"]
-    assert set(found) == {"rvq", "fsq"} and all(score["bits_per_latent"] > 0 for score in found.values())
+    found = next(row for row in rows if row["stage"] == "codebooks")
+    assert set(found["kept"]) == {"rvq", "fsq"} and all(bits > 0 for bits in found["bits_per_latent"].values())
     files = read_info(coded / "last")["files"]
     assert {"codecs/rvq.safetensors", "codecs/fsq.safetensors"} <= set(files)
     # Codebooks are kept as they are, and the same command finds them done.
@@ -70,16 +70,25 @@ def test_rates_are_written_and_gone_on_with(coded: Path, tmp_path: Path, capsys:
     assert all(keys | {"commit", "lm_bytes"} <= set(row) for row in rows)
     other = latentwire([*words[:3], "--samples", "2", "-o", str(out), "--codec", "fp16"])
     assert len(other) == 4 and {row["samples"] for row in other} == {2}
+    assert json.loads(out.read_text()) == rows + other
+    limits = latentwire([*words, "--codec", "fp16", "--lm_bytes"])
+    assert all(row["lm_bytes"] > 0 for row in limits)
+    out.write_text('{"schema": 1}')
+    with pytest.raises(DataError, match="not a list of rows"):
+        latentwire(words)
 
 
-def test_messages_of_a_learned_codec_go_through_files(coded: Path, tmp_path: Path) -> None:
+def test_messages_of_a_learned_codec_go_through_files(
+    coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "story.txt").write_text("Mira lives in Orlin near the river. She sells red lamps on the hill.\n")
     message = str(tmp_path / "story.lw")
     latentwire(["encode", str(tmp_path / "story.txt"), "--ckpt", str(coded), "--codec", "fsq", "-o", message])
     (row,) = latentwire(["inspect", message])
     assert row["latents"]["codec"] == "fsq" and row["latents"]["codebook"]
-    answers = latentwire(["decode", message, "--ckpt", str(coded), "--receiver", "qwen", "--question", "Who?"])
-    assert answers
+    monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})  # as in a process of its own
+    (text,) = latentwire(["decode", message, "--ckpt", str(coded), "--receiver", "qwen", "--question", "Who?"])
+    assert text["answers"][0]["source"] == "latents"
 
 
 def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
@@ -89,5 +98,11 @@ def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
     words = arguments(models, out_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"codec\.learned names, and that is empty"):
         train_main([*words, "--stages", "codec"])
+    with pytest.raises(ConfigError, match="needs a codebook, and stage codec makes none here"):
+        train_main([*words, "--codec", "fsq"])
+    with pytest.raises(ConfigError, match=r"more layers than codec\.layers = 4"):
+        train_main([*words, "--learned_codecs", "fsq", "--codec", "fsq:layers=5"])
+    with pytest.raises(ConfigError, match="names a codec twice"):
+        train_main([*words, "--learned_codecs", "fsq,fsq"])
     with pytest.raises(WireError, match="unknown"):
         latentwire(["rates", "--codec", "zip"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,17 @@ import pytest
 import torch
 
 from latentwire.checkpoint.system import save_checkpoint
-from latentwire.checkpoint.tensors import load_folder, save_folder
-from latentwire.core.errors import WireError
+from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
+from latentwire.cli.codecs import sample_codebook
+from latentwire.core.errors import CheckpointError, WireError
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
-from latentwire.model.system import LatentWire
+from latentwire.model.system import LatentWire, codebooks_in
 from latentwire.training.loop import Trainer
 from latentwire.training.quantizers import fit_fsq, fit_rvq, frequencies, principal_rotation
 from latentwire.training.stages import codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.wire.codecs import CODECS
-from latentwire.wire.codecs.entropy import code_length
 from tests.systems import small_config, small_passages, small_system
 
 OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "width": 8, "passages": 12}
@@ -67,19 +68,32 @@ def test_scalar_levels_take_the_bits_that_were_asked_for(bits: float) -> None:
     own = small_config(codec=OWN | {"bits": bits}).codec
     levels, layers = fit_fsq(y, starts, own)
     codes = [(y[:, [c]] - words.T).abs().argmin(1).numpy().astype(np.int32) for c, words in enumerate(levels)]
-    taken = [
-        code_length(c, frequencies(c, len(w), starts)[0], starts) / len(c) for c, w in zip(codes, levels, strict=True)
-    ]
+    columns = [frequencies(c, len(w), starts) for c, w in zip(codes, levels, strict=True)]
+    taken = [column.bits(c, starts) / len(c) for column, c in zip(columns, codes, strict=True)]
     assert sum(taken) == pytest.approx(bits, rel=0.1)
     assert [len(w) for w in levels] == sorted((len(w) for w in levels), reverse=True)
     assert layers[-1] == len(levels)
-    assert all(frequencies(c, len(w), starts)[1] == 1 for c, w in zip(codes, levels, strict=True) if len(w) > 5)
+    assert all(column.ordered for column, w in zip(columns, levels, strict=True) if len(w) > 5)
+
+
+def test_more_bits_are_closer() -> None:
+    z, starts = latents()
+    y = (z - z.mean(0)) @ principal_rotation(z, torch.eye(10), 10).into
+    errors = []
+    for bits in (4.0, 10.0, 24.0):
+        levels, _ = fit_fsq(y, starts, small_config(codec=OWN | {"bits": bits}).codec)
+        found = [words[(y[:, [c]] - words.T).abs().argmin(1), 0] for c, words in enumerate(levels)]
+        errors.append(
+            float((y[:, : len(levels)] - torch.stack(found, 1)).pow(2).sum() + y[:, len(levels) :].pow(2).sum())
+        )
+    assert all(after < 0.6 * before for before, after in pairwise(errors))
 
 
 def test_no_codeword_is_dead_and_more_codebooks_are_closer() -> None:
     z, _ = latents()
     y = z - z.mean(0)
     torch.manual_seed(0)
+    assert fit_rvq(y[:500], small_config(codec=OWN | {"bits": 8.0, "epochs": 1}).codec)[1] == [1, 2]
     words, layers = fit_rvq(y, small_config(codec=OWN | {"bits": 16.0}).codec)
     assert layers == [1, 2, 4] and [w.shape for w in words] == [(16, 10)] * 4
     rest, errors = y, [float(y.pow(2).sum())]
@@ -93,9 +107,8 @@ def test_no_codeword_is_dead_and_more_codebooks_are_closer() -> None:
 
 def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
     system, prepared = fitted()
-    assert set(system.scores) == {"rvq", "fsq"}  # type: ignore[attr-defined]
-    for kind, score in system.scores.items():  # type: ignore[attr-defined]
-        assert 0.2 < score["kept"] < 1 and score["bits_per_latent"] > 4, kind
+    for kind in ("rvq", "fsq"):
+        assert 0.2 < system.scores["kept"][kind] < 1 and system.scores["bits_per_latent"][kind] > 4  # type: ignore[attr-defined]
     save_checkpoint(tmp_path / "ckpt", system)
     save_folder(tmp_path / "packed", load_folder(tmp_path / "ckpt"), {"config": {}}, dtype=torch.bfloat16, pack=True)
     for folder in ("ckpt", "packed"):
@@ -125,6 +138,32 @@ def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
     gradient = torch.randn_like(z)
     (through,) = torch.autograd.grad((sent * gradient).sum(), z)  # straight through
     torch.testing.assert_close(through, gradient)
+
+
+def test_large_arrays_of_a_codebook_are_not_packed(tmp_path: Path) -> None:
+    book = sample_codebook("rvq", 256, 64, [64] * 4)
+    assert book.arrays["into"].size >= PACK_FROM
+    tensors = {name: torch.from_numpy(array) for name, array in book.arrays.items()}
+    save_folder(tmp_path / "packed", {"codecs/rvq": tensors}, {"config": {}}, dtype=torch.bfloat16, pack=True)
+    assert codebooks_in(load_folder(tmp_path / "packed"))["rvq"].same_as(book)
+    save_folder(tmp_path / "bad", {"codecs/rvq": tensors | {"mean": tensors["mean"].bfloat16()}}, {"config": {}})
+    with pytest.raises(CheckpointError, match=r"mean is torch\.bfloat16"):
+        codebooks_in(load_folder(tmp_path / "bad"))
+
+
+def test_a_stage_that_was_stopped_goes_on_to_the_same(tmp_path: Path) -> None:
+    def trainer(folder: Path) -> Trainer:
+        system, prepared = fitted()
+        return Trainer(CodecTuning(system, prepared, system.config), system.config, folder, 4)
+
+    whole = trainer(tmp_path / "whole")
+    losses = [whole.take_step()["loss"] for _ in range(4)]
+    first = trainer(tmp_path / "cut")
+    assert [first.take_step()["loss"] for _ in range(2)] == losses[:2]
+    first.save()
+    second = trainer(tmp_path / "cut")
+    second.restore()
+    assert [second.take_step()["loss"] for _ in range(2)] == losses[2:]
 
 
 def test_rounds_differ_in_what_arrives_and_receivers_share_it() -> None:

@@ -117,7 +117,7 @@ class CurriculumConfig(Section):
     baselines: TuningStage = TuningStage(max_steps=200)
 
 
-STAGES = tuple(CurriculumConfig.model_fields)
+STAGES = tuple(name for name, field in CurriculumConfig.model_fields.items() if isinstance(field.default, Section))
 """In the order in which a run goes through them."""
 
 

@@ -25,16 +25,16 @@ from latentwire.training.stages.normal_equations import batched
 from latentwire.wire.codebook import remember
 from latentwire.wire.codecs import CODECS, LearnedCodec
 
-Scores = dict[str, dict[str, float]]
-
 
 def metric_of(receiver: Receiver, asked: Sequence[ReceiverText], floor: float) -> Tensor:
     """(d_z, d_z) how much an error of a latent matters to a reader: the squared change of what it generates, each
-    number weighed by the answer loss (`importance_of`), so that the mean over dimensions is 1."""
+    number weighed by the answer loss on the texts that are `asked` (`importance_of`). The mean over dimensions is 1.
+    Without texts, all that it generates matters alike.
+    """
     generator = receiver.reader.generator
-    weight = importance_of(receiver, asked, 4, floor).to(generator.linear.device)
+    weight = importance_of(receiver, asked, 4, floor) if asked else generator.scale.pow(-2)
     linear = generator.linear if generator.down is None else generator.down @ generator.linear
-    change = linear.detach() * generator.scale * weight.sqrt()
+    change = linear.detach() * generator.scale * weight.to(linear.device).sqrt()
     metric = change @ change.T
     return metric * (len(metric) / metric.trace())
 
@@ -51,12 +51,12 @@ def latents_of(system: LatentWire, passages: Sequence[Prepared]) -> tuple[Tensor
     return torch.cat(rows), np.concatenate(starts)
 
 
-def fit(system: LatentWire, passages: Sequence[Prepared], config: Config) -> Scores:
-    """Find a codebook for every codec of codec.learned; returns, by codec, bits a latent and the share of the weighted
-    variance that the codes keep on the last tenth of the passages, which they were not found on."""
+def fit(system: LatentWire, passages: Sequence[Prepared], config: Config) -> dict[str, dict[str, float]]:
+    """Find a codebook for every codec of codec.learned; returns `bits_per_latent` by codec, and which share of the
+    weighted variance is `kept`, on the last tenth of the passages, which nothing was found on."""
     own, form = config.codec, config.curriculum.closed_form
     passages = passages[: own.passages]
-    asked = passages[: max(1, form.importance_passages)]
+    asked = passages[: form.importance_passages]
     metric = torch.stack(
         [
             metric_of(receiver, [texts[name] for _, texts in asked], form.importance_floor).cpu()
@@ -69,23 +69,27 @@ def fit(system: LatentWire, passages: Sequence[Prepared], config: Config) -> Sco
     torch.manual_seed(config.system.seed)
     rotation = principal_rotation(z, metric, min(own.width, z.shape[1], len(z)))
     y = (z - rotation.mean) @ rotation.into
-    scores: Scores = {}
+    scores: dict[str, dict[str, float]] = {"bits_per_latent": {}, "kept": {}}
     for kind in own.learned:
         codec = CODECS[kind]
         assert isinstance(codec, LearnedCodec)
         words, layers = fit_rvq(y, own) if kind == "rvq" else fit_fsq(y, starts, own)
-        book = remember(build_codebook(kind, rotation, words, layers, z, starts, codec.with_book))
+        book = remember(build_codebook(codec, rotation, words, layers, z, starts))
         system.sender.codebooks[kind] = book
-        scores[kind] = _score(codec.with_book(book), aside, aside_starts, metric)
+        writer = codec.with_book(book)
+        scores["bits_per_latent"][kind] = _bits(writer, aside, aside_starts)
+        scores["kept"][kind] = _kept(writer, aside, metric)
     return scores
 
 
-def _score(codec: LearnedCodec, z: Tensor, starts: Starts, metric: Tensor) -> dict[str, float]:
+def _bits(codec: LearnedCodec, z: Tensor, starts: Starts) -> float:
     messages = np.split(z.numpy(), np.flatnonzero(starts)[1:])
-    size = sum(len(layer) for one in messages for layer in codec.encode(one))
+    return 8 * sum(len(layer) for one in messages for layer in codec.encode(one)) / len(z)
+
+
+def _kept(codec: LearnedCodec, z: Tensor, metric: Tensor) -> float:
     error, centred = torch.from_numpy(codec.quantized(z.numpy())) - z, z - z.mean(0)
-    kept = 1 - float(((error @ metric) * error).sum() / ((centred @ metric) * centred).sum())
-    return {"bits_per_latent": 8 * size / len(z), "kept": kept}
+    return 1 - float(((error @ metric) * error).sum() / ((centred @ metric) * centred).sum())
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class CodecTuning(EndToEnd):
         codec = self.system.sender.ready(kind)
         assert isinstance(codec, LearnedCodec) and codec.book is not None
         most = len(codec.book.layers)
-        return Sending(codec, rng.randint(1, most) if rng.random() < config.drop_layers else most)
+        drops = most > 1 and rng.random() < config.drop_layers
+        return Sending(codec, rng.randint(1, most - 1) if drops else most)
 
     def sent(self, z: Tensor, batch: Batch) -> Tensor:
         sending = self.sending(batch)
@@ -123,3 +128,6 @@ class CodecTuning(EndToEnd):
 
     def reads_text(self, index: int) -> bool:
         return False
+
+    def progress(self, index: int) -> float:
+        return 1.0  # schedules have come to their ends before

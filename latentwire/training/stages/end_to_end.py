@@ -81,13 +81,17 @@ class EndToEnd:
     def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
-        name, from_text, progress = self.names[turn], self.reads_text(index), progress_of(index, self.total)
+        name, from_text, progress = self.names[turn], self.reads_text(index), self.progress(index)
         texts = [self.passages[i][1][name] for i in chosen]
         block = self.system.receivers[name].pack(texts, rng, copying=not from_text)
         kept = None
         if self.config.latents.drops:
             kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
         return Batch(name, chosen, block, from_text, progress, kept, round_)
+
+    def progress(self, index: int) -> float:
+        """How far through its schedules a micro-batch is, from 0 to 1."""
+        return progress_of(index, self.total)
 
     def reads_text(self, index: int) -> bool:
         """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.

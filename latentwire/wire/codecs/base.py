@@ -36,11 +36,6 @@ class Codec(ABC):
         """Id of what was learned: the first 4 bytes of its SHA-256."""
         return None
 
-    @property
-    def readable(self) -> bool:
-        """Whether all that `decode` needs is at hand."""
-        return True
-
     def configured(self, settings: Mapping[str, int]) -> Codec:
         """The same codec with some settings changed; WireError for one that it has not."""
         for key in settings:

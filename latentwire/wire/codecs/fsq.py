@@ -10,25 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs.base import Array
-from latentwire.wire.codecs.entropy import Codes
 from latentwire.wire.codecs.learned import LearnedCodec
+from latentwire.wire.entropy import Codes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class FiniteScalarCodec(LearnedCodec):
     """The nearest level of each of the first C dimensions; the others are zero."""
 
-    def codes(self, y: Array) -> Codes:
-        assert self.book is not None
-        columns = [
-            np.abs(y[:, column, None] - levels[:, 0]).argmin(1) for column, levels in enumerate(self.book.codewords)
-        ]
+    def codes(self, book: Codebook, y: Array) -> Codes:
+        columns = [np.abs(y[:, column, None] - levels[:, 0]).argmin(1) for column, levels in enumerate(book.codewords)]
         return np.stack(columns, 1).astype(np.int32)
 
-    def vectors(self, codes: Codes) -> Array:
-        assert self.book is not None
-        y = np.zeros((len(codes), len(self.book.back)), np.float32)
-        for column, (levels, code) in enumerate(zip(self.book.codewords, codes.T, strict=False)):
+    def vectors(self, book: Codebook, codes: Codes) -> Array:
+        y = np.zeros((len(codes), len(book.back)), np.float32)
+        for column, (levels, code) in enumerate(zip(book.codewords, codes.T, strict=False)):
             y[:, column] = levels[code, 0]
         return y
