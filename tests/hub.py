@@ -74,7 +74,9 @@ class LocalHub:
         commit = hashlib.sha1(f"{repo_id}{len(refs)}".encode()).hexdigest()
         target = self.root / "repositories" / repo_id / commit
         if "main" in refs:
-            gone = list(filter_repo_objects(files_in(target.parent / refs["main"]), allow_patterns=list(delete_patterns)))
+            gone = list(
+                filter_repo_objects(files_in(target.parent / refs["main"]), allow_patterns=list(delete_patterns))
+            )
             shutil.copytree(target.parent / refs["main"], target, ignore=lambda *_: [Path(name).name for name in gone])
         for name in filter_repo_objects(files_in(folder_path), allow_patterns=list(allow_patterns)):
             (target / name).parent.mkdir(parents=True, exist_ok=True)

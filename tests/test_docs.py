@@ -34,9 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_run(tmp_path_factory.mktemp("pages"))
 
 
-def commands_of(name: str) -> list[str]:
+def commands_of(page: str) -> list[str]:
     """The command lines of a page."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
@@ -159,7 +159,7 @@ def test_what_a_page_adds_works(name: str, edits: int, most_lines: int, code: st
         now = {"Behind": f"{line}\n{new}", "Before": f"{new}{line}\n", "In place of": new}[where]
         path.write_text(text.replace(f"{line}\n", now))
     assert lines <= most_lines
-    start = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nCOMMANDS = {commands_of(name)!r}\n"
+    start = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nCOMMANDS = {commands_of(page)!r}\n"
     run = subprocess.run(
         [sys.executable, "-c", start + code],
         cwd=tmp_path,
@@ -182,8 +182,7 @@ def test_the_commands_of_the_page_on_receivers_can_be_given(
     Path("story.txt").write_text(STORY)
     page = page.replace("runs/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")
     page = page.replace("qwen", "new")
-    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    commands = [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    commands = [shlex.split(line) for line in commands_of(page)]
     given: dict[tuple[str, ...], Any] = {}
     for command in commands:
         main = latentwire if command[0] == "latentwire" else eval_main
@@ -224,7 +223,7 @@ def test_the_commands_of_a_page_on_messages_can_be_given(
     models = {"encoder.model": folders["a"], "model.receivers": folders}  # an export keeps their names alone
     overrides = [f"--override={key}={json.dumps(value)}" for key, value in models.items()]
     verbs = []
-    for line in commands_of(name):
+    for line in commands_of((ROOT / "docs" / name).read_text()):
         words = shlex.split(line.replace("gemma3-270m", "b"))
         if words[0] == "pip":
             assert line in " ".join((ROOT / "README.md").read_text().split()), "as in the README"
@@ -236,17 +235,20 @@ def test_the_commands_of_a_page_on_messages_can_be_given(
             latentwire(words[1:])
         else:
             subprocess.run(["bash", "-c", line], check=True)
-    assert verbs == {
-        "index.md": ["ask", "encode", "inspect", "decode", "train", "train"],
-        "python.md": ["encode", "inspect", "decode"],
-        "hub.md": ["export", "push", "ask"],
-    }[name]
+    assert (
+        verbs
+        == {
+            "index.md": ["ask", "encode", "inspect", "decode", "train", "train"],
+            "python.md": ["encode", "inspect", "decode"],
+            "hub.md": ["export", "push", "ask"],
+        }[name]
+    )
     if name == "python.md":  # its Python has a test of its own
         return
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
     code = code.replace("checkpoints/default", str(run)).replace('"gemma3-270m"', '"b"')
     if name == "hub.md":
-        code, changed = re.subn(r'from_pretrained\(([^)]*)\)', rf"from_pretrained(\1, changes={models!r})", code)
+        code, changed = re.subn(r"from_pretrained\(([^)]*)\)", rf"from_pretrained(\1, changes={models!r})", code)
         assert changed == 2
     names: dict[str, Any] = {}
     exec(compile(code, f"docs/{name}", "exec"), names)
@@ -263,7 +265,7 @@ def test_the_commands_of_a_page_on_runs_can_be_given(
     Path("configs").symlink_to(ROOT / "configs")
     for folder in ("default", "other"):
         run_folder(tmp_path / "runs" / folder)
-    for line in commands_of(name):
+    for line in commands_of((ROOT / "docs" / name).read_text()):
         words = shlex.split(line)
         if words[:2] == ["latentwire", "report"]:
             latentwire(words[1:])

@@ -27,7 +27,7 @@ def mode_label(mode: str, measured: dict[str, Any]) -> str:
 
 
 def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
-    """Markdown from a checkpoint's index and, where there is one, its eval.json; what the Hub reads of it comes first."""
+    """Markdown from a checkpoint's index and, where there is one, its eval.json, behind the head that the Hub reads."""
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
     receivers = resolve_receivers(ModelConfig.model_validate(model))
@@ -53,8 +53,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         f'    reader = Receiver.from_pretrained(checkpoint, "{next(iter(receivers))}")',
         "    print(reader.answer(message, question).text)",
         "",
-        "Each end fetches its own files alone. On a command line: "
-        "`latentwire ask notes.txt QUESTION --ckpt ORG/NAME`.",
+        "Each end fetches its own files alone. On a command line: `latentwire ask notes.txt QUESTION --ckpt ORG/NAME`.",
         "",
         "## Training",
         "",

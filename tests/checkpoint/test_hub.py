@@ -112,7 +112,7 @@ def test_revisions(hub: LocalHub, exported: Path, models: dict[str, Any], tmp_pa
     assert find_checkpoint(Path(f"{NAME}@{first}")).name == first
     assert len(hub.asked) == asked  # a commit that is here does not change
     hub.answers = True
-    with pytest.raises(CheckpointError, match=f"{NAME}@v9: .* no such revision there"):
+    with pytest.raises(CheckpointError, match=f"{NAME}@v9: .*no such revision there"):
         find_checkpoint(Path(f"{NAME}@v9"))
 
 
