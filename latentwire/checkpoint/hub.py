@@ -19,7 +19,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 CACHED = "models--"
 
 
-def repository(name: Path) -> tuple[str, str | None] | None:
+def hub_name(name: Path) -> tuple[str, str | None] | None:
     """Repository and revision that a name such as org/name or org/name@revision stands for; None for a local path.
 
     Where there is a folder org here, all that begins with it is local: a path with a typing error goes nowhere.

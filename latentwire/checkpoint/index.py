@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.hub import NAME, fetch, repository
+from latentwire.checkpoint.hub import NAME, fetch, hub_name
 from latentwire.checkpoint.tensors import INDEX, read_info
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
@@ -23,7 +23,7 @@ def find_checkpoint(path: Path) -> Path:
     for folder in (path, path / "last"):
         if (folder / INDEX).is_file():
             return folder
-    if named := repository(path):
+    if named := hub_name(path):
         return fetch(named[0], INDEX, named[1]).parent
     local = f"; {path.parts[0]}/ is a folder here, so the Hub was not asked" if NAME.fullmatch(path.as_posix()) else ""
     raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one{local})")
