@@ -17,12 +17,27 @@ from latentwire import Wire
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import WireError
 from latentwire.eval import main as eval_main
+from latentwire.train import main as train_main
+from tests.artifacts import run_folder
 from tests.cli.test_commands import arguments, models, trained
+from tests.hub import local_hub
+from tests.systems import saved_run
 from tests.tiny import save_tiny
 
 __all__ = ["models", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill."
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("pages"))
+
+
+def commands_of(page: str) -> list[str]:
+    """The command lines of a page."""
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
 def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
@@ -41,7 +56,7 @@ def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any],
         names["receiver"].answer(Wire.of(names["latents"][:, :8]), "Who?")
 
 
-TRY = """
+FEATURE = """
 from latentwire.config import load_config
 from latentwire.model.receiver import LATENT
 from tests.features.test_matrix import dead_parameters, nll, latents
@@ -57,29 +72,96 @@ z, counts = latents(system)
 assert receiver.read_latents(z, counts).mask.sum(1).tolist() == (len(receiver.prompt.head) + counts + 2).tolist()
 assert (system.state_dict()["receivers/a"]["drain.keys"] != other.state_dict()["receivers/a"]["drain.keys"]).any()
 """
+CODEC = """
+import shlex
+import numpy as np
+from latentwire.cli.main import main
+from latentwire.core.errors import WireError
+from latentwire.wire.message import Wire
+
+z = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
+wire = Wire.of(z, "sign")
+got = Wire.from_bytes(wire.to_bytes())
+assert got.codec.id == 9 and (np.sign(got.latents) == np.sign(z)).all()
+assert np.allclose(abs(got.latents), abs(z).mean(1, keepdims=True), rtol=1e-3)
+assert (Wire.of(got.latents, "sign").latents == got.latents).all()
+(payload,) = got.codec.encode(z)
+assert len(payload) == 5 * 2 + 8
+strange = (bytes([255, 255]), bytes([0, 188]))  # NaN, and a number below zero
+for bad in (payload[:-1], payload[:-1] + bytes([255]), *(scale + payload[2:] for scale in strange)):
+    try:
+        got.codec.decode([bad], 5, 12)
+    except WireError:
+        continue
+    raise AssertionError(bad)
+for command in COMMANDS:
+    assert main(shlex.split(command)[1:])
+"""
+ENCODER = """
+import torch
+from latentwire.backbone.text_model import TextModel
+from latentwire.config import load_config
+from latentwire.encoder.registry import ENCODERS
+from latentwire.model.receiver import Receiver
+from latentwire.model.sender import Sender
+from latentwire.model.system import LatentWire
+from latentwire.training.stages.scratch import standardise
+from tests.features.test_matrix import dead_parameters
+from tests.systems import small_config, small_passages
+from tests.tiny import bert_tokenizer, tiny_bert, tiny_lm
+
+assert load_config(None, [], {"encoder.type": "window-mean"}).encoder.type == "window-mean"
+config = small_config(
+    model={"dtype": "float32", "receivers": {"a": "x"}}, encoder={"type": "window-mean"}
+)
+encoder = ENCODERS["window-mean"](TextModel("tiny-bert", tiny_bert(0), bert_tokenizer()), config)
+system = LatentWire(config, Sender(encoder, config), {"a": Receiver("a", tiny_lm("llama", 0), config)})
+prepared = [system.prepare(passage) for passage in small_passages(6)]
+standardise(system, prepared)
+z, counts = system.sender.latents_of([sent for sent, _ in prepared])
+assert counts.tolist() == [-(-sent.tokens // 4) for sent, _ in prepared]
+rows = torch.cat([row[:count] for row, count in zip(z, counts.tolist())]).detach()
+assert rows.mean(0).abs().max() < 1e-3 and (rows.std(0, unbiased=False) - 1).abs().max() < 1e-2
+alone = encoder([encoder.features([prepared[0][0]])[0]], [int(counts[0])])[0]
+assert torch.allclose(alone, z[0, : counts[0]], atol=1e-4)
+assert not list(dead_parameters(system))
+"""
 
 
-def test_the_page_on_features_can_be_followed(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "add_a_feature.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "edits", "most_lines", "code"),
+    [
+        ("add_a_feature.md", 7, 60, FEATURE),
+        ("add_a_codec.md", 3, 40, CODEC),
+        ("add_an_encoder.md", 4, 65, ENCODER),
+    ],
+)
+def test_what_a_page_adds_works(name: str, edits: int, most_lines: int, code: str, tmp_path: Path) -> None:
+    """The page's edits are made in a copy of the package, where the code then runs."""
+    page = (ROOT / "docs" / name).read_text()
     shutil.copytree(ROOT / "latentwire", tmp_path / "latentwire", ignore=shutil.ignore_patterns("__pycache__"))
-    edits = re.findall(
-        r"(?:(Behind|Before) `([^`]+)` in\s+)?`(latentwire/[^`]+)`:\n\n```(?:python)?\n(.*?)```", page, re.DOTALL
+    found = re.findall(
+        r"(?:(Behind|Before|In place of) `([^`]+)` in\s+)?`(latentwire/[^`]+)`:\n\n```(?:python)?\n(.*?)```",
+        page,
+        re.DOTALL,
     )
-    assert len(edits) == 7
+    assert len(found) == edits
     lines = 0
-    for where, line, file, code in edits:
+    for where, line, file, new in found:
         path = tmp_path / file
-        lines += code.count("\n")
+        lines += new.count("\n")
         if not where:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(code)
+            path.write_text(new)
             continue
         text = path.read_text()
         assert text.count(f"{line}\n") == 1, line
-        path.write_text(text.replace(f"{line}\n", f"{line}\n{code}" if where == "Behind" else f"{code}{line}\n"))
-    assert lines <= 60
+        now = {"Behind": f"{line}\n{new}", "Before": f"{new}{line}\n", "In place of": new}[where]
+        path.write_text(text.replace(f"{line}\n", now))
+    assert lines <= most_lines
+    start = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\nCOMMANDS = {commands_of(page)!r}\n"
     run = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n{TRY}"],
+        [sys.executable, "-c", start + code],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -100,8 +182,7 @@ def test_the_commands_of_the_page_on_receivers_can_be_given(
     Path("story.txt").write_text(STORY)
     page = page.replace("runs/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")
     page = page.replace("qwen", "new")
-    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    commands = [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    commands = [shlex.split(line) for line in commands_of(page)]
     given: dict[tuple[str, ...], Any] = {}
     for command in commands:
         main = latentwire if command[0] == "latentwire" else eval_main
@@ -122,3 +203,96 @@ def test_the_api_reference_is_that_of_the_docstrings(tmp_path: Path) -> None:
     written = (ROOT / "docs" / "api.md").read_text()
     assert written == (tmp_path / "api.md").read_text(), "run: python scripts/write_api_docs.py"
     assert "read_own(texts: Sequence[ReceiverText]) -> Context" in written
+
+
+@pytest.mark.parametrize("name", ["index.md", "python.md", "hub.md"])
+def test_the_commands_of_a_page_on_messages_can_be_given(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, in one folder, and then the page's Python; with tiny models in the place of the built-in ones."""
+    monkeypatch.chdir(tmp_path)
+    hub = local_hub(tmp_path / "hub", monkeypatch)
+    for path, target in {"configs": ROOT / "configs", "runs/default": run}.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).symlink_to(target)
+    for file in ("notes.txt", "story.txt"):
+        Path(file).write_text(STORY)
+    for file in ("squad_train.json", "squad_dev.json"):
+        shutil.copy(ROOT / "examples" / "questions.json", file)
+    folders = {"a": str(run.parent / "llama"), "b": str(run.parent / "gemma3")}
+    models = {"encoder.model": folders["a"], "model.receivers": folders}  # an export keeps their names alone
+    overrides = [f"--override={key}={json.dumps(value)}" for key, value in models.items()]
+    verbs = []
+    for line in commands_of((ROOT / "docs" / name).read_text()):
+        words = shlex.split(line.replace("gemma3-270m", "b"))
+        if words[0] == "pip":
+            assert line in " ".join((ROOT / "README.md").read_text().split()), "as in the README"
+        elif words[0] == "latentwire":
+            verbs.append(words[1])
+            words += {"train": ["--dry-run"], "ask": overrides}.get(words[1], [])
+            if words[1] in ("ask", "encode", "decode") and "--ckpt" not in words:
+                words += ["--ckpt", str(run)]
+            latentwire(words[1:])
+        else:
+            subprocess.run(["bash", "-c", line], check=True)
+    assert (
+        verbs
+        == {
+            "index.md": ["ask", "encode", "inspect", "decode", "train", "train"],
+            "python.md": ["encode", "inspect", "decode"],
+            "hub.md": ["export", "push", "ask"],
+        }[name]
+    )
+    if name == "python.md":  # its Python has a test of its own
+        return
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL))
+    code = code.replace("checkpoints/default", str(run)).replace('"gemma3-270m"', '"b"')
+    if name == "hub.md":
+        code, changed = re.subn(r"from_pretrained\(([^)]*)\)", rf"from_pretrained(\1, changes={models!r})", code)
+        assert changed == 2
+    names: dict[str, Any] = {}
+    exec(compile(code, f"docs/{name}", "exec"), names)
+    message = names["message"] if name == "index.md" else Wire.from_bytes(names["message"])
+    assert names["receiver"].answer(message, "Who?").source == "latents"
+    assert not hub.refs or {"README.md", "checkpoint.json"} <= hub.files("my-name/my-wire")
+
+
+@pytest.mark.parametrize("name", ["report.md", "ablation.md"])
+def test_the_commands_of_a_page_on_runs_can_be_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    for folder in ("default", "other"):
+        run_folder(tmp_path / "runs" / folder)
+    for line in commands_of((ROOT / "docs" / name).read_text()):
+        words = shlex.split(line)
+        if words[:2] == ["latentwire", "report"]:
+            latentwire(words[1:])
+        elif words[0] == "latentwire":
+            latentwire([*words[1:], "--dry-run"])
+        else:
+            assert words[:3] == ["python", "-m", "latentwire.cli.train"]
+            train_main([*words[3:], "--dry-run"])
+    shown = capsys.readouterr().out
+    assert Path("report/report.html").is_file() if name == "report.md" else "window=" in shown
+
+
+def test_every_page_with_code_has_a_test_that_follows_it() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"api.md"}  # its blocks are signatures
+    with_code = {n for n in pages if re.search(r"^```|^    latentwire ", (ROOT / "docs" / n).read_text(), re.MULTILINE)}
+    assert len(with_code) > 8
+    assert not {name for name in with_code if f'"{name}"' not in tests}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (ROOT / "docs").rglob("*.*"):
+        made = path.relative_to(ROOT / "docs")
+        page = made.with_suffix("") / "index.html" if made.stem != "index" else Path("index.html")
+        assert (tmp_path / "site" / (page if made.suffix == ".md" else made)).is_file(), made
+    assert "https://fonts." not in (tmp_path / "site" / "index.html").read_text()

@@ -14,7 +14,6 @@ import importlib.util
 import io
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import lru_cache
@@ -24,12 +23,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -47,8 +41,8 @@ from latentwire.backbone.store import models_dir
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError
 from latentwire.core.hashing import sha256_file
+from latentwire.core.hub import HUB_SECONDS, hub_reason, one_line, within
 
-HUB_SECONDS = 2.0  # how long the Hub may take to answer the first question
 HUB_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
     "ignore_patterns": ["*/*", "consolidated*"],  # other exports and second copies of the weights
@@ -64,7 +58,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = _quietly(AutoTokenizer.from_pretrained, folder)
     except BAD_FILES as error:
-        raise ModelError(f"model {name!r}: no tokenizer can be read from {folder}: {_one_line(error)}") from error
+        raise ModelError(f"model {name!r}: no tokenizer can be read from {folder}: {one_line(error)}") from error
     return tokenizer
 
 
@@ -98,7 +92,7 @@ def load_model(
         )
     except BAD_FILES as error:
         by = f" with system.device_map = {device_map!r}" if device_map else ""
-        raise ModelError(f"model {name!r}: cannot be loaded from {folder}{by}: {_one_line(error)}") from error
+        raise ModelError(f"model {name!r}: cannot be loaded from {folder}{by}: {one_line(error)}") from error
     if "device_map" not in extra:
         model.to(device)  # type: ignore[arg-type]
     model.eval()
@@ -189,43 +183,14 @@ def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
     """Download a model, or say in one line where it was looked for and which command fetches it."""
     try:
         # One short question first: the download itself tries again for a minute where nobody answers.
-        _within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, timeout=HUB_SECONDS))
+        within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, timeout=HUB_SECONDS))
         folder = Path(snapshot_download(hub_id, **HUB_FILES))
     except Exception as error:  # what the HTTP client may raise is no closed list; all of it ends in the same line
-        where = f"the Hub's cache {constants.HF_HUB_CACHE} or the Hub as {hub_id!r} ({_hub_reason(error, hub_id)})"
+        where = f"the Hub's cache {constants.HF_HUB_CACHE} or the Hub as {hub_id!r} ({hub_reason(error, hub_id)})"
         raise ModelError(f"model {name!r}: {looked} {where}; get it with: {command}") from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: the Hub's {hub_id!r} holds no config.json: not a Transformers model")
     return folder
-
-
-def _hub_reason(error: Exception, hub_id: str) -> str:
-    if isinstance(error, OfflineModeIsEnabled):
-        return "offline mode is on"
-    if isinstance(error, GatedRepoError):
-        return f"its licence must be accepted at {constants.ENDPOINT}/{hub_id}, then: hf auth login"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such model there, or no right to read it"
-    return f"no answer: {_one_line(error)[:100] or type(error).__name__}"
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> None:
-    """Make a call, or raise TimeoutError: an HTTP timeout does not bound the look-up of a host's name."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"nothing heard for {seconds:g} s")
-    if raised:
-        raise raised[0]
 
 
 @lru_cache(maxsize=16)
@@ -252,7 +217,7 @@ def _convert(kept: Path, label: str, gguf: Callable[[Path], Path]) -> Path:
                     for file in folder.iterdir():
                         file.chmod(0o644)  # safetensors writes files that only their owner may read
     except BAD_FILES as error:
-        raise ModelError(f"model {label!r}: its GGUF file cannot be converted: {_one_line(error)}") from error
+        raise ModelError(f"model {label!r}: its GGUF file cannot be converted: {one_line(error)}") from error
     return kept
 
 
@@ -298,7 +263,3 @@ def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -113,4 +113,5 @@ def _hub_repos() -> Iterable[Any]:
 
 
 def _has_weights(revision: Any) -> bool:
-    return any(file.file_name.endswith(".safetensors") for file in revision.files)
+    names = [file.file_name for file in revision.files]
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)

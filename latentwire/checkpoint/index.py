@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentwire.checkpoint.hub import NAME, fetch, hub_name
 from latentwire.checkpoint.tensors import INDEX, read_info
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
@@ -15,11 +16,17 @@ SENDER = "sender.safetensors"
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at a path: the folder itself, or the last one of a run's folder."""
+    """The checkpoint at a path: the folder itself, the last one of a run's folder, or a repository on the Hub.
+
+    Of a repository (org/name or org/name@revision) only the index is fetched; other files follow when they are read.
+    """
     for folder in (path, path / "last"):
         if (folder / INDEX).is_file():
             return folder
-    raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one)")
+    if named := hub_name(path):
+        return fetch(named[0], INDEX, named[1]).parent
+    local = f"; {path.parts[0]}/ is a folder here, so the Hub was not asked" if NAME.fullmatch(path.as_posix()) else ""
+    raise CheckpointError(f"{path}: no checkpoint there (no {INDEX}, nor a folder last/ with one{local})")
 
 
 def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Config:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
+from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
 from latentwire.model.system import LatentWire, check_devices
@@ -35,7 +35,8 @@ def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (
     if beside is not None:
         there = read_info(beside)
         state = {stem: group for stem, group in state.items() if stem.startswith(OF_RECEIVERS)}
-        copied = {name: beside / name for name in there["files"] if name.removesuffix(".safetensors") not in state}
+        others = {n: file for n, file in there["files"].items() if n.removesuffix(".safetensors") not in state}
+        copied = {name: checked_file(beside, name, file) for name, file in others.items()}
         config["encoder"] = there["config"]["encoder"]
         config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
     info = {"config": config, "manifest": run_manifest(None, list(command))}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentwire.checkpoint.hub import fetch_beside
 from latentwire.core.atomic import atomic_dir, read_json, write_json
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.core.hashing import sha256_file
@@ -112,7 +113,24 @@ def read_info(folder: Path) -> dict[str, Any]:
     for name, file in info["files"].items():
         if not isinstance(file, dict) or not {"bytes", "sha256"} <= set(file):
             raise CheckpointError(f"{path}: the entry of {name} has no size and hash")
+        # Files may be copied under these names, and the index may be a stranger's.
+        if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
+            raise CheckpointError(f"{path}: {name!r} is not within the checkpoint")
     return info
+
+
+def checked_file(folder: Path, name: str, expected: Mapping[str, Any]) -> Path:
+    """The path of a file that has the size and hash of its entry in the index; fetched if it is still on the Hub."""
+    path = folder / name
+    if not path.is_file():
+        fetch_beside(folder, name)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    if path.stat().st_size != expected["bytes"]:
+        raise CheckpointError(f"{path}: truncated or changed ({path.stat().st_size} bytes, not {expected['bytes']})")
+    if sha256_file(path) != expected["sha256"]:
+        raise CheckpointError(f"{path}: its SHA-256 is not the one in {INDEX}: the file was changed")
+    return path
 
 
 def load_folder(folder: Path, stems: list[str] | None = None) -> dict[str, dict[str, Tensor]]:
@@ -123,15 +141,7 @@ def load_folder(folder: Path, stems: list[str] | None = None) -> dict[str, dict[
         stem = name.removesuffix(".safetensors")
         if stems is not None and stem not in stems:
             continue
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(
-                f"{path}: truncated or changed ({path.stat().st_size} bytes, not {expected['bytes']})"
-            )
-        if sha256_file(path) != expected["sha256"]:
-            raise CheckpointError(f"{path}: its SHA-256 is not the one in {INDEX}: the file was changed")
+        path = checked_file(folder, name, expected)
         try:
             out[stem] = _unpacked(load_file(path))
         except SafetensorError as error:

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from latentwire.cli.run import DEFAULT_CHECKPOINT, ROOT, command_line, invoke, run_and_exit
+from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT, ROOT, command_line, invoke, run_and_exit
 
 SHOWN = 3
 """Passages shown with their answers before the table."""
 
 
 @click.command(name="latentwire.cli.demo")
-@click.option("--ckpt", default=DEFAULT_CHECKPOINT, metavar="DIR", help="Checkpoint to show.")
+@click.option("--ckpt", default=DEFAULT_CHECKPOINT, metavar="DIR", help=CHECKPOINT)
 @click.option(
     "--data_path", default=str(ROOT / "examples" / "questions.json"), metavar="FILE", help="Held-out SQuAD-format file."
 )

@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from latentwire.cli.run import command_line, invoke, run_and_exit
+from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json
+from latentwire.core.errors import ConfigError
 
 
 @click.command(name="latentwire.cli.eval")
-@click.option("--ckpt", required=True, metavar="DIR", help="Checkpoint, or a run's folder (its last checkpoint).")
+@click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
 @click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
 @click.option("--data_path", metavar="FILE", help="Held-out file in the dataset's original format.")
 @click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
@@ -49,6 +50,8 @@ def command(
     from latentwire.config import some_receivers
 
     folder = find_checkpoint(Path(ckpt))
+    if not out_dir and not Path(ckpt).is_dir():
+        raise ConfigError(f"--out: {ckpt} is on the Hub, so the results need a folder here")
     trained, files = load_config_of(folder), read_info(folder)["files"]
     changes: dict[str, Any] = dict(map(parse_override, overrides))
     if dataset:

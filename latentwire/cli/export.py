@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from latentwire.cli.run import invoke, run_and_exit
+from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, read_json, write_json, write_text
 from latentwire.core.errors import CheckpointError
 
@@ -19,7 +19,7 @@ HERE = {
 
 
 @click.command(name="latentwire.cli.export")
-@click.option("--ckpt", required=True, metavar="DIR", help="Checkpoint, or a run's folder (its last checkpoint).")
+@click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
 @click.option("--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes.")
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

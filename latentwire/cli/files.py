@@ -10,10 +10,10 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from latentwire.cli.run import DEFAULT_CHECKPOINT
+from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
 from latentwire.core.errors import DataError, WireError
 
-Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help="Checkpoint, or a run's folder.")]
+Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", metavar="KEY=VALUE", help="Change one key of the checkpoint's configuration."),

@@ -40,6 +40,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "report": ("report:report", "Make one page of what runs left in their folders."),
         "compare": ("compare:command", "Compare latents with a text baseline."),
         "export": ("export:command", "Make a checkpoint to pass on."),
+        "push": ("push:push", "Put an exported checkpoint on the Hub."),
         "bench": ("bench:command", "Measure training throughput."),
     },
     "Look after": {

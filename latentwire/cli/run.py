@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
+CHECKPOINT = "Checkpoint, a run's folder (its last one), or ORG/NAME[@REVISION] on the Hub."
 INTERRUPTED = 130
 
 

@@ -103,14 +103,16 @@ class Receiver:
         weakref.finalize(self, self._attached.close)  # the model outlives its receiver as it was, also at exit
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Receiver:
-        """One receiver of a checkpoint, or of a run's last one, without its sender and the other receivers.
+    def from_pretrained(cls, checkpoint: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Receiver:
+        """One receiver of a checkpoint, without its sender and the other receivers.
 
+        checkpoint: a folder, a run's folder (its last checkpoint), or a repository on the Hub: "org/name" or
+        "org/name@revision", of which only this receiver's files are fetched, once.
         changes: dotted keys of the configuration with other values, such as {"system.device": "cpu"}.
         """
         from latentwire.model.pretrained import load_receiver
 
-        return load_receiver(folder, name, changes)
+        return load_receiver(checkpoint, name, changes)
 
     # ---- adapters -------------------------------------------------------------------------------------------------
 

@@ -91,14 +91,16 @@ class Sender:
     # ---- messages -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
-        """The sender of a checkpoint, or of a run's last one, and nothing else of it.
+    def from_pretrained(cls, checkpoint: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
+        """The sender of a checkpoint and nothing else of it.
 
+        checkpoint: a folder, a run's folder (its last checkpoint), or a repository on the Hub: "org/name" or
+        "org/name@revision", of which only the sender's files are fetched, once.
         changes: dotted keys of the configuration with other values, such as {"system.device": "cpu"}.
         """
         from latentwire.model.pretrained import load_sender
 
-        return load_sender(folder, changes)
+        return load_sender(checkpoint, changes)
 
     def encode(self, text: str, codec: str | Codec | None = None, *, with_text: bool = False) -> Wire:
         """The message of one text; with the text itself beside the latents if asked for."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config import resolve_receivers
 from latentwire.config.sections.inputs import ModelConfig
+from latentwire.data.hub import SOURCES
 
 DATA_LICENCES = {
     "squad": "SQuAD 1.1 (Rajpurkar et al. 2016), CC BY-SA 4.0",
@@ -24,12 +27,13 @@ def mode_label(mode: str, measured: dict[str, Any]) -> str:
 
 
 def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
-    """Markdown from a checkpoint's index and, where there is one, its eval.json."""
+    """Markdown from a checkpoint's index and, where there is one, its eval.json, behind the head that the Hub reads."""
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
     receivers = resolve_receivers(ModelConfig.model_validate(model))
     size = sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
+        *_metadata([encoder["model"], *receivers.values()], data["dataset"]),
         "# LatentWire checkpoint",
         "",
         f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
@@ -40,6 +44,19 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "file's SHA-256, the whole configuration, and the versions and commit of the training; `training.jsonl` is "
         "its log.",
         "",
+        "## Use",
+        "",
+        "    from latentwire import Receiver, Sender",
+        "",
+        '    checkpoint = "ORG/NAME"  # this repository, or the folder where it lies',
+        "    message = Sender.from_pretrained(checkpoint).encode(text)",
+        f'    reader = Receiver.from_pretrained(checkpoint, "{next(iter(receivers))}")',
+        "    print(reader.answer(message, question).text)",
+        "",
+        "Each end fetches its own files alone. On a command line: `latentwire ask notes.txt QUESTION --ckpt ORG/NAME`.",
+        "",
+        "## Training",
+        "",
         "Training data: " + DATA_LICENCES[data["dataset"]] + _files(data) + ".",
         "",
         "Training command:",
@@ -48,6 +65,18 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))
+
+
+def _metadata(models: list[str], dataset: str) -> list[str]:
+    """The head that the Hub reads. It is YAML, of which JSON is a part."""
+    names = dict.fromkeys(ALIASES[name].hub_id if name in ALIASES else name for name in models)
+    head = {
+        "library_name": "latentwire",
+        "tags": ["context-compression"],
+        "base_model": [name for name in names if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)],
+        "datasets": [SOURCES[dataset][0]] if dataset in SOURCES else [],
+    }
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value), "---", ""]
 
 
 def _when(name: str, curriculum: dict[str, Any]) -> str:

@@ -37,6 +37,8 @@ def test_round_trip(tmp_path: Path) -> None:
         (lambda f: (f / INDEX).write_text("{"), "not valid JSON"),
         (lambda f: (f / INDEX).write_text("[]"), "not a checkpoint"),
         (lambda f: (f / INDEX).unlink(), "not a checkpoint"),
+        (lambda f: _rename(f, "../a.safetensors"), "not within the checkpoint"),
+        (lambda f: _rename(f, "/a.safetensors"), "not within the checkpoint"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, harm: object, message: str) -> None:
@@ -45,6 +47,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, harm: object, m
     with pytest.raises(CheckpointError, match=message) as caught:
         load_folder(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def _rename(folder: Path, name: str) -> None:
+    info = read_info(folder)
+    info["files"][name] = info["files"].pop("a.safetensors")
+    (folder / INDEX).write_text(json.dumps(info))
 
 
 def _flip(path: Path) -> None:

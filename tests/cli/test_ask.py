@@ -19,6 +19,7 @@ from latentwire.cli.main import VERBS
 from latentwire.cli.main import main as latentwire
 from latentwire.model.receiver import Receiver
 from tests.cli.test_commands import ROOT, arguments, fails, models, trained
+from tests.hub import local_hub
 from tests.tiny import save_tiny
 
 __all__ = ["models", "trained"]
@@ -243,7 +244,7 @@ def test_the_page_on_commands_can_be_followed(
     assert {words[0] for words in commands} == {verb for section in VERBS.values() for verb in section}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATENTWIRE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = local_hub(tmp_path / "hub", monkeypatch)
     monkeypatch.setattr(sys, "stdin", Typed(iter(["Who wrote the notes?", "/quit"])))
     save_tiny("llama", tmp_path / "cache" / "models" / "smollm2-135m")
     (tmp_path / "notes.txt").write_text(STORY)
@@ -271,6 +272,7 @@ def test_the_page_on_commands_can_be_followed(
     ):
         assert (tmp_path / made).exists(), made
     assert not (tmp_path / "cache" / "models" / "smollm2-135m").exists()
+    assert "checkpoint.json" in hub.files("my-name/my-wire") and hub.private == {"my-name/my-wire": True}
     assert "end_to_end: done before" in capsys.readouterr().out
 
 

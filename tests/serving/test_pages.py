@@ -47,7 +47,7 @@ def flags(*verbs: Any) -> set[str]:
 def test_the_options_that_the_pages_name_exist() -> None:
     named = set(re.findall(r"--[a-z_]+", page("serving.md"))) - {"--data"}
     assert named - flags(serve) == {"--question", "--clients", "--seconds"}  # the load tester's
-    assert set(re.findall(r"--[a-z_]+", page("index.md"))) <= flags(index_verb, ask)
+    assert set(re.findall(r"--[a-z_]+", page("corpora.md"))) <= flags(index_verb, ask)
 
 
 def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +92,13 @@ def test_the_page_on_corpora_can_be_followed(run: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     rows = [{"id": "light", "text": STORY}, {"id": "lamps", "text": "Mira sells red lamps on the hill."}]
     (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for command in blocks("index.md", "bash"):
+    for command in blocks("corpora.md", "bash"):
         result = latentwire([*shlex.split(command.replace("gemma3-270m", "b"))[1:], "--ckpt", str(run)])
     assert result["questions"][0]["answers"][0]["documents"][0]["id"] == "light"
-    (code,) = blocks("index.md", "python")
+    (code,) = blocks("corpora.md", "python")
     names: dict[str, Any] = {}
     code = code.replace("checkpoints/default", str(run)).replace("gemma3-270m", "b")
-    exec(compile(code, "docs/index.md", "exec"), names)
+    exec(compile(code, "docs/corpora.md", "exec"), names)
     assert names["hits"][0].id == "light" and names["reply"].source == "latents"
     for name in ("wires", "bm25", "index.json"):
-        assert (tmp_path / "articles.index" / name).exists() and f"`{name}" in page("index.md")
+        assert (tmp_path / "articles.index" / name).exists() and f"`{name}" in page("corpora.md")

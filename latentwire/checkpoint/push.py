@@ -1,0 +1,48 @@
+"""An exported checkpoint into a repository on the Hub."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from latentwire.checkpoint.tensors import INDEX, checked_file, read_info
+from latentwire.core.errors import CheckpointError
+from latentwire.core.hub import hub_reason
+
+CARD = "README.md"
+BESIDE = (CARD, "eval.json", "training.jsonl")
+"""What an export writes beside the index and the weights: the model card, and what it is made of."""
+
+
+def push_to_hub(
+    folder: str | Path, repo_id: str, *, private: bool = False, message: str = "Upload a LatentWire checkpoint"
+) -> str:
+    """Put an exported checkpoint into a model repository, and return the address of the commit.
+
+    The repository is made if need be, as a private one if asked for. Everything goes in one commit, which also takes
+    the weights of an earlier one away; README.md becomes the model card. Who may write is a matter of the Hub's
+    client: `hf auth login`, or HF_TOKEN. CheckpointError, before anything is sent, where the folder is not an export
+    or is damaged, and where the Hub refuses.
+    """
+    folder = Path(folder)
+    files = read_info(folder)["files"]
+    if not (folder / CARD).is_file():
+        raise CheckpointError(
+            f"{folder}: no {CARD}, so this is not an export; make one with: latentwire export --ckpt {folder} --out DIR"
+        )
+    for name, file in files.items():
+        checked_file(folder, name, file)
+    try:
+        repository = HfApi().create_repo(repo_id, private=private or None, exist_ok=True)
+        commit = HfApi().upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in (INDEX, *files, *BESIDE)],
+            delete_patterns=["*.safetensors"],
+            commit_message=message,
+        )
+    except Exception as error:  # what the HTTP client may raise is no closed list
+        raise CheckpointError(f"{repo_id}: not pushed to the Hub ({hub_reason(error, repo_id)})") from error
+    return commit.commit_url

@@ -1,0 +1,64 @@
+"""What every conversation with the Hub needs: an end to waiting, and reasons in one line."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+HUB_SECONDS = 2.0
+"""How long the Hub may take to answer the first question. Downloads themselves try again for a minute."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error without line ends, not too long."""
+    return " ".join(str(error).split())[:200]
+
+
+def hub_reason(error: Exception, repository: str) -> str:
+    """Why the Hub could not do something, in one line that says what would help."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on"
+    if isinstance(error, HFValidationError):
+        return "not the name of a repository"
+    if isinstance(error, GatedRepoError):
+        return f"its licence must be accepted at {constants.ENDPOINT}/{repository}, then: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository there, or no right to read it"
+    if isinstance(error, RevisionNotFoundError):
+        return "no such revision there"
+    if isinstance(error, RemoteEntryNotFoundError):
+        return "no such file there"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return "no right to do that; hf auth login"
+    return f"no answer: {one_line(error)[:100] or type(error).__name__}"
+
+
+def within(seconds: float, call: Callable[[], Any]) -> None:
+    """Make a call, or raise TimeoutError: an HTTP timeout does not bound the look-up of a host's name."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"nothing heard for {seconds:g} s")
+    if raised:
+        raise raised[0]
