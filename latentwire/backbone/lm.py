@@ -305,11 +305,19 @@ class LanguageModel:
                 hook.remove()
             self.model.set_attn_implementation(usual)
 
-    def hidden_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> Tensor:
-        """Hidden states of right-padded ids (batch, T): (batch, T, len(layers), hidden_size); 0 is the embedding."""
-        with self.outputs_of(layers) as seen:
-            self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-        return torch.stack([seen[k] for k in layers], 2)
+    def final_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Final hidden states of right-padded ids (batch, T): (batch, T, hidden_size)."""
+        return self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+
+    def surprisal(self, final: Tensor, ids: Tensor) -> Tensor:
+        """-log p in nats of each of ids (batch, T) behind those before it, from the final hidden states; infinite for the
+        first one. The logits of one row at a time are in memory."""
+        with self.autocast():
+            rows = [
+                F.cross_entropy(self.logits(states[:-1]), row[1:], reduction="none")
+                for states, row in zip(final, ids, strict=True)
+            ]
+        return F.pad(torch.stack(rows), (1, 0), value=float("inf"))
 
     def truncate(self, layers: int) -> None:
         """Keep only the first `layers` blocks: all that a sender needs."""

@@ -97,6 +97,10 @@ class Config(Section):
             )
         if self.losses.latent_scale_weight and self.curriculum.train_only:
             raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
+        if self.encoder.keep is not None and self.encoder.type != "backbone":
+            raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
+        if self.encoder.read > self.encoder.window:
+            raise ValueError(f"encoder.keep: {self.encoder.keep} is more than encoder.window = {self.encoder.window}")
         if len(set(self.codec.learned)) < len(self.codec.learned):
             raise ValueError("codec.learned: names a codec twice")
         if self.anchor.chat_template and self.anchor.bos != "before":

@@ -48,6 +48,10 @@ class Encoder(nn.Module, ABC):
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """What the frozen part makes of each text, without gradients. A text's features do not depend on the others."""
 
+    def choose(self, text: SenderText) -> list[list[int]]:
+        """(keep, N) indices of the tokens that are read of each window, where `encoder.keep` leaves some out."""
+        raise NotImplementedError
+
     @abstractmethod
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Latents (batch, M, d_z) in fp32, right-padded: counts[i] of them in row i."""

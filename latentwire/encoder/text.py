@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -16,17 +17,27 @@ from latentwire.encoder.windows import Span
 class SenderText:
     """A text for the sender, cut into the N windows to which receivers align their own tokens.
 
-    ids: its tokens, special ones included; tokens: how many without those; starts: the windows' first characters;
-    phase_tokens: (phases, N) indices into ids; latents: M, as many as the sender makes of it. M is N, except where
-    latents are set aside for single receivers: there N is what one of them reads.
+    ids: its tokens, special ones included; offsets: the characters of each; tokens: how many without special ones;
+    starts: the windows' first characters; phase_tokens: (phases, N) indices into ids; latents: M, as many as the sender
+    makes of it. M is N, except where latents are set aside for single receivers: there N is what one of them reads.
     """
 
     text: str
     ids: list[int]
+    offsets: list[Span]
     tokens: int
     starts: tuple[int, ...]
     phase_tokens: list[list[int]]
     latents: int
+    choose: Callable[[SenderText], list[list[int]]] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def chosen(self) -> list[list[int]] | None:
+        """(keep, N) indices into ids of the tokens that are read of each window; None where all are.
+
+        The sender's model has to read the text for it.
+        """
+        return self.choose(self) if self.choose else None
 
     @property
     def spans(self) -> list[Span]:

@@ -2,11 +2,14 @@
 
 A window is known to other models by the character at which it starts. A receiver's token belongs to the window in
 which its centre lies. `phases` tokens of each window are taken, in order: phase p of a window with n tokens is its
-min(n - 1, p * n // phases)-th token, so short and long windows are both covered evenly.
+min(n - 1, p * n // phases)-th token, so short and long windows are both covered evenly. Of these, a sender may choose
+the few that are hardest to predict: what it leaves out, a language model fills in best by itself (as in the choice of
+tokens by surprisal for text prompts, Li et al. 2023, arXiv 2310.06201).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,3 +73,21 @@ def align(starts: Sequence[int], offsets: Sequence[Span], phases: int) -> list[l
 def take_phases(members: Sequence[Sequence[int]], phases: int) -> list[list[int]]:
     """(phases, M): the token that stands for each phase of each window."""
     return [[m[min(len(m) - 1, p * len(m) // phases)] for m in members] for p in range(phases)]
+
+
+def most_surprising(phase_tokens: Sequence[Sequence[int]], surprisal: Sequence[float], keep: int) -> list[list[int]]:
+    """(keep, M): of the tokens (phases, M) of each window those with the highest surprisal, highest first.
+
+    A token that a short window repeats counts once as long as there are others.
+    """
+    chosen = []
+    for tokens in zip(*phase_tokens, strict=True):
+        once = sorted(dict.fromkeys(tokens), key=lambda token: -surprisal[token])
+        chosen.append((once * keep)[:keep])
+    return [list(row) for row in zip(*chosen, strict=True)]
+
+
+def follow(spans: Sequence[Sequence[Span]], offsets: Sequence[Span]) -> list[list[int]]:
+    """For each span the token of another tokenizer, given by character spans, in which its centre lies."""
+    ends = [end for _, end in offsets]
+    return [[min(bisect_right(ends, (a + b - 1) / 2), len(ends) - 1) for a, b in row] for row in spans]

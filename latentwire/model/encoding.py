@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,16 +24,21 @@ EVERYTHING = LatentLayout()
 
 @dataclass(frozen=True)
 class ReceiverText:
-    """A text for a receiver: ids (head first), (phases, M) indices into ids, and its questions as (tail, answer)."""
+    """A text for a receiver: ids (head first), its latents M, and its questions as (tail, answer).
+
+    `align` tells which of its tokens stand for those that the sender reads.
+    """
 
     ids: list[int]
     head_len: int
-    phase_tokens: list[list[int]]
+    latents: int
     questions: list[tuple[list[int], list[int]]]
+    align: Callable[[], list[list[int]]] = field(compare=False, repr=False)
 
-    @property
-    def latents(self) -> int:
-        return len(self.phase_tokens[0])
+    @cached_property
+    def phase_tokens(self) -> list[list[int]]:
+        """(phases, M) indices into ids."""
+        return self.align()
 
     @property
     def positions(self) -> int:
@@ -50,9 +56,15 @@ class ReceiverText:
 
 
 def encode_for_sender(
-    source: Source, text: str, window: int, latent_len: int | None, layout: LatentLayout = EVERYTHING
+    source: Source,
+    text: str,
+    window: int,
+    latent_len: int | None,
+    layout: LatentLayout = EVERYTHING,
+    choose: Callable[[SenderText], list[list[int]]] | None = None,
 ) -> SenderText:
-    """Tokenize a text for the sender and cut it into windows, of which `window` tokens each are read.
+    """Tokenize a text for the sender and cut it into windows, of which `window` tokens each are read, or those of them
+    that `choose` tells.
 
     Where the layout fixes the number of latents, there are as many windows as one receiver reads latents.
     """
@@ -65,21 +77,30 @@ def encode_for_sender(
     return SenderText(
         text,
         before + ids + behind,
+        [(0, 0)] * len(before) + offsets + [(0, 0)] * len(behind),
         len(ids),
         cut.starts,
         _shift(cut.phase_tokens, len(before)),
         len(cut) if layout.total is None else layout.total,
+        choose,
     )
 
 
 def encode_for_receiver(
-    lm: LanguageModel, prompt: PromptFormat, passage: Passage, starts: Sequence[int], phases: int
+    lm: LanguageModel, prompt: PromptFormat, passage: Passage, sent: SenderText, phases: int
 ) -> ReceiverText:
     """Tokenize a passage and its questions for a receiver and assign its tokens to the sender's windows."""
     ids, offsets = lm.tokenize_with_offsets(passage.context)
-    aligned = _shift(windows.align(starts, offsets, phases), len(prompt.head))
+
+    def align() -> list[list[int]]:
+        if sent.chosen is None:
+            table = windows.align(sent.starts, offsets, phases)
+        else:
+            table = windows.follow([[sent.offsets[token] for token in row] for row in sent.chosen], offsets)
+        return _shift(table, len(prompt.head))
+
     questions = [(prompt.tail(q.text), prompt.answer(q.answers[0])) for q in passage.questions]
-    return ReceiverText(prompt.head + ids, len(prompt.head), aligned, questions)
+    return ReceiverText(prompt.head + ids, len(prompt.head), len(sent.starts), questions, align)
 
 
 def _shift(table: list[list[int]], by: int) -> list[list[int]]:

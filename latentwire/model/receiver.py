@@ -395,8 +395,9 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     return SlotReader(
         lm.anatomy,
         config.encoder.d_z,
-        config.encoder.window,
+        config.encoder.read,
         head_len,
+        span=config.encoder.window,
         hidden=config.deep_prefix.hidden,
         rank=config.deep_prefix.rank,
         dropout=config.deep_prefix.dropout,

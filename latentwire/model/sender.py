@@ -54,7 +54,8 @@ class Sender:
 
     def tokenize(self, text: str) -> SenderText:
         """A text of any length as token ids and windows."""
-        return encode_for_sender(self.encoder.source, text, self.config.window, self.config.latent_len, self.layout)
+        own, choose = self.config, self.encoder.choose if self.config.keep else None
+        return encode_for_sender(self.encoder.source, text, own.window, own.latent_len, self.layout, choose)
 
     def prepare(self, text: str) -> SenderText:
         """Tokenize a text and cut it into windows; ModelError where the sender cannot read it."""

@@ -32,6 +32,9 @@ class SlotReader(Reader):
     Keys are generated before RoPE and rotated when the cache is built. A token that stood d positions before the
     question in the text stands d positions before it here, although the question now starts right after slot M: keys
     may get negative positions, the question none, and plain `generate` needs no special position ids.
+
+    phases: tokens that are read of a window; span: tokens that it has. Where the sender chooses some, all of a window
+    stand in its middle.
     """
 
     phases_of: Tensor
@@ -43,6 +46,7 @@ class SlotReader(Reader):
         phases: int,
         head_len: int,
         *,
+        span: int,
         hidden: int = 0,
         rank: int | None = None,
         dropout: float = 0.0,
@@ -51,6 +55,7 @@ class SlotReader(Reader):
         super().__init__()
         self.shape = anatomy.slot_shape
         self.phases = phases
+        self.span = span
         self.generator = Generator(d_z, anatomy.slot_size, hidden, rank=rank, dropout=dropout)
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
         self.register_buffer("phases_of", phase_table(anatomy, phases, pattern), persistent=False)
@@ -88,9 +93,10 @@ class SlotReader(Reader):
         hand_over("slots", slots)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents
-        window, phase = order - head_len, torch.arange(self.phases, device=values.device)[None, :, None]
-        nominal = torch.where(window < 0, order, head_len + self.phases * window + phase)
-        positions = nominal - (self.phases - 1) * counts[:, None, None]
+        within = torch.arange(self.phases) if self.phases == self.span else torch.full((self.phases,), self.span // 2)
+        window, phase = order - head_len, within.to(values.device)[None, :, None]
+        nominal = torch.where(window < 0, order, head_len + self.span * window + phase)
+        positions = nominal - (self.span - 1) * counts[:, None, None]
         rope = lm.rope(positions.flatten(1))
         cache = DynamicCache()
         for layer in range(self.shape[0]):

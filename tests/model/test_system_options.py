@@ -166,7 +166,7 @@ def test_every_use_of_a_model_takes_its_turn() -> None:
         "embed": lambda: lm.embed(ids),
         "logits": lambda: lm.logits(torch.zeros(1, 1, lm.anatomy.hidden_size)),
         "keys_values": lambda: lm.keys_values(ids, mask),
-        "hidden_states": lambda: lm.hidden_states(ids, mask, [0, 2]),
+        "final_states": lambda: lm.final_states(ids, mask),
         "add_adapter": lambda: receiver.add_adapter(TEXT),
         "generate": lambda: lm.generate(lm.prefill(mask[:, :0]), ids, mask, 1, [0]),
     }

@@ -13,10 +13,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentwire.cli.codecs import with_sample_book
 from latentwire.cli.fuzz import fuzz
 from latentwire.core.errors import WireError
 from latentwire.wire import codecs
 from latentwire.wire.codecs import CODECS
+from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.frame import Frame, LatentSection
 from latentwire.wire.message import Wire, read_texts
 from latentwire.wire.text import MOST_EXPANSION, pack_text
@@ -231,6 +233,24 @@ def test_a_parse_takes_memory_in_proportion_to_the_message(frame: Frame) -> None
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 64 * len(data) + 100_000
+
+
+def test_latents_of_a_learned_codec_are_bounded_before_they_are_decoded() -> None:
+    codec = with_sample_book(CODECS["fsq"], 256)
+    section = Wire.of(np.zeros((MOST_LATENTS, 256)), codec).frame.latents
+    assert section is not None
+    for count in (MOST_LATENTS, MOST_LATENTS + 1, 65_535):
+        frame = Frame(replace(section, count=count), codebook=codec.codebook)
+        tracemalloc.start()
+        try:
+            wire = Wire.from_bytes(frame.pack())
+            parsed = tracemalloc.get_traced_memory()[1]
+            with contextlib.nullcontext() if count == MOST_LATENTS else pytest.raises(WireError, match="at most 1,024"):
+                _ = wire.latents
+            decoded = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert parsed < 100_000 and decoded < (8 * 4 * 256 * MOST_LATENTS if count == MOST_LATENTS else 100_000)
 
 
 def test_messages_need_no_torch() -> None:

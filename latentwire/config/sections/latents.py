@@ -34,6 +34,12 @@ class EncoderConfig(Section):
         json_schema_extra=flag("encoder_layers"),
     )
     window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
+    keep: PositiveInt | None = Field(
+        None,
+        description="Tokens that are read of a window: those that the sender's model finds hardest to predict. Default: "
+        "all. Only for backbone.",
+        json_schema_extra=flag("encoder_keep"),
+    )
     latent_len: PositiveInt | None = Field(
         None,
         description="Fixed number of latents M. backbone: windows of ceil(T/M) tokens, of which `window` are read.",
@@ -47,6 +53,11 @@ class EncoderConfig(Section):
         0, description="Latents besides that only one receiver reads, so many for each. Not for backbone."
     )
     d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
+
+    @property
+    def read(self) -> int:
+        """Tokens that are read of a window."""
+        return self.keep or self.window
 
 
 class QueriesConfig(Section):

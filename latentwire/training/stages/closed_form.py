@@ -145,6 +145,8 @@ def fit(
     )
     groups, phases = groups_of(receivers.values()), [r.reader.target_phases() for r in receivers.values()]
     device = encoder.weight.device
+    if band and encoder.keep is not None:
+        band = 0  # tokens that were chosen are in the order of their surprisal: none is another's neighbour
     bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
     importance = None
     if asked:

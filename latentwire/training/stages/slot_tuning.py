@@ -123,6 +123,8 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         ),
         "seed": config.system.seed,
     }
+    if config.encoder.keep is not None:
+        key["encoder"] |= {"keep": config.encoder.keep}
     if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
         key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
