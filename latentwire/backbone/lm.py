@@ -310,8 +310,8 @@ class LanguageModel:
         return self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
     def surprisal(self, final: Tensor, ids: Tensor) -> Tensor:
-        """-log p in nats of each of ids (batch, T) behind those before it, from the final hidden states; infinite for the
-        first one. The logits of one row at a time are in memory."""
+        """-log p in nats of each of ids (batch, T) behind those before it, from the final hidden states; infinite for
+        the first one. The logits of one row at a time are in memory."""
         with self.autocast():
             rows = [
                 F.cross_entropy(self.logits(states[:-1]), row[1:], reduction="none")

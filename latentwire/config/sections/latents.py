@@ -36,8 +36,8 @@ class EncoderConfig(Section):
     window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
     keep: PositiveInt | None = Field(
         None,
-        description="Tokens that are read of a window: those that the sender's model finds hardest to predict. Default: "
-        "all. Only for backbone.",
+        description="Tokens that are read of a window: those that the sender's model finds hardest to predict. "
+        "Default: all. Only for backbone.",
         json_schema_extra=flag("encoder_keep"),
     )
     latent_len: PositiveInt | None = Field(
