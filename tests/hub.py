@@ -37,7 +37,8 @@ class LocalHub:
 
     def model_info(self, repo_id: str, *, revision: str | None = None, timeout: float | None = None) -> Any:
         self.asked.append(repo_id)
-        return SimpleNamespace(sha=self._commit(repo_id, revision))
+        sha = None if repo_id in self.private and repo_id not in self.refs else self._commit(repo_id, revision)
+        return SimpleNamespace(sha=sha, private=bool(self.private.get(repo_id)))
 
     def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None = None) -> str:
         commit = self._commit(repo_id, revision)

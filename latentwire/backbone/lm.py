@@ -310,14 +310,14 @@ class LanguageModel:
         return self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
     def surprisal(self, final: Tensor, ids: Tensor) -> Tensor:
-        """-log p in nats of each of ids (batch, T) behind those before it, from the final hidden states; infinite for
-        the first one. The logits of one row at a time are in memory."""
+        """-log p in nats of each of ids (T,) behind those before it, from the final hidden states (T, hidden_size);
+        infinite for the first one. The logits of a few hundred positions at a time are in memory."""
         with self.autocast():
-            rows = [
-                F.cross_entropy(self.logits(states[:-1]), row[1:], reduction="none")
-                for states, row in zip(final, ids, strict=True)
+            parts = [
+                F.cross_entropy(self.logits(states), wanted, reduction="none")
+                for states, wanted in zip(final[:-1].split(256), ids[1:].split(256), strict=True)
             ]
-        return F.pad(torch.stack(rows), (1, 0), value=float("inf"))
+        return torch.cat([torch.full((1,), float("inf"), device=ids.device), *parts])
 
     def truncate(self, layers: int) -> None:
         """Keep only the first `layers` blocks: all that a sender needs."""

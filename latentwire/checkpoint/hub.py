@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 
 from latentwire.core.errors import CheckpointError
-from latentwire.core.hub import HUB_SECONDS, hub_reason, within
+from latentwire.core.hub import FIRST_HUB_SECONDS, HUB_SECONDS, hub_reason, within
 
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,7 +40,8 @@ def fetch(repository: str, file: str, revision: str | None = None) -> Path:
         kept = Path(cached) if isinstance(cached, str) else None
         if kept is None or not COMMIT.fullmatch(revision or ""):
             # One short question first: the download itself tries again for a minute where nobody answers.
-            within(HUB_SECONDS, lambda: HfApi().model_info(repository, revision=revision, timeout=HUB_SECONDS))
+            patience = FIRST_HUB_SECONDS if kept is None else HUB_SECONDS
+            within(patience, lambda: HfApi().model_info(repository, revision=revision, timeout=patience))
             kept = Path(hf_hub_download(repository, file, revision=revision))
         return kept
     except Exception as error:  # what the HTTP client may raise is no closed list

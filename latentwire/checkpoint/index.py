@@ -37,6 +37,12 @@ def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Co
     return config_from_dict(info["config"], str(folder), changes or {})
 
 
+def codebooks_of(folder: Path) -> set[str]:
+    """The learned codecs of which a checkpoint has codebooks."""
+    stems = (Path(name) for name in read_info(folder)["files"])
+    return {stem.stem for stem in stems if stem.parent.name == "codecs"}
+
+
 def sender_fingerprint(folder: Path) -> bytes:
     """8 bytes that name a checkpoint's sender: a hash of its weights' file and of its configuration as kept there.
 

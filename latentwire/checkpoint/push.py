@@ -36,13 +36,17 @@ def push_to_hub(
         checked_file(folder, name, file)
     try:
         repository = HfApi().create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not HfApi().model_info(repository.repo_id).private:
+            raise CheckpointError(f"--private: {repository.repo_id} is there already, and public; nothing was sent")
         commit = HfApi().upload_folder(
             repo_id=repository.repo_id,
             folder_path=folder,
             allow_patterns=[glob.escape(name) for name in (INDEX, *files, *BESIDE)],
-            delete_patterns=["*.safetensors"],
+            delete_patterns=["*.safetensors", *BESIDE],
             commit_message=message,
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # what the HTTP client may raise is no closed list
         raise CheckpointError(f"{repo_id}: not pushed to the Hub ({hub_reason(error, repo_id)})") from error
     return commit.commit_url

@@ -45,7 +45,7 @@ def add_receiver(
     Example: latentwire add-receiver --name qwen --model Qwen/Qwen2.5-0.5B-Instruct --data_path squad_train.json
     --out_dir runs/with-qwen
     """
-    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of
     from latentwire.cli.train import train
 
     folder = find_checkpoint(Path(ckpt))
@@ -61,6 +61,7 @@ def add_receiver(
         "curriculum.train_only": [name],
         "curriculum.end_to_end.max_steps": steps,
         "losses.latent_scale_weight": 0.0,  # a matter of the sender
+        "codec.learned": [kind for kind in trained.codec.learned if kind in codebooks_of(folder)],
     }
     if dataset and dataset != trained.data.dataset:
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}

@@ -64,9 +64,14 @@ def summary(name: str, conversation: Conversation) -> str:
     )
 
 
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows."""
+
+
 def printable(text: str) -> str:
     """A text on one line, without what would move a terminal's cursor or give it orders."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    orders = ("Cc", "Zl", "Zp")
+    return "".join("\ufffd" if unicodedata.category(c) in orders or c in TURNS else c for c in text)
 
 
 class Silent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from latentwire.cli.index import with_extra
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import dump_json
-from latentwire.core.errors import DataError
+from latentwire.core.errors import DataError, WireError
 
 
 def ask(
@@ -110,10 +111,12 @@ def _ask_index(
         raise DataError("QUESTION: nothing is asked")
     indexing = with_extra()
     index = indexing.Index(folder)
-    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     checkpoint, changes = find_checkpoint(Path(ckpt)), dict(map(parse_override, overrides))
     chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
+    if index.info["text"] == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
+        raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")
     from latentwire.model.receiver import Receiver
 
     receivers = {name: Receiver.from_pretrained(checkpoint, name, changes) for name in chosen}
@@ -129,9 +132,10 @@ def _ask_index(
             rows.append({"receiver": name, "documents": found} | (answer or {"answer": None, "source": None}))
             if not as_json:
                 said = printable(reply.text) if reply else "[no document shares a word with the question]"
-                print(
-                    f"  {name}  {said}" + (f"  (from {', '.join(hit.id for hit in hits)})" if hits else ""), flush=True
-                )
+                where = f"  (from {', '.join(printable(hit.id) for hit in hits)})" if hits else ""
+                print(f"  {name}  {said}{where}", flush=True)
+                if reply and reply.note:
+                    print(f"  {name}: answered from the text in the message: {reply.note}", file=sys.stderr)
         out.append({"question": question, "answers": rows})
     result = {"index": str(folder), "checkpoint": ckpt, "questions": out}
     if as_json:

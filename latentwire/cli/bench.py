@@ -114,6 +114,9 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
     if isinstance(module, EndToEnd):  # the sender's features are kept from their first use on: not a step's cost
         for index in indices:
             module.features(module.batch(index)[1])
+    else:
+        for index in indices:  # and so is which tokens stand for those that the sender reads
+            _ = [text.phase_tokens for text in module.batch(index).texts]
     parameters = [p for g in module.parameter_groups() for p in g.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)

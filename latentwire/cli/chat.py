@@ -48,8 +48,8 @@ def chat(
     """
     if file == "-":
         raise DataError("FILE: standard input is where the questions come from; name a file")
-    read_text(file)  # what is wrong with it is said before models are loaded
-    talk = Talk(file, open_checkpoint(ckpt, receiver or [], overrides or []), text_too, max_new_tokens)
+    text = read_text(file)  # what is wrong with it is said before models are loaded
+    talk = Talk(file, text, open_checkpoint(ckpt, receiver or [], overrides or []), text_too, max_new_tokens)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     history = _remember() if terminal else None
     try:
@@ -78,7 +78,7 @@ def chat(
 class Talk:
     """A dialogue on a file: what is read, who is asked, and all answers so far."""
 
-    def __init__(self, file: str, system: Any, text_too: bool, max_new_tokens: int):
+    def __init__(self, file: str, text: str, system: Any, text_too: bool, max_new_tokens: int):
         self.file = Path(file)
         self.system = system
         self.names = list(system.receivers)
@@ -86,7 +86,7 @@ class Talk:
         self.max_new_tokens = max_new_tokens
         self.said: list[dict[str, Any]] = []
         self.over = False
-        self.reload()
+        self.take(text)
 
     def hear(self, line: str) -> None:
         """Answer a question or carry out a command; LatentWireError where that fails, with all as it was."""
@@ -111,9 +111,13 @@ class Talk:
 
     def reload(self) -> None:
         """Read and encode the file anew; what was read stays where that fails."""
+        self.take(read_text(str(self.file)))
+
+    def take(self, text: str) -> None:
+        """Encode a text in the place of the one before."""
         from latentwire.model.asking import Conversation
 
-        text, changed = read_text(str(self.file)), self.file.stat().st_mtime_ns
+        changed = self.file.stat().st_mtime_ns
         conversation = Conversation(self.system, text)
         self.conversation, self.changed = conversation, changed
         print(summary(str(self.file), conversation), flush=True)

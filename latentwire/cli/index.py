@@ -12,6 +12,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_override
 from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import stable_hash
 from latentwire.data.documents import read_documents
 from latentwire.wire.codecs import parse_codec
 
@@ -52,6 +53,9 @@ def index(
         "codec": str(parse_codec(codec) if codec else default_codec(config)),
         "text": text,
         "chunk": str(config.data.max_context_tokens),
+        "encoder": stable_hash(
+            config.encoder.model_dump(mode="json", exclude={"model"}) | {"dtype": config.model.dtype}
+        ),
     }
     codebook = read_info(folder)["files"].get(f"codecs/{made_with['codec'].partition(':')[0]}.safetensors")
     if codebook:

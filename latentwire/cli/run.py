@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -44,6 +45,9 @@ def run_and_exit(main: Callable[[], Any]) -> None:
     debug = "--debug" in sys.argv
     try:
         main()
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (LatentWireError, MemoryError, OSError) as error:
         if debug:
             traceback.print_exc()

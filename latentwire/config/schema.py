@@ -99,8 +99,8 @@ class Config(Section):
             raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
         if self.encoder.keep is not None and self.encoder.type != "backbone":
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
-        if self.encoder.read > self.encoder.window:
-            raise ValueError(f"encoder.keep: {self.encoder.keep} is more than encoder.window = {self.encoder.window}")
+        if self.encoder.keep is not None:
+            self._choosable(self.encoder.keep)
         if len(set(self.codec.learned)) < len(self.codec.learned):
             raise ValueError("codec.learned: names a codec twice")
         if self.anchor.chat_template and self.anchor.bos != "before":
@@ -120,6 +120,20 @@ class Config(Section):
                 known = ", ".join(self.model.chosen)
                 raise ValueError(f"curriculum.train_only: {name!r} is not in model.receivers (there are: {known})")
         return self
+
+    def _choosable(self, keep: int) -> None:
+        """What asks for every token of a text, or for their order, does not go with a choice of them."""
+        if keep >= self.encoder.window:
+            raise ValueError(f"encoder.keep: {keep} is not less than encoder.window = {self.encoder.window}")
+        for key, on in (
+            ("losses.copy_weight", self.losses.copy_weight),
+            ("features.use_gist_head", self.features.use_gist_head),
+            ("deep_prefix.pattern", self.deep_prefix.pattern == "strided"),
+        ):
+            if on:
+                raise ValueError(
+                    f"{key}: asks for all tokens of a text in their order, and encoder.keep leaves some out"
+                )
 
     @model_validator(mode="after")
     def _enough_latents(self) -> Config:

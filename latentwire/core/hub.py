@@ -17,8 +17,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-HUB_SECONDS = 2.0
-"""How long the Hub may take to answer the first question. Downloads themselves try again for a minute."""
+HUB_SECONDS, FIRST_HUB_SECONDS = 2.0, 10.0
+"""How long the Hub may take to answer the first question, where there is something to fall back on and where there is
+nothing. Downloads themselves try again for a minute."""
 
 
 def one_line(error: BaseException) -> str:

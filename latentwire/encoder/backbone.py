@@ -63,8 +63,9 @@ class BackboneEncoder(Encoder):
         with self.lm.outputs_of(self.layers) as seen:
             final = self.lm.final_states(ids, mask)
         states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
-        tables = [t.phase_tokens for t in texts] if self.keep is None else self._chosen(texts, ids, final)
-        phase_tokens, counts = stack_phases(tables, self.device)
+        if self.keep is not None and len(texts) == 1:
+            texts[0].remember(self._chosen(texts[0], ids, final))
+        phase_tokens, counts = stack_phases([t.chosen or t.phase_tokens for t in texts], self.device)
         batch, phases, windows = phase_tokens.shape
         index = phase_tokens.transpose(1, 2).reshape(batch, windows * phases)
         rows = torch.arange(batch, device=ids.device)[:, None]
@@ -74,11 +75,11 @@ class BackboneEncoder(Encoder):
     @torch.no_grad()
     def choose(self, text: SenderText) -> list[list[int]]:
         ids, mask = pad_right([text.ids], self.lm.pad_id, self.device)
-        return self._chosen([text], ids, self.lm.final_states(ids, mask))[0]
+        return self._chosen(text, ids, self.lm.final_states(ids, mask))
 
-    def _chosen(self, texts: Sequence[SenderText], ids: Tensor, final: Tensor) -> list[list[list[int]]]:
-        surprisal = self.lm.surprisal(final, ids).tolist()
-        return [most_surprising(t.phase_tokens, row, self.phases) for t, row in zip(texts, surprisal, strict=True)]
+    def _chosen(self, text: SenderText, ids: Tensor, final: Tensor) -> list[list[int]]:
+        surprisal = self.lm.surprisal(final[0], ids[0]).tolist()
+        return most_surprising(text.phase_tokens, surprisal, self.phases)
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """One row of features becomes one latent."""

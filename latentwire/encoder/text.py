@@ -35,9 +35,20 @@ class SenderText:
     def chosen(self) -> list[list[int]] | None:
         """(keep, N) indices into ids of the tokens that are read of each window; None where all are.
 
-        The sender's model has to read the text for it.
+        The sender's model has to read the text for it, by itself: near ties must not depend on other texts in a batch.
         """
         return self.choose(self) if self.choose else None
+
+    def remember(self, chosen: list[list[int]]) -> None:
+        """Take up a choice that came with another reading of the text by itself."""
+        self.__dict__.setdefault("chosen", chosen)
+
+    @property
+    def read_spans(self) -> list[list[Span]] | None:
+        """For each window the characters of the tokens that are read, hardest to predict first; None where all are."""
+        if self.chosen is None:
+            return None
+        return [[self.offsets[token] for token in dict.fromkeys(window)] for window in zip(*self.chosen, strict=True)]
 
     @property
     def spans(self) -> list[Span]:

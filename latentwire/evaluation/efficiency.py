@@ -14,7 +14,7 @@ import zstandard
 
 from latentwire.backbone.lm import Context
 from latentwire.evaluation.answering import Item, given_to
-from latentwire.evaluation.modes import Mode
+from latentwire.evaluation.modes import Given, Mode
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
@@ -76,8 +76,10 @@ def latency(
             sends = partial(_sent, system, item.passage.context, codec)
             encode = _timed(system, sends) if mode.name == "latent" else 0.0
 
-            def read(item: Item = item) -> Context:
-                return mode.read(receiver, given_to(receiver, [item]))  # from the message's bytes on
+            known = None if mode.name == "latent" else given_to(receiver, [item])
+
+            def read(item: Item = item, known: Given | None = known) -> Context:
+                return mode.read(receiver, known or given_to(receiver, [item]))  # latents from the message's bytes on
 
             prefill = _timed(system, read)
 

@@ -104,7 +104,7 @@ def evaluate(
 
 
 def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
-    """The lossless limit of each passage. The system's own sender has only the layers that it needs."""
+    """The lossless limit of each passage. The system's own sender may have only the layers that it needs."""
     device = check_devices(config.system)
     whole = LanguageModel.load(config.encoder.model, dtype=config.model.dtype, device=device)
     return lm_bytes(whole, [passage.context for passage in passages])
@@ -125,7 +125,10 @@ def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> No
             row["joint"] = answers.joint[i]
         rows.append(row)
     write_jsonl(folder / "predictions.jsonl", rows)
-    passages = [{"id": i.passage.id, "context": i.passage.context, "windows": i.sent.spans} for i in answers.items]
+    passages = [
+        {"id": i.passage.id, "context": i.passage.context, "windows": i.sent.spans, "read": i.sent.read_spans}
+        for i in answers.items
+    ]
     write_jsonl(folder / "passages.jsonl", passages)
     write_text(folder / "eval.csv", _csv(results))
     write_json(folder / "eval.json", results)

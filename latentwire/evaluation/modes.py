@@ -52,7 +52,7 @@ def _anchored(receiver: Receiver, given: Given) -> Context:
 
 
 def _budget(receiver: Receiver, given: Given) -> Context:
-    return receiver.read_text([t.truncated() for t in given.texts])
+    return receiver.read_text([t.truncated(receiver.extra_positions) for t in given.texts])
 
 
 def _nothing(receiver: Receiver, given: Given) -> Context:

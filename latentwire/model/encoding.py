@@ -50,9 +50,9 @@ class ReceiverText:
         asked = sum(len(tail) + len(answer) for tail, answer in self.questions)
         return len(self.ids) + asked * min(most, len(self.questions)) // max(1, len(self.questions))
 
-    def truncated(self) -> list[int]:
-        """The token budget: as many positions of text as the latents take."""
-        return self.ids[: self.head_len + self.latents]
+    def truncated(self, more: int = 0) -> list[int]:
+        """The token budget: as many positions of text as the latents take, and `more` that features add to them."""
+        return self.ids[: self.head_len + self.latents + more]
 
 
 def encode_for_sender(

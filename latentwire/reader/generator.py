@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,12 +12,14 @@ from torch.nn import functional as F
 class Generator(nn.Module):
     """Linear map plus a zero-initialised MLP, then scale and shift: (..., d_z) -> (..., d_out).
 
-    The closed-form fit sets the linear map, the scale and the shift; the MLP starts at zero and learns what is not
-    linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in training.
+    The closed-form fit sets the linear map, the scale and the shift, which are those of what is to be made, and the
+    `centre` of the latents, which is zero where the encoder was fitted as well; the MLP starts at zero and learns what
+    is not linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in training.
     """
 
     scale: Tensor
     shift: Tensor
+    centre: Tensor
 
     def __init__(self, d_z: int, d_out: int, hidden: int = 0, *, rank: int | None = None, dropout: float = 0.0):
         super().__init__()
@@ -24,11 +28,16 @@ class Generator(nn.Module):
         self.down = nn.Parameter(torch.randn(d_z, rank) / d_z**0.5) if rank else None
         self.register_buffer("scale", torch.ones(d_out))
         self.register_buffer("shift", torch.zeros(d_out))
+        self.register_buffer("centre", torch.zeros(d_z))
         self.mlp: nn.Module | None = None
         if hidden:
             out = nn.Linear(hidden, d_out, bias=False)
             nn.init.zeros_(out.weight)
             self.mlp = nn.Sequential(nn.Linear(d_z, hidden), nn.GELU(), out)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state.setdefault(f"{prefix}centre", torch.zeros_like(self.centre))  # older checkpoints know of none
+        super()._load_from_state_dict(state, prefix, *rest)
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor) -> None:
@@ -42,7 +51,7 @@ class Generator(nn.Module):
         self.down.zero_()[: len(weight), :rank] = left[:, :rank] * values[:rank].sqrt()
 
     def forward(self, z: Tensor) -> Tensor:
-        z = F.dropout(z, self.dropout, training=torch.is_grad_enabled())
+        z = F.dropout(z - self.centre, self.dropout, training=torch.is_grad_enabled())
         y = (z if self.down is None else z @ self.down) @ self.linear
         if self.mlp is not None:
             y = y + self.mlp(z)

@@ -90,7 +90,8 @@ def _features(features: dict[str, bool]) -> str:
 
 def _encoder(encoder: dict[str, Any]) -> str:
     kind = encoder.get("type", "backbone")
-    parts = [f"windows of {encoder['window']} tokens", f"d_z {encoder['d_z']}"]
+    read = f", of which the {encoder['keep']} hardest to predict are read" if encoder.get("keep") else ""
+    parts = [f"windows of {encoder['window']} tokens{read}", f"d_z {encoder['d_z']}"]
     if encoder["latent_len"]:
         parts[0] = f"{encoder['latent_len']} latents"
     if encoder.get("latent_private_len"):

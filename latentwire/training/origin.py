@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
@@ -48,6 +48,7 @@ class Origin:
         self.files: dict[str, Any] = read_info(self.folder)["files"]
         stems = [name.removesuffix(".safetensors") for name in self.files]
         self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
+        self.codebooks = codebooks_of(self.folder)
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -112,7 +113,7 @@ class Origin:
         if only and not set(only) & self.known:
             free |= {"features.use_lora"} if theirs.features.use_lora else {"features.use_lora", "lora"}
         for dotted in sorted(differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
-            if {dotted, dotted.split(".")[0]} & free:
+            if {dotted, dotted.split(".")[0]} & free or dotted == "encoder.model":  # which may lie elsewhere here
                 continue
             if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
                 section, key = dotted.split(".")

@@ -166,11 +166,18 @@ class Run:
     def _check_codec(self) -> None:
         """ConfigError where the codec to evaluate with is a learned one that there will be no codebook of."""
         codec, own = default_codec(self.config), self.config.codec
+        if self.origin and self.config.curriculum.train_only:  # its codebooks stay, and there are no others
+            for kind in own.learned:
+                if kind not in self.origin.codebooks:
+                    raise ConfigError(f"codec.learned: {self.origin.folder} has no codebook of {kind!r}")
+            there = self.origin.codebooks
+        else:
+            made = "codec" in self.stages or _is_done(self._stage("codebooks"))
+            there = set(own.learned) if made else set()
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
-        made = "codec" in self.stages or _is_done(self._stage("codebooks"))
-        if codec.name not in own.learned or not made:
-            raise ConfigError(f"evaluation.codec: {codec.name!r} needs a codebook, and stage codec makes none here")
+        if codec.name not in there:
+            raise ConfigError(f"evaluation.codec: {codec.name!r} needs a codebook, and there will be none here")
         if codec.layers > own.layers:
             raise ConfigError(f"evaluation.codec: {codec} has more layers than codec.layers = {own.layers}")
 
@@ -341,9 +348,8 @@ class Run:
         fitted = self._stage("codebooks") / "done"
         if not self.config.codec.learned or not ("codec" in self.stages or _is_done(fitted.parent)):
             return
-        if self.config.curriculum.train_only:  # the codebooks came with the sender
-            for kind in self.config.codec.learned:
-                self.system.sender.ready(kind)
+        if self.config.curriculum.train_only:
+            pass  # the codebooks came with the sender
         elif _is_done(fitted.parent):
             self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
         else:

@@ -76,6 +76,13 @@ def test_each_end_fetches_its_own_files_once(hub: LocalHub, exported: Path, mode
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_to_be_private_does_not_go_to_a_public_place(hub: LocalHub, exported: Path) -> None:
+    push_to_hub(exported, NAME)
+    with pytest.raises(CheckpointError, match=r"--private: .* is there already, and public; nothing was sent"):
+        push_to_hub(exported, NAME, private=True)
+    assert len(set(hub.refs[NAME].values())) == 1
+
+
 def test_a_whole_checkpoint_and_copies_of_it(
     hub: LocalHub, exported: Path, models: dict[str, Any], tmp_path: Path
 ) -> None:

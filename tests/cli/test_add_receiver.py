@@ -139,10 +139,7 @@ def test_a_receiver_with_lora_joins_frozen_ones_on_an_exported_checkpoint(
     short = {"end_to_end_max_steps": 1, "eval_samples": 0, "out_dir": tmp_path / "run"}
     train_main([*arguments(models, **short), "--no_use_lora"])
     export_main(["--ckpt", str(tmp_path / "run"), "--out_dir", str(tmp_path / "shipped")])
-    index = tmp_path / "shipped" / "checkpoint.json"
-    info = json.loads(index.read_text())
-    info["config"]["encoder"]["model"] = str(models / "llama")  # a path, of which an export leaves the name
-    index.write_text(json.dumps(info))
+    sender = f"encoder.model={models / 'llama'}"  # a path, of which an export leaves the name
     changes = {"lora.r": 2, "evaluation.samples": 0, "checkpoint.tuned_cache": str(tmp_path / "cache")}
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     run = add_receiver(
@@ -151,13 +148,14 @@ def test_a_receiver_with_lora_joins_frozen_ones_on_an_exported_checkpoint(
         model=str(models / "gemma3"),
         out_dir=str(tmp_path / "more"),
         steps=1,
-        overrides=[*overrides, "features.use_lora=true"],
+        overrides=[*overrides, "features.use_lora=true", sender],
     )
     before, after = files_of(tmp_path / "shipped"), files_of(tmp_path / "more")
     assert run["evaluation"] is None and {name: after[name] for name in before} == before
     assert sender_fingerprint(tmp_path / "shipped") == sender_fingerprint(tmp_path / "more" / "last")
     assert load_config_of(tmp_path / "more" / "last").lora.r == 2
     out = ["--samples", "2", "--dataset", "facts", "--out_dir", str(tmp_path / "eval"), "--quiet"]
+    out += ["--override", sender]
     for name, folder in (("llama", "llama"), ("qwen", "qwen3")):
         out += ["--override", f"model.receivers.{name}={models / folder}"]
     results = eval_main(["--ckpt", str(tmp_path / "more"), *out])["receivers"]

@@ -98,7 +98,7 @@ def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
     words = arguments(models, out_dir=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"codec\.learned names, and that is empty"):
         train_main([*words, "--stages", "codec"])
-    with pytest.raises(ConfigError, match="needs a codebook, and stage codec makes none here"):
+    with pytest.raises(ConfigError, match="needs a codebook, and there will be none here"):
         train_main([*words, "--codec", "fsq"])
     with pytest.raises(ConfigError, match=r"more layers than codec\.layers = 4"):
         train_main([*words, "--learned_codecs", "fsq", "--codec", "fsq:layers=5"])

@@ -37,7 +37,8 @@ def test_tokens_of_another_tokenizer_are_found_by_their_centres() -> None:
 def test_surprisal_is_what_the_model_itself_says() -> None:
     lm = tiny_lm("llama")
     ids = torch.tensor([[1, 7, 9, 4, 12]])
-    found = lm.surprisal(lm.final_states(ids, torch.ones_like(ids)), ids)[0]
+    final = lm.final_states(ids, torch.ones_like(ids))
+    found = lm.surprisal(final[0], ids[0])
     log_p = F.log_softmax(lm.model(ids).logits[0, :-1].float(), -1)
     torch.testing.assert_close(found[1:], -log_p.gather(1, ids[0, 1:, None])[:, 0], atol=1e-5, rtol=1e-5)
     assert found[0] == float("inf")
@@ -113,8 +114,20 @@ def test_it_must_fit_the_window_and_the_encoder() -> None:
     from latentwire.config.load import config_from_dict
 
     for values, message in (
-        ({"keep": 9, "window": 8}, "encoder.keep: 9 is more than encoder.window = 8"),
-        ({"keep": 2, "type": "byte"}, "encoder.keep: only encoder.type = 'backbone'"),
+        ({"encoder": {"keep": 8, "window": 8}}, "encoder.keep: 8 is not less than encoder.window = 8"),
+        ({"encoder": {"keep": 2, "type": "byte"}}, "encoder.keep: only encoder.type = 'backbone'"),
+        ({"encoder": {"keep": 2}, "losses": {"copy_weight": 1.0}}, "losses.copy_weight: asks for all tokens"),
+        ({"encoder": {"keep": 2}, "features": {"use_gist_head": True}}, "features.use_gist_head: asks for all tokens"),
+        ({"encoder": {"keep": 2}, "deep_prefix": {"pattern": "strided"}}, "deep_prefix.pattern: asks for all tokens"),
     ):
         with pytest.raises(ConfigError, match=message):
-            config_from_dict({"encoder": values}, "x.json", {})
+            config_from_dict(values, "x.json", {})
+
+
+@torch.no_grad()
+def test_long_texts_are_judged_piece_by_piece() -> None:
+    lm = tiny_lm("llama")
+    torch.manual_seed(0)
+    ids, final = torch.randint(3, 60, (600,)), torch.randn(600, lm.anatomy.hidden_size)
+    expected = F.cross_entropy(lm.logits(final[:-1]), ids[1:], reduction="none")
+    torch.testing.assert_close(lm.surprisal(final, ids)[1:], expected)

@@ -48,5 +48,5 @@ def fit_generators(
     scores = hand_out(Factors(mean_z, torch.eye(len(zz), device=zz.device), weight, scale, mean_y), receivers, z, y)
     for receiver in receivers.values():  # training has moved the latents' mean away from zero
         generator = receiver.reader.generator
-        generator.shift.sub_(generator(mean_z) - generator.shift)
+        generator.centre.copy_(mean_z)
     return scores

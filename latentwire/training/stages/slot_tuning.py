@@ -8,7 +8,7 @@ The receiver learns to answer from a context in the form in which it will read i
 
 LoRA, data, batches and rates are the same for the three; the number of steps is set apart for the baselines
 (`curriculum.baselines`) and is written into diagnostics.jsonl. What section `losses` adds is for latents only. Only the
-sender's tokenizer is needed.
+sender's tokenizer is needed, and its model where it chooses tokens (`encoder.keep`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SlotTuning:
                 teacher = self.receiver.teach(texts, block, progress)
                 terms = self.receiver.loss(self.receiver.read_own(texts), block, progress, teacher)
             else:
-                rows = [t.ids if self.reads == TEXT else t.truncated() for t in texts]
+                rows = [t.ids if self.reads == TEXT else t.truncated(self.receiver.extra_positions) for t in texts]
                 tokens = sum(map(len, rows))
                 terms = self.receiver.loss(self.receiver.read_text(rows), block)
         tokens += int(block.mask.sum())
@@ -123,11 +123,13 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         ),
         "seed": config.system.seed,
     }
-    if config.encoder.keep is not None:
-        key["encoder"] |= {"keep": config.encoder.keep}
+    if reads == TOKEN_BUDGET and receiver.extra_positions:
+        key["more_positions"] = receiver.extra_positions
     if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
         key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
+        if config.encoder.keep is not None:
+            key["encoder"] |= {"keep": config.encoder.keep}
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
         key["calibration"] = (
