@@ -14,7 +14,8 @@ class Generator(nn.Module):
 
     The closed-form fit sets the linear map, the scale and the shift, which are those of what is to be made, and the
     `centre` of the latents, which is zero where the encoder was fitted as well; the MLP starts at zero and learns what
-    is not linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in training.
+    is not linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in
+    training.
     """
 
     scale: Tensor
