@@ -39,6 +39,11 @@ class Phase:
     refused: list[float] = field(default_factory=list)  # of 429 and 503
     wrong: int = 0
 
+    @property
+    def lost(self) -> int:
+        """Requests that were neither answered nor refused."""
+        return sum(self.statuses.values()) - len(self.answered) - len(self.refused)
+
     def row(self) -> dict[str, Any]:
         sent = sum(self.statuses.values())
         return {
@@ -129,7 +134,8 @@ async def measure(
         return {
             "held": held.row(),
             "over": over.row() | {"asked_per_s": round(rate, 1), "counted_by_service": counted},
-            "lost": counted - len(over.answered) + sum(n for s, n in over.statuses.items() if s.startswith("lost")),
+            "lost": held.lost + over.lost,
+            "not_received": counted - len(over.answered),
         }
 
 

@@ -62,7 +62,7 @@ def log(receivers: tuple[str, ...] = ("a", "b"), steps: int = 40) -> list[dict[s
             row = {"stage": stage, "step": step, "receiver": name, "loss": 4 / step**0.5, "first_acc": step / 50}
             rows.append(row | {f"smooth_loss/{n}": 5 / step**0.5 for n in turns} | {"seconds": 0.5})
     rows.insert(2 * steps, {"stage": "closed_form", "r2": dict.fromkeys(receivers, 0.5), "seconds": 9.0})
-    return [*rows, rows[-1] | {"loss": None, "skipped": True}]
+    return [*rows, rows[-1] | {"step": steps + 1, "loss": None, "skipped": True}]
 
 
 def run_folder(folder: Path, f1: float = 0.4, attention: bool = True) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import socket
@@ -73,12 +74,15 @@ def serve(
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)
     listener = _listen(host, port)
     engine = Engine(load, limits, role)
+    logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(engine, token),
+            log_config=logs,
             log_level="info" if access_log else "warning",
             access_log=access_log,
-            timeout_graceful_shutdown=round(timeout if grace is None else grace),
+            timeout_graceful_shutdown=timeout if grace is None else grace,  # type: ignore[arg-type]  # a part of one too
             server_header=False,
         )
     )
@@ -93,9 +97,14 @@ def serve(
     print(f"listening on http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}", file=sys.stderr)
     if token is None and not ip_address(address[0]).is_loopback:
         print(f"warning: no token: whoever reaches this address may use it (--token_file, {TOKEN})", file=sys.stderr)
-    # uvicorn raises the signal that stopped it again when all is done; that is no failure.
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn has handlers of its own only while it runs; it raises the signal that stopped it again when all is done,
+    # and that is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     server.run([listener])
     ready = engine.batcher.ready
     if ready.done():
@@ -105,14 +114,15 @@ def serve(
 
 def _token(file: Path | None) -> str | None:
     """The bearer token of a file or of the environment."""
-    if file is None:
-        return os.environ.get(TOKEN) or None
+    if file is None and TOKEN not in os.environ:
+        return None
+    where = TOKEN if file is None else f"--token_file: {file}"
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        token = (os.environ[TOKEN] if file is None else file.read_text(encoding="utf-8")).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--token_file: {file}: could not be read: {getattr(error, 'strerror', error)}") from None
+        raise DataError(f"{where}: could not be read: {getattr(error, 'strerror', error)}") from None
     if not token:
-        raise DataError(f"--token_file: {file}: no token in it")
+        raise DataError(f"{where}: no token in it")
     return token
 
 

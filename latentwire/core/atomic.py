@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import json
 import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from latentwire.core.errors import LatentWireError
+
+LEFTOVER_SECONDS = 3600
+"""Temporary folders that were not written to for so long are what a killed process left."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of linux/fcntl.h and linux/fs.h."""
 
 
 @contextmanager
@@ -106,12 +114,24 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def append_jsonl(path: str | Path, value: Any) -> None:
-    """Append one JSON object as one line."""
+    """Append one JSON object as one line, in place of a last line that was cut off while it was written."""
     path = Path(path)
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(_json_line(value) + "\n")
+        with open(path, "ab+") as file:
+            file.truncate(_end_of_last_line(file))
+            file.write(f"{_json_line(value)}\n".encode())
+
+
+def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:
+    start = file.seek(0, os.SEEK_END)
+    while start:
+        end, start = start, max(0, start - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+    return 0
 
 
 def _json_line(value: Any) -> str:
@@ -120,28 +140,54 @@ def _json_line(value: Any) -> str:
 
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
-    """A temporary sibling folder that takes the place of `path` when the block succeeds, and vanishes if it fails."""
+    """A temporary sibling folder that takes the place of `path` when the block succeeds, and vanishes if it fails.
+
+    On Linux there is a whole folder at `path` at every moment, elsewhere none between two renames.
+    """
     path = Path(path)
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _sweep(path, "new")
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
     try:
         with _one_line(path):
             yield temporary
             os.chmod(temporary, 0o755)
-            old = None
-            if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, old / path.name)
-            try:
+            if not path.exists():
                 os.replace(temporary, path)
-            except BaseException:
-                if old is not None:
-                    os.replace(old / path.name, path)
-                    os.rmdir(old)
-                raise
-            if old is not None:
-                shutil.rmtree(old)
-    except BaseException:
+            elif not _exchange(temporary, path):
+                _replace(temporary, path)
+            _sweep(path, "old")  # what _replace left of a killed process, and not before something is at `path` again
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step, as Linux can (renameat2); False where system or disk cannot, or for a link."""
+    if other.is_symlink() or not other.is_dir():
+        return False
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+    os.replace(path, old / path.name)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(old / path.name, path)
+        os.rmdir(old)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(path: Path, kind: str) -> None:
+    """Remove the temporary folders of a path that a killed process left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{kind}-*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - LEFTOVER_SECONDS:
+                shutil.rmtree(left)

@@ -316,7 +316,8 @@ class Receiver:
             flat = [tail for own in tails for tail in own]
             rows = [(i, j) for i, own in zip(chosen, tails, strict=True) for j in range(len(own))]
             with self.using(LATENT if source == "latents" else TEXT):
-                context = self._read_wires([parts[i] for i in chosen], source, max(map(len, flat)))
+                longest = [max(map(len, own)) for own in tails]
+                context = self._read_wires([parts[i] for i in chosen], source, longest)
                 context = context.repeat([len(own) for own in tails])
                 answers = iter(self.generate(context, flat, max_new_tokens, _by_row(watch, rows)))
             for i, own in zip(chosen, tails, strict=True):
@@ -343,21 +344,42 @@ class Receiver:
             raise WireError(f"receiver {self.name!r}: {reason}, and carries no text")
         return reason
 
+    def check(self, wires: Sequence[Wire], questions: Sequence[str]) -> int:
+        """The tokens of a message's text if that is what would be read for some questions, else 0; it computes nothing.
+
+        WireError where `answer_batch` would have nothing to read, ModelError where it would not fit the model's window.
+        """
+        tail = max((len(self.prompt.tail(question)) for question in questions), default=0)
+        if self.why_text(wires) is None:
+            latents = sum(map(len, self._latents(wires)))
+            self.check_length(len(self.prompt.head) + latents + self.extra_positions + tail)
+            return 0
+        row = self._text_row(wires)
+        self.check_length(len(row) + tail)
+        return len(row) - len(self.prompt.head)
+
     def read_message(self, message: Message, source: Source = "latents", tail: int = 0) -> Context:
         """Read one message, from its latents or its text; ModelError where that and `tail` tokens do not fit."""
-        return self._read_wires([[message] if isinstance(message, Wire) else message], source, tail)
+        return self._read_wires([[message] if isinstance(message, Wire) else message], source, [tail])
 
-    def _read_wires(self, messages: Sequence[Sequence[Wire]], source: Source, tail: int) -> Context:
-        """Read messages of one or more parts each, from their latents or their text, before tails of so many tokens."""
-        if source == "text":
-            texts = ["".join(wire.text or "" for wire in wires) for wires in messages]
-            rows = [self.prompt.head + self.lm.tokenize_with_offsets(text)[0] for text in texts]
-            self.check_length(max(map(len, rows)) + tail)
-            return self.read_text(rows)
+    def _text_row(self, wires: Sequence[Wire]) -> list[int]:
+        text = "".join(wire.text or "" for wire in wires)
+        return self.prompt.head + self.lm.tokenize_with_offsets(text)[0]
+
+    def _latents(self, wires: Sequence[Wire]) -> list[Tensor]:
         own = slice(None) if self.own is None else self.own
-        latents = [torch.cat([torch.as_tensor(wire.latents)[own] for wire in wires]) for wires in messages]
+        return [torch.as_tensor(wire.latents)[own] for wire in wires]
+
+    def _read_wires(self, messages: Sequence[Sequence[Wire]], source: Source, tails: Sequence[int]) -> Context:
+        """Read messages of one or more parts each, from their latents or their text, each before so many tokens."""
+        if source == "text":
+            rows = [self._text_row(wires) for wires in messages]
+            self.check_length(max(len(row) + tail for row, tail in zip(rows, tails, strict=True)))
+            return self.read_text(rows)
+        latents = [torch.cat(self._latents(wires)) for wires in messages]
+        most = max(len(z) + tail for z, tail in zip(latents, tails, strict=True))
+        self.check_length(len(self.prompt.head) + most + self.extra_positions)
         counts = torch.tensor([len(z) for z in latents], device=self.lm.device)
-        self.check_length(len(self.prompt.head) + int(counts.max()) + self.extra_positions + tail)
         return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
 
     def generate(

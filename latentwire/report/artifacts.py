@@ -13,6 +13,7 @@ from latentwire.core.errors import LatentWireError
 from latentwire.report.ablation import FAILED, PLAN
 from latentwire.report.compare import read_results
 
+NOT_STARTED = "not started"
 LOGS = ("diagnostics.jsonl", "training.jsonl")
 """The log of a training run, and what it is called beside an exported checkpoint."""
 FILES = ("config.json", "manifest.json", *LOGS, "eval.json", "predictions.jsonl", "passages.jsonl", FAILED)
@@ -40,6 +41,8 @@ class RunFiles:
     @property
     def missing(self) -> list[str]:
         """What cannot be shown of it, and why."""
+        if self.error == NOT_STARTED:
+            return [NOT_STARTED]
         out = [f"the run failed: {self.error}"] if self.error else []
         if self.results is None:
             out.append("no eval.json: it was not evaluated, so scores, cost and latency are left out")
@@ -67,18 +70,23 @@ def answers_in(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
-    """The runs in some folders; that of an ablation stands for all its runs. LatentWireError where a file is broken."""
-    paths: list[Path] = []
+    """The runs in some folders, each once; that of an ablation stands for all its runs. LatentWireError where a file is
+    broken."""
+    chosen: dict[Path, tuple[Path, bool]] = {}  # by the folder that it is; whether an ablation has it planned
     for folder in folders:
         if (folder / PLAN).is_file():
             with checked(folder / PLAN):
-                paths += [folder / run["name"] for run in read_json(folder / PLAN)["runs"]]
+                for path in (folder / run["name"] for run in read_json(folder / PLAN)["runs"]):
+                    chosen.setdefault(path.resolve(), (path, True))
         else:
-            paths.append(folder)
-    short = [path.resolve().name for path in paths]
-    return [
-        read_run(path, name if short.count(name) == 1 else str(path)) for path, name in zip(paths, short, strict=True)
-    ]
+            chosen.setdefault(folder.resolve(), (folder, False))
+    short = [path.name for path in chosen]
+    runs = []
+    for (path, planned), own in zip(chosen.values(), short, strict=True):
+        name = own if short.count(own) == 1 else str(path)
+        begun = any((path / file).is_file() for file in FILES)
+        runs.append(read_run(path, name) if begun or not planned else RunFiles(name, path, error=NOT_STARTED))
+    return runs
 
 
 def read_run(folder: Path, name: str) -> RunFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,6 @@ def render(template: str, shown: dict[str, Any]) -> str:
 
 def _tradeoffs(scores: list[view.Row], costs: list[view.Row], colors: dict[str, int]) -> list[Markup]:
     """F1 by what is saved: by positions, and by the bytes of a passage."""
-    if not scores:
-        return []
     spent = {(row["run"], row["receiver"]): row for row in costs}
     compression, sizes = [], []
     for row in scores:
@@ -93,10 +92,8 @@ def _tradeoffs(scores: list[view.Row], costs: list[view.Row], colors: dict[str, 
         compression.append(charts.Dot(label, 1.0 if reads_text else cost["compression"], *point))
         if mode != "token_budget":
             sizes.append(charts.Dot(label, cost["utf8"] if reads_text else cost["wire"], *point))
-    return [
-        charts.dot_chart(compression, "positions of the text by positions read", "F1"),
-        charts.dot_chart(sizes, "bytes of a passage (text: UTF-8)", "F1"),
-    ]
+    drawn = ((compression, "positions of the text by positions read"), (sizes, "bytes of a passage (text: UTF-8)"))
+    return [charts.dot_chart(dots, label, "F1") for dots, label in drawn if dots]
 
 
 def _curves(runs: Sequence[RunFiles], colors: dict[str, int], dashes: dict[str, int]) -> list[dict[str, Any]]:
@@ -127,5 +124,5 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 
 def _cell(text: str) -> str:
-    """A text in a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|") or "(nothing)"
+    """A text in a line of Markdown, which nothing in it can end, link or mark up."""
+    return re.sub(r"([\\|<&\[\]!*_`~])", r"\\\1", " ".join(text.split())) or "(nothing)"

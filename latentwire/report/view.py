@@ -52,12 +52,19 @@ def latencies(runs: Sequence[RunFiles]) -> list[Row]:
     rows = []
     for run in runs:
         with checked(run.folder / "eval.json"):
+            machine = measured_on(run).get("cpu")
             for name, receiver in run.receivers.items():
                 for mode in MODES:
                     if receiver[mode] is not None and (times := receiver[mode]["latency_s"]):
-                        row = {"run": run.name, "receiver": name, "mode": mode, "machine": run.manifest.get("cpu")}
+                        row = {"run": run.name, "receiver": name, "mode": mode, "machine": machine}
                         rows.append(row | {key: times[key] for key in TIMES})
     return rows
+
+
+def measured_on(run: RunFiles) -> dict[str, Any]:
+    """The manifest of its evaluation, which may have been made later and elsewhere than its training."""
+    made: dict[str, Any] = run.results["manifest"] if run.results else {}
+    return made
 
 
 def by_receiver(rows: Sequence[Row]) -> list[list[Row]]:
@@ -76,26 +83,30 @@ def stage_of(record: Row) -> str:
 
 def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
     """stage -> the curves of every run and receiver: (step, value) of loss, its running mean, and first accuracy."""
-    stages: dict[str, dict[tuple[str, str], Row]] = {}
+    stages: dict[str, list[Row]] = {}
     for run in runs:
         with checked(run.folder / "diagnostics.jsonl"):
+            steps: dict[tuple[str, str], list[Row]] = {}
             for record in run.log:
-                if "step" not in record or "receiver" not in record:
-                    continue
-                name, step = record["receiver"], record["step"]
-                empty: Row = {"run": run.name, "receiver": name, "skipped": 0}
-                empty |= {"loss": [], "smooth": [], "accuracy": [], "seconds": []}
-                curve = stages.setdefault(stage_of(record), {}).setdefault((run.name, name), empty)
-                if "skipped" in record:
-                    curve["skipped"] += 1
-                    continue
-                for key, kept in (("loss", "loss"), (f"smooth_loss/{name}", "smooth"), ("first_acc", "accuracy")):
-                    value = record.get(key)
-                    if value is not None and math.isfinite(value):
-                        curve[kept].append((step, value))
-                if "seconds" in record:
-                    curve["seconds"].append(record["seconds"])
-    return {stage: [c for c in found.values() if c["loss"]] for stage, found in stages.items()}
+                if "step" in record and "receiver" in record:
+                    own = steps.setdefault((stage_of(record), record["receiver"]), [])
+                    while own and own[-1]["step"] >= record["step"]:  # a resumed run did these steps again
+                        own.pop()
+                    own.append(record)
+            for (stage, name), own in steps.items():
+                found = stages.setdefault(stage, [])
+                if (curve := _curve(run.name, name, own))["loss"]:
+                    found.append(curve)
+    return stages
+
+
+def _curve(run: str, name: str, steps: Sequence[Row]) -> Row:
+    done = [record for record in steps if "skipped" not in record]
+    curve: Row = {"run": run, "receiver": name, "skipped": len(steps) - len(done)}
+    for key, kept in (("loss", "loss"), (f"smooth_loss/{name}", "smooth"), ("first_acc", "accuracy")):
+        values = [(record["step"], record.get(key)) for record in done]
+        curve[kept] = [(step, value) for step, value in values if value is not None and math.isfinite(value)]
+    return curve | {"seconds": [record["seconds"] for record in done if "seconds" in record]}
 
 
 def rolling(points: Sequence[tuple[float, float]], around: int = 2) -> list[tuple[float, float]]:
@@ -194,13 +205,11 @@ def contrasts(browser: Row, most: int) -> Iterator[Row]:
 def manifest(run: RunFiles) -> list[tuple[str, str]]:
     """What a run was made with, in words."""
     made = run.manifest
-    git = made.get("git") or {}
-    state = " with changes" if git.get("dirty") else ""
     rows = [
         ("folder", run.name),
         ("date", made.get("date")),
         ("command", " ".join(made.get("command") or [])),
-        ("commit", git.get("commit") and f"{git['commit'][:12]}{state}"),
+        ("commit", _commit(made)),
         ("machine", made.get("cpu")),
         ("CPUs", made.get("cpus")),
         ("platform", made.get("platform")),
@@ -210,4 +219,12 @@ def manifest(run: RunFiles) -> list[tuple[str, str]]:
     if run.results:
         measured = f"{run.results['samples']} questions on {run.results['passages']} passages"
         rows.append(("evaluation", f"{measured} ({run.results['dataset']})"))
+        if (own := measured_on(run)) != made:
+            rows += [("evaluated on", own.get("date")), ("by commit", _commit(own)), ("on machine", own.get("cpu"))]
     return [(key, str(value)) for key, value in rows if value]
+
+
+def _commit(made: Row) -> str | None:
+    git = made.get("git") or {}
+    state = " with changes" if git.get("dirty") else ""
+    return f"{git['commit'][:12]}{state}" if git.get("commit") else None

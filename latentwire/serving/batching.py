@@ -6,11 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 Work = Callable[[Any, list[Any]], Sequence[Any]]
-"""Does a task for some items, one result for each."""
+"""Does a task for some items, one result for each: what came of it, or the exception that only this item ends in."""
 
 
 @dataclass(eq=False)
@@ -48,7 +49,12 @@ class Batcher:
                 raise RuntimeError("the batcher is closed")
             self._waiting.append(job)
             self._changed.notify()
+        job.done.add_done_callback(lambda done: self._forget(job) if done.cancelled() else None)
         return job.done
+
+    def _forget(self, job: Job) -> None:
+        with self._changed, suppress(ValueError):  # it may be gone already
+            self._waiting.remove(job)
 
     @property
     def alive(self) -> bool:
@@ -63,9 +69,8 @@ class Batcher:
         """Cancel what waits, and wait for so long for what is being done."""
         with self._changed:
             self._open = False
-            for job in self._waiting:
+            for job in list(self._waiting):
                 job.done.cancel()
-            self._waiting.clear()
             self._changed.notify()
         self._thread.join(seconds)
 
@@ -109,4 +114,7 @@ class Batcher:
                     self._do([job])
             return
         for job, result in zip(jobs, results, strict=True):
-            job.done.set_result(result)
+            if isinstance(result, Exception):
+                job.done.set_exception(result)
+            else:
+                job.done.set_result(result)

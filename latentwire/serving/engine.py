@@ -42,6 +42,8 @@ class Limits:
     question: int = 1000
     """Characters of a question."""
     new_tokens: int = 64
+    messages: int = 256
+    """Messages of a text."""
 
 
 @dataclass
@@ -108,19 +110,35 @@ class Engine:
     def _work(self, task: Encode | Answer, items: list[Any]) -> Sequence[Any]:
         started = time.perf_counter()
         name = "encode" if isinstance(task, Encode) else task.receiver
-        out = self._encode(task, items) if isinstance(task, Encode) else self._answer(task, items)
+        refused = {i: error for i, item in enumerate(items) if (error := self._why_not(task, item))}
+        fine = [item for i, item in enumerate(items) if i not in refused]
+        if not fine:
+            return list(refused.values())
+        done = iter(self._encode(task, fine) if isinstance(task, Encode) else self._answer(task, fine))
         self.metrics.batch_seconds.labels(name).observe(time.perf_counter() - started)
-        self.metrics.batch_rows.labels(name).observe(sum(len(getattr(item, "questions", [0])) for item in items))
-        return out
+        self.metrics.batch_rows.labels(name).observe(sum(len(getattr(item, "questions", [0])) for item in fine))
+        return [refused[i] if i in refused else next(done) for i in range(len(items))]
+
+    def _why_not(self, task: Encode | Answer, item: Any) -> LatentWireError | None:
+        """What keeps one item from being done, found before anything is computed, so that the others never wait for it
+        in vain."""
+        try:
+            if isinstance(task, Encode):
+                assert self.ends.sender is not None
+                tokens = len(self.ends.sender.encoder.source.tokenize_with_offsets(item)[0])
+            elif item.stopped:
+                return LatentWireError("the client left")
+            else:
+                tokens = self.ends.receivers[task.receiver].check(item.wires, item.questions)
+        except LatentWireError as error:
+            return error
+        if tokens > self.limits.text_tokens:
+            return TooLarge(f"the text has {tokens} tokens; at most {self.limits.text_tokens} are taken")
+        return None
 
     def _encode(self, task: Encode, texts: list[str]) -> list[list[Wire]]:
-        sender = self.ends.sender
-        assert sender is not None
-        for text in texts:
-            tokens = len(sender.encoder.source.tokenize_with_offsets(text)[0])
-            if tokens > self.limits.text_tokens:
-                raise TooLarge(f"the text has {tokens} tokens; at most {self.limits.text_tokens} are taken")
-        return sender.encode_long(texts, task.codec, with_text=task.with_text)
+        assert self.ends.sender is not None
+        return self.ends.sender.encode_long(texts, task.codec, with_text=task.with_text)
 
     def _answer(self, task: Answer, asks: list[Ask]) -> list[list[Reply]]:
         receiver = self.ends.receivers[task.receiver]

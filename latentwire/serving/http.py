@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -15,15 +17,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from latentwire.core.errors import LatentWireError, ModelError, WireError
 from latentwire.model.receiver import Reply
 from latentwire.serving.engine import Answer, Ask, Encode, Engine, TooLarge
 from latentwire.serving.gate import DEADLINE, Gate
 from latentwire.wire.codecs import parse_codec
-from latentwire.wire.message import read_texts
+from latentwire.wire.message import by_text, read_wires
 
 T = TypeVar("T")
 GONE = 499
@@ -31,6 +34,7 @@ GONE = 499
 CLOSING = 5.0
 """Seconds that a batch under way has to end once the service closes."""
 MESSAGES = "application/octet-stream"
+FAILED = "the service failed at this request; its log says more"
 
 
 class Questions(BaseModel):
@@ -42,6 +46,13 @@ class Questions(BaseModel):
     receiver: str | None = Field(None, description="May be left out where the service has one receiver.")
     max_new_tokens: int = Field(24, ge=1)
     stream: bool = Field(False, description="Send answers as they grow, as server-sent events.")
+
+    @field_validator("questions")
+    @classmethod
+    def _unicode(cls, questions: list[str]) -> list[str]:
+        for question in questions:
+            question.encode()  # JSON can escape half a character, which is a ValueError here
+        return questions
 
 
 def create_app(engine: Engine, token: str | None = None) -> Gate:
@@ -57,6 +68,8 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
     app.exception_handler(RequestValidationError)(_on_invalid)
     app.exception_handler(HTTPException)(_on_refused)
     app.exception_handler(LatentWireError)(_on_error)
+    app.exception_handler(ClientDisconnect)(_on_gone)
+    app.exception_handler(Exception)(_on_failure)
 
     @app.get("/health")
     async def health() -> Response:
@@ -116,7 +129,7 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
         @app.post("/v1/answer", response_class=JSONResponse)
         async def answer(body: Questions, request: Request) -> Response:
             """Answers to questions on one text."""
-            task, ask = _check(body, engine)
+            task, ask = await asyncio.to_thread(_check, body, engine)
             engine.metrics.wire_bytes.labels(task.receiver).inc(len(body.wire))
             if body.stream:
                 return await _stream(request, engine, task, ask)
@@ -144,9 +157,14 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
         raise TooLarge(f"questions: one of {longest} characters; at most {limits.question} are taken")
     if body.max_new_tokens > limits.new_tokens:
         raise TooLarge(f"max_new_tokens: {body.max_new_tokens}; at most {limits.new_tokens} are made")
-    texts = list(read_texts(io.BytesIO(body.wire)))
+    wires = list(islice(read_wires(io.BytesIO(body.wire)), limits.messages + 1))
+    if len(wires) > limits.messages:
+        raise TooLarge(f"wire: more than {limits.messages} messages")
+    texts = list(by_text(wires))
     if len(texts) != 1:
         raise WireError(f"wire: messages of {len(texts)} texts; a request has those of one")
+    if sum(len((wire.text or "").encode()) for wire in wires) > limits.body:
+        raise TooLarge(f"wire: a text of more than {limits.body} bytes")
     try:
         known[name].why_text(texts[0])
     except WireError as error:  # a sound message, but not for this receiver
@@ -198,6 +216,9 @@ async def _stream(request: Request, engine: Engine, task: Answer, ask: Ask) -> R
             yield _event("error", {"error": f"not answered within {engine.limits.seconds:g} seconds"})
         except LatentWireError as error:
             yield _event("error", {"error": str(error)})
+        except Exception:
+            logging.getLogger(__name__).exception("a stream of answers failed")
+            yield _event("error", {"error": FAILED})
         finally:  # also when the client leaves
             ask.stopped = True
             job.cancel()
@@ -238,7 +259,18 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ClientDisconnect):  # FastAPI takes it for a body that cannot be parsed
+        return await _on_gone(request, error)
     return JSONResponse({"error": error.detail}, error.status_code)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the client left"}, GONE)
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    """What nobody thought of; the server logs it with its traceback."""
+    return JSONResponse({"error": FAILED}, 500, {"connection": "close"})  # which the server does
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

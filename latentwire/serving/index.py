@@ -27,7 +27,7 @@ from latentwire.wire.message import Wire, read_texts
 
 INDEX = "index.json"
 PART = 256
-"""Documents of a file: what is lost at most when it is stopped, and encoded again when one of them changes."""
+"""Documents of a file: what is lost at most when it is stopped, and how far a document may move and be kept."""
 GROUP = 16
 """Documents that are read from a file together."""
 
@@ -55,29 +55,44 @@ def build_index(
     """Bring an index up to date with its documents; returns what index.json holds, and how many were encoded anew.
 
     A file whose documents and `made_with` (sender, codec and whatever else the messages depend on) are unchanged is
-    kept, so that a build that was stopped goes on where it was, and one on a corpus that has grown or changed encodes
-    only the files concerned. The sender is loaded only if there is something to encode. progress: called with the
-    number of documents that are done after each file.
+    kept, so that a build that was stopped goes on where it was. Where documents were put in or taken out, files are
+    written anew; messages of texts that were in the same file or one beside it are taken over, and the others encoded.
+    The sender is loaded only if there is something to encode. progress: called with the number of documents that are
+    done after each file.
     """
     sender: Sender | None = None
     words: list[list[str]] = []
     names: set[str] = set()
     encoded = size = number = 0
+    before: dict[bytes, bytes] = {}
     rest = iter(documents)
     while rows := list(islice(rest, PART)):
         for row in rows:
             if row.id in names:
                 raise DataError(f"two documents have the id {row.id!r}")
             names.add(row.id)
+            try:
+                (row.id + row.text).encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"document {row.id!r} is not valid Unicode: {error.reason}") from None
         path = _part(out, number)
+        here: dict[bytes, bytes] = {}
         sizes = _sizes(path, rows, made_with)
         if sizes is None:
             (out / INDEX).unlink(missing_ok=True)
-            sender = sender or load_sender()
-            messages = _encode(sender, rows, made_with["codec"], with_text)
+            here = _messages(path, made_with)
+            known = before | here | _messages(_part(out, number + 1), made_with)
+            digests = [_digest(row.text) for row in rows]
+            new = [row for row, digest in zip(rows, digests, strict=True) if digest not in known]
+            if new:
+                sender = sender or load_sender()
+                made = _encode(sender, new, made_with["codec"], with_text)
+                known |= {_digest(row.text): message for row, message in zip(new, made, strict=True)}
+            messages = [known[digest] for digest in digests]
             sizes = list(map(len, messages))
             write_bytes(path, _table(rows, messages, made_with))
-            encoded += len(rows)
+            encoded += len(new)
+        before = here
         size += sum(sizes)
         words.extend(_words([row.text for row in rows]))
         number += 1
@@ -102,17 +117,29 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _sizes(path: Path, rows: Sequence[Document], made_with: dict[str, str]) -> list[int] | None:
-    """Bytes of each document's messages in a file, None where it does not hold these documents, made like this."""
+def _read(path: Path, made_with: dict[str, str], columns: Sequence[str]) -> list[list[Any]] | None:
+    """Columns of a file, None where there is none that was made like this."""
     try:
         file = parquet.ParquetFile(path)
         known = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
-        table = file.read(["id", "digest", "bytes"])
+        table = file.read(list(columns))
+        return [table[name].to_pylist() for name in columns] if known == made_with else None
     except (OSError, KeyError, pyarrow.ArrowException):  # not there, or not one of ours
         return None
-    same = known == made_with and table["id"].to_pylist() == [row.id for row in rows]
-    same = same and table["digest"].to_pylist() == [_digest(row.text) for row in rows]
-    return table["bytes"].to_pylist() if same else None
+
+
+def _sizes(path: Path, rows: Sequence[Document], made_with: dict[str, str]) -> list[int] | None:
+    """Bytes of each document's messages in a file, None where it does not hold these documents, made like this."""
+    found = _read(path, made_with, ["id", "digest", "bytes"])
+    if found is None or found[:2] != [[row.id for row in rows], [_digest(row.text) for row in rows]]:
+        return None
+    return found[2]
+
+
+def _messages(path: Path, made_with: dict[str, str]) -> dict[bytes, bytes]:
+    """The messages in a file by the digest of their text; none where it was not made like this."""
+    digests, messages = _read(path, made_with, ["digest", "wire"]) or ([], [])
+    return dict(zip(digests, messages, strict=True))
 
 
 def _encode(sender: Sender, rows: Sequence[Document], codec: str, with_text: bool) -> list[bytes]:

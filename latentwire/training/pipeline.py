@@ -118,6 +118,13 @@ class Run:
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
+        try:
+            return self._execute()
+        finally:
+            if self.tracker:
+                self.tracker.close()
+
+    def _execute(self) -> LatentWire:
         check_devices(self.config.system)
         self.origin = Origin.of(self.config)
         if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.resolve()):
@@ -410,7 +417,6 @@ class Run:
         trainer.callbacks.append(log)
         if self.tracker:
             self.tracker.open(module.name)  # before the first step, or it would be in vain
-            trainer.callbacks.append(self.tracker)
         trainer.fit()
         if trainer.memory.enabled:
             self._record({"stage": module.name, "memory_mb": trainer.memory.highest})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,16 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError
-from latentwire.training.loop import Callback
 
 PROJECT = "latentwire"
 
 
-class Tracker(Callback):
+class Tracker:
     """Logs the records of a run. Each stage is tracked as a run of its own, because its steps count from 1.
 
     TensorBoard's files lie in <run>/tensorboard/<stage>; elsewhere it is <run>/<stage> in the project `latentwire`.
-    ConfigError where the tracker's package is missing, or where it cannot be started.
+    ConfigError where the tracker's package is missing, or where it cannot be started. Once it was, no fault of its own
+    ends a training: the rest of the stage is then not tracked, and a warning says so.
     """
 
     def __init__(self, name: str, folder: Path, config: Config):
@@ -40,13 +42,15 @@ class Tracker(Callback):
         self.config = config.model_dump(mode="json")
         self.stage: str | None = None
         self.current: Any = None
+        self.started = False
 
     def open(self, stage: str) -> None:
         """Begin to track a stage, and end the one before."""
         self.close()
         PartialState(cpu=not torch.cuda.is_available())  # as the loop's Accelerator does; the trackers ask it
         kind, label = LOGGER_TYPE_TO_CLASS[self.name], stage.replace("/", "-")
-        try:
+        self.stage = stage
+        with self._faults("could not be started"):
             if kind.requires_logging_directory:
                 self.current = kind(label, logging_dir=self.folder / self.name)
                 self.current.start()
@@ -56,27 +60,37 @@ class Tracker(Callback):
                 run = self.folder.name
                 self.current = kind(PROJECT, name=f"{run}/{label}", group=run, config=self.config)
                 self.current.start()
-        except Exception as error:  # each has errors of its own, and all of them are about its settings
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise ConfigError(f"diagnostics.report_to: {self.name} could not be started: {reason}") from error
-        self.stage = stage
+            self.started = True
 
     def log(self, record: dict[str, Any]) -> None:
         """Log the numbers of one record; one without a step stands for its whole stage."""
         if record["stage"] != self.stage:
             self.open(record["stage"])
-        self.current.log(dict(numbers(record)), step=record.get("step"))
+        if self.current is not None:
+            with self._faults("failed"):
+                self.current.log(dict(numbers(record)), step=record.get("step"))
         if "step" not in record:
             self.close()
 
     def close(self) -> None:
         """End the stage that is tracked, if there is one."""
-        if self.stage is not None:
-            self.current.finish()
-            self.stage = None
+        current, self.stage, self.current = self.current, None, None
+        if current is not None:
+            with self._faults("failed"):
+                current.finish()
 
-    def on_end(self) -> None:
-        self.close()
+    @contextmanager
+    def _faults(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each has errors of its own
+            self.current = None
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            said = f"diagnostics.report_to: {self.name} {what}: {reason}"
+            if not self.started:  # all of them are about its settings
+                self.stage = None
+                raise ConfigError(said) from error
+            print(f"warning: {said}; the rest of the stage is not tracked", file=sys.stderr, flush=True)
 
 
 def tracker_of(config: Config, folder: Path) -> Tracker | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO
@@ -128,8 +128,13 @@ def read_wires(stream: BinaryIO) -> Iterator[Wire]:
 
 def read_texts(stream: BinaryIO) -> Iterator[tuple[Wire, ...]]:
     """The messages of a stream, those of one text together; WireError where the stream ends before a text does."""
+    return by_text(read_wires(stream))
+
+
+def by_text(wires: Iterable[Wire]) -> Iterator[tuple[Wire, ...]]:
+    """Messages, those of one text together; WireError where they end before a text does."""
     parts: list[Wire] = []
-    for wire in read_wires(stream):
+    for wire in wires:
         parts.append(wire)
         if not wire.frame.more:
             yield tuple(parts)

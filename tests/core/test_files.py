@@ -3,10 +3,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from latentwire.core import atomic
 from latentwire.core.atomic import append_jsonl, atomic_dir, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
 from latentwire.core.manifest import run_manifest
@@ -36,6 +39,44 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "d"
+    path.mkdir()
+    if not atomic._exchange(Path(shutil.copytree(path, tmp_path / "other")), path):
+        pytest.skip("two folders cannot be swapped here")
+    (tmp_path / "other").rmdir()
+    done, gone = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            gone.extend([1] if not path.is_dir() else [])
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for number in range(200):
+        with atomic_dir(path) as new:
+            (new / "a").write_text(str(number))
+    done.set()
+    watcher.join()
+    assert not gone and (path / "a").read_text() == "199" and os.listdir(tmp_path) == ["d"]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_a_killed_process_left_is_removed_when_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    kept = {"d", "d2", ".d.settings", ".d.new-young", ".d2.new-other"}
+    for name in (*kept, ".d.new-dead", ".d.old-dead"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        if not name.endswith("young"):
+            os.utime(tmp_path / name, (0, 0))
+    with atomic_dir(tmp_path / "d") as new:
+        (new / "a").write_text("1")
+    assert set(os.listdir(tmp_path)) == kept and os.listdir(tmp_path / "d") == ["a"]
+
+
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LatentWireError, match=r"file/eval\.json: could not be written"):
@@ -56,10 +97,11 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     replace = os.replace
 
     def fail_to_move_in(source: object, target: object) -> None:
-        if Path(str(target)) == tmp_path / "c" and ".old." not in str(source):
+        if Path(str(target)) == tmp_path / "c" and ".old-" not in str(source):
             raise OSError("no")
         replace(source, target)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "replace", fail_to_move_in)
     with pytest.raises(LatentWireError, match="could not be written"), atomic_dir(tmp_path / "c") as folder:
         (folder / "x").write_text("new")
@@ -85,9 +127,16 @@ def test_lines_of_json_survive_any_text_and_a_line_that_is_being_written(tmp_pat
     with open(path, "a") as file:
         file.write('{"step": 4')
     assert read_jsonl(path) == expected
+    append_jsonl(path, {"step": 5})  # in place of what was cut off
+    expected.append({"step": 5})
+    assert read_jsonl(path) == expected
     with open(path, "a") as file:
-        file.write("\n")
-    with pytest.raises(LatentWireError, match=r"log\.jsonl: line 4: not valid JSON"):
+        file.write('{"long": "' + "x" * 200_000)
+    append_jsonl(path, {"step": 6})
+    assert read_jsonl(path) == [*expected, {"step": 6}]
+    with open(path, "a") as file:
+        file.write('{"step": 7\n')
+    with pytest.raises(LatentWireError, match=r"log\.jsonl: line 6: not valid JSON"):
         read_jsonl(path)
     path.write_bytes(b"\xff\n")
     with pytest.raises(LatentWireError, match=r"log\.jsonl: could not be read"):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latentwire.core.atomic import read_jsonl, write_jsonl
 from latentwire.report.page import write_report
 from tests.artifacts import ANSWERS, CONTEXT, SPANS, run_folder
 
@@ -122,6 +124,18 @@ def test_the_filters_find_wins_losses_and_words(browser: Any, address: str) -> N
     page.select_option("select[name=receiver]", "b")
     assert page.locator("select[name=against]").input_value() == "text" and len(questions(page)) == 4
     assert page.troubles == []
+
+
+def test_without_both_answers_there_is_no_verdict(browser: Any, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    rows = read_jsonl(folder / "predictions.jsonl")
+    for row in rows[1:]:
+        del row["a"]["latent"]
+    write_jsonl(folder / "predictions.jsonl", rows)
+    write_report([folder], tmp_path)
+    page = opened(browser, (tmp_path / "report.html").as_uri())
+    assert len(questions(page)) == 4
+    assert page.locator(".verdict").all_inner_texts() == ["latents better"] and page.troubles == []
 
 
 def test_passages_show_what_each_latent_covers_and_gets(browser: Any, address: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from latentwire.cli.main import main as latentwire
-from latentwire.core.atomic import read_json, write_json
+from latentwire.core.atomic import read_json, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
+from latentwire.report import view
 from latentwire.report.artifacts import read_runs
 from latentwire.report.page import content, write_report
-from tests.artifacts import ANSWERS, CONTEXT, measured, results, run_folder
+from tests.artifacts import ANSWERS, CONTEXT, log, measured, results, run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +76,11 @@ def test_the_page_needs_nothing_else_and_nothing_in_it_can_escape(tmp_path: Path
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", html)
     assert not [a for _, a in made.tags if "src" in a or a.get("href", "#")[0] not in "#d"]
-    assert "default-src 'none'" in html and not [tag for tag, _ in made.tags if tag == "b" and "blue" in tag]
+    assert "default-src 'none'" in html
+    plain = run_folder(tmp_path / "plain" / "one")
+    for path in plain.glob("*.jsonl"):
+        path.write_text(path.read_text(encoding="utf-8").replace("<", "x").replace(">", "x"), encoding="utf-8")
+    assert [tag for tag, _ in made.tags] == [tag for tag, _ in page(plain, out=tmp_path / "plain").tags]
     (run,) = json.loads(made.scripts[0])
     assert [e["question"] for e in run["examples"]] == list(ANSWERS)
     assert run["examples"][1]["answers"]["a"]["latent"] == ["</script><b>blue", 0.0]
@@ -153,9 +158,9 @@ def test_the_markdown_says_the_same(tmp_path: Path) -> None:
     page(run_folder(tmp_path / "one"), out=tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| one | a | latent | 0.400 [0.350, 0.450] | 0.200 | 0.133 | 1.600 |" in text
-    assert "| one | a | 57% | text_tuned | 2.50x | 40 | 100 | 900 |" in text
+    assert "| one | a | 57% | text\\_tuned | 2.50x | 40 | 100 | 900 |" in text
     assert "| one | b | latents better | Where does Mira live? | gold | as in the text | Orlin |" in text
-    assert "| one | b | text better | What colour are the lamps? | gold | as in the text | </script><b>blue |" in text
+    assert "| What colour are the lamps? | gold | as in the text | \\</script>\\<b>blue |" in text
     assert "- commit: 0123456789" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({re.sub(r"\\.", "", line).count("|") for line in block.splitlines()}) == 1, block
@@ -197,6 +202,45 @@ def test_a_log_that_is_being_written_and_a_folder_without_results(tmp_path: Path
     for name, message in (("empty", "empty: holds nothing that a run"), ("gone", "gone: no such folder")):
         with pytest.raises(LatentWireError, match=message):
             write_report([tmp_path / name], tmp_path)
+
+
+def test_the_steps_that_a_resumed_run_did_again_are_shown_once(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    once = view.curves(read_runs([folder]))
+    rows = [{"stage": "end_to_end", "step": n, "receiver": "ab"[n % 2], "loss": 9.0, "skipped": True} for n in (41, 42)]
+    redone = [row for row in log() if row.get("stage") == "end_to_end" and row["step"] > 30]
+    write_jsonl(folder / "diagnostics.jsonl", [*log()[:-1], *rows, *redone])
+    again = view.curves(read_runs([folder]))
+    assert again == once and [curve["skipped"] for curve in once["end_to_end"]] == [0, 1]
+
+
+def test_runs_that_an_ablation_has_not_begun_are_named(tmp_path: Path) -> None:
+    run_folder(tmp_path / "study" / "wide")
+    (tmp_path / "study" / "next").mkdir()
+    plan = [{"name": name, "differs": {}} for name in ("wide", "next", "last")]
+    write_json(tmp_path / "study" / "ablation.json", {"name": "study", "runs": plan})
+    page(tmp_path / "study", tmp_path / "study" / "wide", out=tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "# Report: wide, next, last\n" in text and "- next: not started\n- last: not started\n" in text
+    assert len(read_runs([tmp_path / "study", tmp_path / "study" / "wide"])) == 3  # wide is there once
+
+
+def test_an_evaluation_made_later_and_elsewhere_is_told_from_the_training(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    made = read_json(folder / "manifest.json") | {"cpu": "another processor", "date": "2025-12-31"}
+    write_json(folder / "manifest.json", made)
+    shown = content(read_runs([folder]))
+    assert {row["machine"] for row in shown["latencies"]} == {"a processor"}
+    rows = dict(shown["manifests"][0][1])
+    assert (rows["machine"], rows["on machine"]) == ("another processor", "a processor")
+    assert (rows["date"], rows["evaluated on"]) == ("2025-12-31", "2026-01-02T03:04:05+00:00")
+
+
+def test_modes_without_a_chart_and_markup_in_names(tmp_path: Path) -> None:
+    write_json(tmp_path / "run_[x](y)" / "eval.json", results(**{"a*b": {"no_context": measured(0.1)}}))
+    made = page(tmp_path / "run_[x](y)", out=tmp_path)
+    assert not made.open and content(read_runs([tmp_path / "run_[x](y)"]))["tradeoffs"] == []
+    assert r"| run\_\[x\](y) | a\*b | no\_context (no LoRA) |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_an_attention_of_another_length_is_refused(tmp_path: Path) -> None:

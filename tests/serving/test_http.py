@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
+import socket
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +19,11 @@ import numpy as np
 import pytest
 
 from latentwire import Receiver, Wire
-from latentwire.core.errors import CheckpointError
-from latentwire.serving.batching import Batcher
-from latentwire.serving.engine import Ends, Engine, Limits
+from latentwire.core.errors import CheckpointError, LatentWireError
+from latentwire.model.receiver import Reply
+from latentwire.serving.batching import Batcher, Job
+from latentwire.serving.engine import Answer, Ask, Ends, Engine, Limits
+from latentwire.serving.http import FAILED
 from latentwire.wire.message import read_texts
 from tests.serving.running import Held, engine_of, running
 from tests.systems import small_config, small_passages, small_system
@@ -26,6 +31,8 @@ from tests.systems import small_config, small_passages, small_system
 TEXTS = [p.context for p in small_passages(4)]
 QUESTIONS = ["Where does Mira live?", "How many lamps?"]
 EXPECTED = b"expected"
+LONG = "".join(random.Random(0).choices(string.ascii_letters, k=1000)) * 25
+"""It shrinks to less than the longest body here."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def ends() -> Ends:
 
 @pytest.fixture(scope="module")
 def client(ends: Ends) -> Iterator[httpx2.Client]:
-    limits = {"body": 20_000, "text_tokens": 900, "question": 3000, "new_tokens": 16, "batch": 4}
+    limits = {"body": 20_000, "text_tokens": 900, "question": 3000, "new_tokens": 16, "batch": 4, "messages": 40}
     with running(engine_of(ends, **limits)) as client:
         yield client
 
@@ -163,6 +170,8 @@ def test_it_says_what_it_is_and_what_it_did(client: httpx2.Client, ends: Ends) -
         ({"json": body(Wire.of(text="a").to_bytes()[:-1])}, 400, "message"),
         ({"json": body(Wire.of(text="a").to_bytes() * 2)}, 400, "messages of 2 texts"),
         ({"json": body(Wire.of(text="a", more=True))}, 400, "the stream ends inside a text"),
+        ({"json": body(Wire.of(text="a", more=True).to_bytes() * 41)}, 413, "more than 40 messages"),
+        ({"json": body(Wire.of(np.ones((2, 16)), text=LONG))}, 413, "a text of more than 20000 bytes"),
         ({"json": body(Wire.of(np.ones((2, 16)), sender=b"stranger"))}, 409, "comes from sender"),
         ({"json": body(Wire.of(np.ones((2, 8))))}, 409, "width 8; the reader expects 16, and carries no text"),
         ({"json": body(Wire.of(text="a"), receiver="c")}, 404, "receiver: 'c' is not here (there are: a, b)"),
@@ -185,6 +194,44 @@ def test_what_cannot_be_done_is_said_in_one_line(
     reply = client.post("/v1/answer" if "json" in given else "/v1/encode", **given)
     assert reply.status_code == status, reply.text
     assert reason in reply.json()["error"] and "\n" not in reply.json()["error"]
+
+
+def test_the_tokens_of_a_text_in_a_message_are_limited_where_it_is_read(ends: Ends) -> None:
+    assert ends.sender is not None
+    wire = ends.sender.encode(TEXTS[0], with_text=True)
+    with running(engine_of(ends, text_tokens=20)) as client:
+        assert client.post("/v1/answer", json=body(wire)).json()["answers"][0]["source"] == "latents"
+        reply = client.post("/v1/answer", json=body(Wire.of(text=TEXTS[0])))
+        assert reply.status_code == 413 and "at most 20 are taken" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("given", ['"questions": ["\\ud800"]', '"questions": ["?"], "\\ud800": 1'])
+def test_half_a_character_is_refused(client: httpx2.Client, given: str) -> None:
+    reply = client.post("/v1/answer", content=f'{{"wire": "", {given}}}', headers={"content-type": "application/json"})
+    assert (reply.status_code, list(reply.json())) == (422, ["error"])
+
+
+def test_a_fault_of_the_service_is_said_like_any_other_error(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(messages: Any, questions: Any, new: int, watch: Any) -> Any:
+        watch(0, 0, "Tal")
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(ends.receivers["a"], "answer_batch", broken)
+    with running(engine_of(ends)) as client:
+        given = body(Wire.of(text="a"), ["?"])
+        reply = client.post("/v1/answer", json=given)
+        assert (reply.status_code, reply.json()) == (500, {"error": FAILED})
+        assert events(client.post("/v1/answer", json=given | {"stream": True}))[-1] == ("error", {"error": FAILED})
+        assert client.get("/health").status_code == 200
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted_as_gone(client: httpx2.Client) -> None:
+    for path in ("/v1/encode", "/v1/answer"):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+            connection.sendall(f"{head}{{".encode())
+        line = f'latentwire_requests_total{{path="{path}",status="499"}} 1.0'
+        until(lambda line=line: line in client.get("/metrics").text)
 
 
 def test_a_token_opens_all_but_the_probes(ends: Ends) -> None:
@@ -239,8 +286,7 @@ def test_what_waits_is_answered_together_as_it_is_alone(ends: Ends, monkeypatch:
             assert [texts_of(reply.result()) for reply in replies] == alone[name]
         assert [a["answer"] for a in events(streamed.result())[-1][1]["answers"]] == alone["a"][1]
         assert wrong.result().status_code == 422
-        # The seven that waited for "a" were tried as one batch, and one by one because of the one at fault.
-        assert held.batches == [1, 7, *[1] * 7]
+        assert held.batches == [1, 6]  # the one that is too long was refused before the other six were computed
         assert 'latentwire_batch_rows_bucket{le="8.0",task="b"} 0.0' in client.get("/metrics").text
         assert 'latentwire_batch_rows_bucket{le="16.0",task="b"} 1.0' in client.get("/metrics").text
 
@@ -267,14 +313,15 @@ def test_what_does_not_fit_is_refused_at_once_and_what_is_accepted_is_answered(
 
 def test_time_runs_out(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(ends.receivers["a"], monkeypatch)
-    engine = engine_of(ends, seconds=0.3, queue=2)
-    with running(engine) as client, ThreadPoolExecutor(2) as pool:
-        given = body(Wire.of(text=TEXTS[0]))
-        late = [pool.submit(lambda: client.post("/v1/answer", json=given)) for _ in range(2)]
+    engine = engine_of(ends, seconds=1, queue=3, batch=1)
+    with running(engine) as client, ThreadPoolExecutor(3) as pool:
+        given = body(Wire.of(text=TEXTS[0]), ["?"])
+        late = [pool.submit(lambda: client.post("/v1/answer", json=given)) for _ in range(3)]
+        until(lambda: engine.batcher.waiting == 2)
         for reply in late:
             assert reply.result().status_code == 504
-            assert reply.result().json()["error"] == "not answered within 0.3 seconds"
-        assert engine.batcher.waiting <= 1  # the one that waited is taken out, or was never apart from the first
+            assert reply.result().json()["error"] == "not answered within 1 seconds"
+        assert engine.batcher.waiting == 0  # the two that waited are taken out, though the first is not done yet
         held.go.set()
         until(lambda: client.post("/v1/answer", json=given).status_code == 200)
         assert "latentwire_accepted_requests 0.0" in client.get("/metrics").text
@@ -307,6 +354,24 @@ def test_a_client_that_leaves_is_not_worked_for(ends: Ends, monkeypatch: pytest.
         held.go.set()
         assert first.result().status_code == 200 and held.batches == [1]
         assert client.post("/v1/answer", json=given).status_code == 200 and held.batches == [1, 1]
+
+
+def test_what_nobody_waits_for_is_not_done_again(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = [Ask([Wire.of(text=text)], ["?"]) for text in TEXTS[:2]]
+    batches = []
+
+    def failing(messages: Any, *more: Any) -> Any:
+        batches.append(len(messages))
+        if len(messages) > 1:
+            asks[1].stopped = True
+            raise ValueError
+        return [[Reply("x", "text")]]
+
+    monkeypatch.setattr(ends.receivers["a"], "answer_batch", failing)
+    jobs = [Job(Answer("a", 4), ask, 1) for ask in asks]
+    engine_of(ends).batcher._do(jobs)
+    assert batches == [2, 1] and jobs[0].done.result() == [Reply("x", "text")]
+    assert isinstance(jobs[1].done.exception(), LatentWireError)
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -362,7 +427,7 @@ def test_batches_keep_the_order_and_their_size() -> None:
     jobs = [batcher.submit(task, item, size) for task, item, size in (
         ("x", 1, 2), ("y", 2, 9), ("x", 3, 3), ("x", 4, 2), ("z", 13, 1), ("z", 5, 1), ("x", 6, 1),
     )]  # fmt: skip
-    assert jobs[6].cancel()
+    assert jobs[6].cancel() and batcher.waiting == 6
     go.set()
     assert first.result(10) == 0 and [job.result(10) for job in jobs[:4]] == [10, 20, 30, 40]
     assert jobs[5].result(10) == 50

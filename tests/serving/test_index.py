@@ -95,7 +95,7 @@ def test_a_build_that_was_stopped_goes_on(system: LatentWire, tmp_path: Path) ->
     assert state(out) == done and len(loaded) == 2
 
 
-def test_only_files_whose_documents_changed_are_encoded_again(system: LatentWire, tmp_path: Path) -> None:
+def test_only_documents_that_changed_are_encoded_again(system: LatentWire, tmp_path: Path) -> None:
     out = tmp_path / "x"
 
     def build(corpus: list[Document], made_with: dict[str, str] = MADE_WITH) -> int:
@@ -103,15 +103,30 @@ def test_only_files_whose_documents_changed_are_encoded_again(system: LatentWire
 
     build(CORPUS)
     changed = [*CORPUS[:5], Document("d5", "Pavel moved to Zanzibar.")]
-    assert build(changed) == 2 and [hit.id for hit in Index(out).search("Zanzibar")] == ["d5"]
+    assert build(changed) == 1 and [hit.id for hit in Index(out).search("Zanzibar")] == ["d5"]
     more = [Document("d6", "Sana sails."), Document("d7", "Jon sings."), Document("d8", "Mosk is far.")]
-    assert build([*changed, *more]) == 5  # the file that was not full, and a new one
+    assert build([*changed, *more]) == 3
     assert len(Index(out)) == 9
-    assert build(CORPUS[:3]) == 3 and len(list((out / "wires").iterdir())) == 1
+    assert build(CORPUS[:3]) == 0 and len(list((out / "wires").iterdir())) == 1 and len(Index(out)) == 3
     (out / "wires" / "00000.parquet").write_bytes(b"PAR1 and no more")
     assert build(CORPUS[:3]) == 3
     assert build(CORPUS[:3], MADE_WITH | {"codec": "int8"}) == 3
     assert str(Index(out).document(0)[1][0].codec).startswith("int8")
+
+
+def test_a_document_put_in_or_taken_out_leaves_the_others_as_they_are(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+
+    def build(corpus: list[Document]) -> tuple[int, dict[str, list[bytes]]]:
+        encoded = int(build_index(corpus, out, lambda: system.sender, MADE_WITH)["encoded"])
+        index = Index(out)
+        found = map(index.document, range(len(index)))
+        return encoded, {name: [wire.to_bytes() for wire in message] for name, message in found}
+
+    _, first = build(CORPUS)
+    encoded, more = build([Document("new", "Sana sails."), *CORPUS])
+    assert encoded == 1 and list(more) == ["new", *first] and more.items() >= first.items()
+    assert build(CORPUS) == (0, first)
 
 
 def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> None:
@@ -122,6 +137,8 @@ def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> 
         build()
     with pytest.raises(DataError, match="two documents have the id 'd0'"):
         build(CORPUS[0], CORPUS[0])
+    with pytest.raises(DataError, match="document 'half' is not valid Unicode"):
+        build(Document("half", "a \ud800"))
     with pytest.raises(DataError, match="no document holds a word"):
         build(Document("a", "! ?"))
     with pytest.MonkeyPatch.context() as patch:

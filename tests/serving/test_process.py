@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,11 +19,14 @@ from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 
 from latentwire import Receiver, Wire
 from latentwire.cli.main import main as latentwire
+from latentwire.cli.serve import TOKEN, _token
+from latentwire.core.errors import DataError
 from latentwire.serving.engine import ends_of
-from scripts.load_test import measure, request_bodies
+from scripts.load_test import Phase, measure, request_bodies
 from tests.cli.test_commands import ROOT, fails
 from tests.serving.running import engine_of, running
 from tests.serving.test_http import until
@@ -126,6 +130,38 @@ def test_a_mistake_ends_in_one_line(
         assert message in fails(latentwire, ["serve", "--ckpt", str(run), *given], capsys)
 
 
+def test_the_token_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert _token(None) is None
+    monkeypatch.setenv(TOKEN, " sesame\n")
+    assert _token(None) == "sesame"
+    monkeypatch.setenv(TOKEN, " ")
+    with pytest.raises(DataError, match=f"{TOKEN}: no token in it"):
+        _token(None)
+
+
+def test_a_signal_that_comes_before_the_server_runs_stops_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin, configs = uvicorn.Server.run, []
+
+    def late(server: uvicorn.Server, sockets: Any) -> None:
+        configs.append(server.config)
+        signal.raise_signal(signal.SIGTERM)
+        assert server.should_exit
+        begin(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", late)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5", "--access_log"])
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    assert capsys.readouterr().err.endswith("stopped\n") and configs[0].timeout_graceful_shutdown == 0.5
+    assert configs[0].log_config["handlers"]["access"]["stream"] == "ext://sys.stderr"
+
+
 def test_models_that_cannot_be_loaded_end_it_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["serve", "--ckpt", str(run), "--port", "0", "--override", "encoder.model=/no/such/model"]
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -145,6 +181,12 @@ def test_at_ten_times_its_load_it_refuses_and_loses_nothing(run: Path, tmp_path:
         result = asyncio.run(measure(str(client.base_url), bodies, 2, 1.0, 10))
         assert client.get("/health").status_code == 200
     assert set(result["held"]["statuses"]) == {"200"} and set(result["over"]["statuses"]) == {"200", "429"}
+    assert result["not_received"] == 0
     assert (result["lost"], result["held"]["wrong"], result["over"]["wrong"]) == (0, 0, 0)
     assert result["over"]["counted_by_service"] == result["over"]["statuses"]["200"] > 0
     assert result["held"]["p50_s"] <= result["held"]["p99_s"]
+
+
+def test_what_is_neither_answered_nor_refused_is_lost() -> None:
+    ended = Counter({"200": 1, "429": 1, "503": 1, "504": 1, "500": 1, "lost: ReadError": 1})
+    assert Phase(1.0, ended, answered=[0.1], refused=[0.1, 0.1]).lost == 3

@@ -75,8 +75,8 @@ def test_each_stage_is_a_run_of_its_own(name: str, tmp_path: Path, monkeypatch: 
     assert fake.runs[0].given["config"] == config.model_dump(mode="json")
     assert [[step for step, _ in run.logged] for run in fake.runs] == [[1, 2], [None], [1]]
     assert [run.finished for run in fake.runs] == [1, 1, 0]
-    tracker.on_end()
-    tracker.on_end()
+    tracker.close()
+    tracker.close()
     assert fake.runs[2].finished == 1
 
 
@@ -86,7 +86,7 @@ def test_tensorboard_writes_into_the_run_s_folder(tmp_path: Path) -> None:
     assert tracker is not None
     for record in RECORDS:
         tracker.log(record)
-    tracker.on_end()
+    tracker.close()
     folder = tmp_path / "mine" / "tensorboard"
     assert sorted(path.name for path in folder.iterdir()) == ["closed_form", "end_to_end", "slot_tuning-a"]
     events = accumulator.EventAccumulator(str(folder / "slot_tuning-a")).Reload()
@@ -100,7 +100,8 @@ def test_a_training_run_tracks_every_line_of_its_log(
 ) -> None:
     fake = Fake("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    train(arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path, report_to="wandb", eval_samples=0))
+    flags = arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path, report_to="wandb", eval_samples=0)
+    train([*flags, "--profile_memory"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
     logged = [(step, values) for run in fake.runs for step, values in run.logged]
     assert logged == [(line.get("step"), dict(numbers(line))) for line in lines] and len(lines) > 6
@@ -124,6 +125,26 @@ def test_a_tracker_that_cannot_be_had_is_one_line_before_the_first_step(
         train(arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path, report_to="wandb"))
     assert "\n" not in str(caught.value) and not (tmp_path / "run" / "diagnostics.jsonl").exists()
     assert (tmp_path / "run").exists() == (module is not None)
+
+
+def test_a_tracker_that_fails_later_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    tracker = Tracker("wandb", tmp_path / "mine", load_config(None, [], {"diagnostics.report_to": "wandb"}))
+    tracker.log(RECORDS[0])
+    monkeypatch.setattr(fake, "refuses", "no network\nmore")
+    tracker.log(RECORDS[2])
+    tracker.log(RECORDS[3])
+    tracker.log(RECORDS[3] | {"step": 2})
+    said = "wandb could not be started: no network; the rest of the stage is not tracked"
+    assert capsys.readouterr().err.splitlines() == [f"warning: diagnostics.report_to: {said}"] * 2
+    monkeypatch.setattr(fake, "refuses", "")
+    tracker.log(RECORDS[0] | {"step": 3})
+    tracker.close()
+    assert [[step for step, _ in run.logged] for run in fake.runs] == [[1], [3]]
+    assert [run.finished for run in fake.runs] == [1, 1]
 
 
 def test_none_is_the_default() -> None:

@@ -19,10 +19,10 @@
   const run = () => runs[form.run.selectedIndex];
   const percent = (share) => (100 * share).toFixed(1) + " %";
 
-  // How the latents did in comparison: win, loss, right (both wholly), wrong (both wholly), or same.
+  // How the latents did in comparison: win, loss, right (both wholly), wrong (both wholly), same, or "" without both.
   const outcome = (answers) => {
     const latent = answers.latent, other = answers[form.against.value];
-    if (!latent || !other) return "same";
+    if (!latent || !other) return "";
     if (latent[1] !== other[1]) return latent[1] > other[1] ? "win" : "loss";
     return latent[1] === 1 ? "right" : latent[1] === 0 ? "wrong" : "same";
   };
@@ -80,7 +80,7 @@
     const box = make("article", undefined, kind), table = make("dl", undefined, "answers");
     const gold = make("p", undefined, "gold");
     gold.append(make("span", "gold: "), make("b", example.gold.join(" / ")));
-    box.append(make("h3", example.question), make("p", VERDICTS[kind], "verdict"), gold);
+    box.append(make("h3", example.question), ...(kind ? [make("p", VERDICTS[kind], "verdict")] : []), gold);
     for (const mode of run().modes) {
       if (!answers[mode]) continue;
       const key = mode === "latent" || mode === form.against.value;
