@@ -82,7 +82,7 @@ def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypa
         assert {**last, "answer": ""} == {**answers[1], "answer": ""}
         loaded = json.loads(typed(commands[3]))
         assert loaded["lost"] == 0 and set(re.findall(r"`(\w+)`", page("serving.md").split("in its JSON")[1])) == {
-            "held", "over", "p50_s", "p99_s", "refused_p99_s", "wrong", "counted_by_service", "lost",
+            "held", "over", "p50_s", "p99_s", "refused_p99_s", "wrong", "counted_by_service", "lost", "not_received",
         }  # fmt: skip
         monkeypatch.setenv("URL", environment["URL"])
         names: dict[str, Any] = {}
