@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.run import ROOT
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
-from latentwire.core.manifest import run_manifest
+from latentwire.core.manifest import git_state
 from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 
 FLOAT = "fp32"
@@ -54,7 +55,7 @@ def rates(
     changes = dict(map(parse_override, overrides or [])) | {"evaluation.samples": samples}
     config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
     passages = load_passages(config.data, "validation", samples)
-    made = run_manifest(None, ["latentwire", "rates"])
+    git = git_state(ROOT)
     how = config.model_dump(mode="json", include={"model", "data", "evaluation"})
     how |= {"checkpoint": read_info(folder)["files"], "lm_bytes": lm_bytes}
     how |= {"data": [[p.context, [[q.text, q.answers] for q in p.questions]] for p in passages]}
@@ -75,7 +76,7 @@ def rates(
             float_f1 = next(
                 (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
             )
-            rows.append(row | {"float_f1": float_f1, "command": command, "commit": _commit(made)} | same)
+            rows.append(row | {"float_f1": float_f1, "command": command, "commit": git and git["commit"]} | same)
             print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")
         write_json(path, others + rows)
     write_bytes(path.with_suffix(".png"), plot(rows))
@@ -86,8 +87,3 @@ def _all(codebooks: dict[str, Any]) -> list[str]:
     """Every codec; learned ones that the checkpoint has, in each number of layers."""
     plain = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec) and name != FLOAT]
     return plain + [f"{kind}:layers={n + 1}" for kind, book in codebooks.items() for n in range(len(book.layers))]
-
-
-def _commit(manifest: dict[str, Any]) -> str | None:
-    git = manifest["git"]
-    return git and git["commit"]

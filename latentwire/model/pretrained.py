@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
@@ -53,8 +53,7 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
 
 
 def _codebooks(folder: Path) -> list[str]:
-    stems = (file.removesuffix(".safetensors") for file in read_info(folder)["files"])
-    return [stem for stem in stems if stem.startswith(CODECS)]
+    return [f"{CODECS}{kind}" for kind in sorted(codebooks_of(folder))]
 
 
 def _device(config: Config) -> str:

@@ -19,11 +19,11 @@ from latentwire.cli.main import VERBS
 from latentwire.cli.main import main as latentwire
 from latentwire.model.receiver import Receiver
 from tests.cli.test_commands import ROOT, arguments, fails, models, trained
+from tests.cli.test_main import STORY, story
 from tests.hub import local_hub
 from tests.tiny import save_tiny
 
-__all__ = ["models", "trained"]
-STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+__all__ = ["models", "story", "trained"]
 QUESTIONS = ["Where does Mira live?", "What does she sell?"]
 
 
@@ -39,12 +39,6 @@ class Typed:
 
     def isatty(self) -> bool:
         return False
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    (tmp_path / "story.txt").write_text(STORY)
-    return tmp_path / "story.txt"
 
 
 def test_a_file_is_asked(
