@@ -40,7 +40,7 @@ from latentwire.backbone.aliases import ALIASES
 from latentwire.backbone.store import models_dir
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError
-from latentwire.core.hashing import sha256_file
+from latentwire.core.hashing import sha256_file, stable_hash
 from latentwire.core.hub import HUB_SECONDS, hub_reason, one_line, within
 
 HUB_FILES: dict[str, Any] = {
@@ -191,6 +191,15 @@ def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {name!r}: the Hub's {hub_id!r} holds no config.json: not a Transformers model")
     return folder
+
+
+def weights_digest(name: str) -> str | None:
+    """A hash of the weights in a local folder; None for what another name than a folder's tells for good."""
+    folder = Path(name).expanduser()
+    if name in ALIASES or not folder.is_dir():
+        return None
+    files = [(path, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    return stable_hash([_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in files])
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.run import run_and_exit
@@ -90,6 +91,20 @@ def test_slot_tuning_is_shared_by_runs(
 ) -> None:
     train_main(arguments(models, out_dir=tmp_path / "other", end_to_end_max_steps=1, stages="slot_tuning"))
     assert capsys.readouterr().out.count("taken from") == 6
+
+
+def test_slot_tuning_of_a_folder_is_not_taken_for_that_of_other_weights_in_it(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = models / "llama" / "model.safetensors"
+    before = kept.read_bytes()
+    weights = load_file(kept)
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, kept, {"format": "pt"})
+    try:
+        train_main(arguments(models, out_dir=tmp_path / "other", stages="slot_tuning"))
+    finally:
+        kept.write_bytes(before)
+    assert capsys.readouterr().out.count("taken from") == 3, "those of the other receiver"
 
 
 def test_eval_gives_what_training_gave_and_keeps_it(

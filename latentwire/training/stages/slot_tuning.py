@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from latentwire.backbone.load import weights_digest
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
@@ -123,6 +124,10 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         ),
         "seed": config.system.seed,
     }
+    chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
+    digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
+    if any(digests.values()):
+        key["weights"] = digests
     if reads == TOKEN_BUDGET and receiver.extra_positions:
         key["more_positions"] = receiver.extra_positions
     if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
