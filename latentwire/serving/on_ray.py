@@ -52,6 +52,8 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Engine:
             if not waiting:
                 return
             kind, count = _room(workers, device)
+            ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             made = ray.data.from_arrow_refs(waiting).map_batches(
                 Worker,
                 batch_size=1,
@@ -97,7 +99,6 @@ def _cluster() -> Iterator[None]:
         said = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ConfigError(f"--engine ray: no cluster can be had: {said}") from error
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
         yield
     finally:
         ray.shutdown()

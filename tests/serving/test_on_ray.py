@@ -36,6 +36,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow  # a local Ray takes half a minute to start on two slow cores, and there are two
 def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +68,22 @@ def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
     for name in [*(f"wires/{part}" for part in parts), "index.json"]:
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert len(indexing.Index(out).document(6)[1]) > 1
+
+
+def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from latentwire.serving.on_ray import Worker, _to_part, _to_row, _to_table
+
+    def encode(part: indexing.Part) -> indexing.Part:
+        if part.number:
+            raise ModelError("documents 'a': too long")
+        return indexing.Part(part.number, part.rows, [message or b"new" for message in part.messages])
+
+    rows = [Document("a", "one"), Document("b", "two")]
+    given = _to_table([_to_row(indexing.Part(number, rows, [None, b"old"])) for number in (0, 1)])
+    good, bad = Worker(encode)(given).to_pylist()
+    assert (good["error"], _to_part(good)) == (None, indexing.Part(0, rows, [b"new", b"old"]))
+    assert bad["error"] == "documents 'a': too long"
 
 
 
