@@ -56,8 +56,10 @@ class Seen(NamedTuple):
 
 
 class Trainer:
-    """Runs a module for `total_steps`, with checkpoints under `folder`. Where there are several processes, each has one,
-    and `optimizer.accumulation` counts the micro-batches of all of them."""
+    """Runs a module for `total_steps`, with checkpoints under `folder`.
+
+    Several processes have one each; `optimizer.accumulation` counts the micro-batches of all of them.
+    """
 
     def __init__(
         self,

@@ -86,7 +86,6 @@ def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:
     assert bad["error"] == "documents 'a': too long"
 
 
-
 def test_workers_are_for_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["index", str(tmp_path), "-o", str(tmp_path / "x"), "--workers", "2"]
     assert "--workers: only with --engine ray" in fails(latentwire, words, capsys)

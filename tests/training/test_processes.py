@@ -21,7 +21,7 @@ from tests.systems import small_config
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "--main_process_port", "0"]
+CPU = ["--config_file", "configs/accelerate/cpu.yaml", "--main_process_port", "0"]
 
 
 def config_file(folder: Path) -> Path:
@@ -31,7 +31,7 @@ def config_file(folder: Path) -> Path:
     config = small_config(
         model={"receivers": {"a": models["llama"], "b": models["gemma3"], "c": models["qwen3"]}},
         encoder={"model": models["llama"]},
-        data={"dataset": "facts", "samples": 24, "max_context_tokens": 400},
+        data={"dataset": "facts", "samples": 48, "max_context_tokens": 400},
         features={"use_lora": True},
         curriculum={
             "slot_tuning": {"max_steps": 2},
@@ -58,7 +58,10 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
     one, two = tmp_path / "one", tmp_path / "two"
     mine = [*words, "--out_dir", str(two), "--tuned_cache", str(tmp_path / "cache_of_two")]
     done = subprocess.run(
-        [sys.executable, *LAUNCH, "-m", "latentwire.cli.train", *mine], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "accelerate.commands.launch", *CPU, "-m", "latentwire.cli.train", *mine],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("end_to_end: step 4/4") == 1  # one of them speaks
@@ -89,9 +92,9 @@ def test_two_processes_equal_one_with_twice_the_accumulation(
 def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False)
     monkeypatch.setattr(processes, "PartialState", lambda **how: pair)
-    with pytest.raises(ConfigError, match="system.device: 'cuda:0' is one device for 2 processes"):
+    with pytest.raises(ConfigError, match=r"system\.device: 'cuda:0' is one device for 2 processes"):
         Processes.of(small_config(system={"device": "cuda:0"}))
-    with pytest.raises(ConfigError, match="system.device_map: .* no room for 2 processes"):
+    with pytest.raises(ConfigError, match=r"system\.device_map: .* no room for 2 processes"):
         Processes.of(small_config(system={"device_map": "auto"}))
     assert list(Processes().share(4)) == [2, 3] and list(Processes().share(3)) == [1, 2]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
