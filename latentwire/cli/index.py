@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +30,12 @@ def index(
     lines: Annotated[bool, typer.Option("--lines", help="Every line of a text file is a document.")] = False,
     text_key: Annotated[str, typer.Option("--text_key", metavar="KEY", help="Key or column of the text.")] = "text",
     id_key: Annotated[str, typer.Option("--id_key", metavar="KEY", help="Key or column of the id.")] = "id",
+    engine: Annotated[
+        Literal["process", "ray"], typer.Option(help="Encode in this process, or with workers on a Ray cluster.")
+    ] = "process",
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="On Ray; default: one for each GPU, else for each CPU.")
+    ] = None,
     as_json: Json = False,
     overrides: Overrides = None,
     debug: Debug = False,
@@ -45,6 +53,9 @@ def index(
     from latentwire.model.sender import Sender, default_codec
 
     build_index = with_extra().build_index
+    if workers and engine != "ray":
+        raise ConfigError("--workers: only with --engine ray")
+    on_ray = with_extra("on_ray") if engine == "ray" else None
     folder = find_checkpoint(Path(ckpt))
     changes = dict(map(parse_override, overrides or []))
     config = load_config_of(folder, changes)
@@ -65,9 +76,10 @@ def index(
         info = build_index(
             read_documents(documents, lines=lines, text_key=text_key, id_key=id_key),
             out,
-            lambda: Sender.from_pretrained(folder, changes),
+            partial(Sender.from_pretrained, folder.resolve(), changes),
             made_with,
             with_text=text == "beside",
+            engine=on_ray.ray_engine(workers, config.system.device) if on_ray else map,
             progress=bar.update,
         )
     info["seconds"] = time.perf_counter() - started
@@ -81,12 +93,12 @@ def index(
     return info
 
 
-def with_extra() -> Any:
-    """The module `serving.index`; ConfigError where what it needs is not installed."""
+def with_extra(name: str = "index") -> Any:
+    """The module `serving.<name>`; ConfigError where what it needs is not installed."""
     try:
-        from latentwire.serving import index as module
+        return importlib.import_module(f"latentwire.serving.{name}")
     except ModuleNotFoundError as error:
-        if error.name not in ("bm25s", "pyarrow"):
+        extra = {"bm25s": "index", "pyarrow": "index", "ray": "ray"}.get(error.name or "")
+        if extra is None:
             raise
-        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[index]'") from None
-    return module
+        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[{extra}]'") from None

@@ -92,12 +92,12 @@ def train(
     run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates)
     system = run.execute()
     results = None
-    if (run.last / INDEX).is_file():
+    if run.processes.is_main and (run.last / INDEX).is_file():
         print(f"checkpoint: {run.last}")
         if evaluates:
             reload_checkpoint(system, run.last)  # as it is kept, not as it was in memory
             files = read_info(run.last)["files"]
-            results = evaluate_system(system, config, folder, command=words, checkpoint=files)
+            results = evaluate_system(system, run.config, folder, command=words, checkpoint=files)
     return {"run": str(folder), "checkpoint": str(run.last), "evaluation": results}
 
 

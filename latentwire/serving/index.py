@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +43,38 @@ class Hit(NamedTuple):
 # ---- making -------------------------------------------------------------------------------------------------------
 
 
+class Part(NamedTuple):
+    """The documents of one file, and their messages; None where a text has to be encoded."""
+
+    number: int
+    rows: list[Document]
+    messages: list[bytes | None]
+
+
+Engine = Callable[[Callable[[Part], Part], Iterable[Part]], Iterable[Part]]
+"""Applies a function to parts, as `map` does, but gives them back in any order. The function may be pickled."""
+
+
+class Encoding:
+    """Fills in the messages of parts. The sender is loaded when the first one has to be made."""
+
+    def __init__(self, load_sender: Callable[[], Sender], codec: str, with_text: bool):
+        self.load_sender = load_sender
+        self.codec = codec
+        self.with_text = with_text
+        self.sender: Sender | None = None
+
+    def __call__(self, part: Part) -> Part:
+        new = [i for i, message in enumerate(part.messages) if message is None]
+        messages = list(part.messages)
+        if new:
+            self.sender = self.sender or self.load_sender()
+            made = _encode(self.sender, [part.rows[i] for i in new], self.codec, self.with_text)
+            for i, message in zip(new, made, strict=True):
+                messages[i] = message
+        return Part(part.number, part.rows, messages)
+
+
 def build_index(
     documents: Iterable[Document],
     out: Path,
@@ -50,6 +82,7 @@ def build_index(
     made_with: dict[str, str],
     *,
     with_text: bool = False,
+    engine: Engine = map,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
     """Bring an index up to date with its documents; returns what index.json holds, and how many were encoded anew.
@@ -57,14 +90,53 @@ def build_index(
     A file whose documents and `made_with` (sender, codec and whatever else the messages depend on) are unchanged is
     kept, so that a build that was stopped goes on where it was. Where documents were put in or taken out, files are
     written anew; messages of texts that were in the same file or one beside it are taken over, and the others encoded.
-    The sender is loaded only if there is something to encode. progress: called with the number of documents that are
-    done after each file.
+    The sender is loaded only if there is something to encode. engine: who encodes; all files are written here.
+    progress: called with the number of documents that are done after each file.
     """
-    sender: Sender | None = None
     words: list[list[str]] = []
+    sizes: dict[int, int] = {}
+    encoded = 0
+
+    def stale() -> Iterator[Part]:
+        """The files that have to be written anew."""
+        nonlocal encoded
+        before: dict[bytes, bytes] = {}
+        for number, rows in enumerate(_parts(documents)):
+            words.extend(_words([row.text for row in rows]))
+            path, here = _part(out, number), dict[bytes, bytes]()
+            found = _sizes(path, rows, made_with)
+            if found is None:
+                (out / INDEX).unlink(missing_ok=True)
+                here = _messages(path, made_with)
+                known = before | here | _messages(_part(out, number + 1), made_with)
+                messages = [known.get(_digest(row.text)) for row in rows]
+                encoded += messages.count(None)
+                yield Part(number, rows, messages)
+            else:
+                sizes[number] = sum(found)
+                progress(len(rows))
+            before = here
+
+    for part in engine(Encoding(load_sender, made_with["codec"], with_text), stale()):
+        messages = [message for message in part.messages if message is not None]
+        write_bytes(_part(out, part.number), _table(part.rows, messages, made_with))
+        sizes[part.number] = sum(map(len, messages))
+        progress(len(part.rows))
+    if not sizes:
+        raise DataError("there is no document to index")
+    info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
+    if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
+        (out / INDEX).unlink(missing_ok=True)
+        for left in sorted((out / "wires").glob("*.parquet"))[len(sizes) :]:
+            left.unlink()
+        _save_words(words, out)
+        write_json(out / INDEX, info)
+    return info | {"encoded": encoded}
+
+
+def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """The documents of each file; DataError for what cannot be indexed."""
     names: set[str] = set()
-    encoded = size = number = 0
-    before: dict[bytes, bytes] = {}
     rest = iter(documents)
     while rows := list(islice(rest, PART)):
         for row in rows:
@@ -75,38 +147,7 @@ def build_index(
                 (row.id + row.text).encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"document {row.id!r} is not valid Unicode: {error.reason}") from None
-        path = _part(out, number)
-        here: dict[bytes, bytes] = {}
-        sizes = _sizes(path, rows, made_with)
-        if sizes is None:
-            (out / INDEX).unlink(missing_ok=True)
-            here = _messages(path, made_with)
-            known = before | here | _messages(_part(out, number + 1), made_with)
-            digests = [_digest(row.text) for row in rows]
-            new = [row for row, digest in zip(rows, digests, strict=True) if digest not in known]
-            if new:
-                sender = sender or load_sender()
-                made = _encode(sender, new, made_with["codec"], with_text)
-                known |= {_digest(row.text): message for row, message in zip(new, made, strict=True)}
-            messages = [known[digest] for digest in digests]
-            sizes = list(map(len, messages))
-            write_bytes(path, _table(rows, messages, made_with))
-            encoded += len(new)
-        before = here
-        size += sum(sizes)
-        words.extend(_words([row.text for row in rows]))
-        number += 1
-        progress(len(rows))
-    if not number:
-        raise DataError("there is no document to index")
-    info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": size}
-    if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
-        (out / INDEX).unlink(missing_ok=True)
-        for stale in sorted((out / "wires").glob("*.parquet"))[number:]:
-            stale.unlink()
-        _save_words(words, out)
-        write_json(out / INDEX, info)
-    return info | {"encoded": encoded}
+        yield rows
 
 
 def _part(folder: Path, number: int) -> Path:

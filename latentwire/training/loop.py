@@ -1,7 +1,8 @@
 """The training loop: knows a train module and callbacks, and nothing of what is trained.
 
 A step is reproducible from its number: batches, draws and the torch seed are functions of it. A resumable checkpoint
-therefore holds weights, optimizer moments and the step, and no generator states.
+therefore holds weights, optimizer moments and the step, and no generator states; and several processes can share the
+micro-batches of a step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,8 @@ from latentwire.diagnostics.memory import MemoryProfile
 from latentwire.diagnostics.progress import LOSS_GRAD_NORM
 from latentwire.diagnostics.tensors import Watch
 from latentwire.training.interrupt import Interrupted, StopRequest
-from latentwire.training.module import StepOutput, TrainModule
+from latentwire.training.module import TrainModule
+from latentwire.training.processes import Processes
 from latentwire.training.schedule import lr_factor
 
 StepRecord = dict[str, Any]
@@ -44,8 +46,20 @@ class Callback(Protocol):
         return
 
 
+class Seen(NamedTuple):
+    """What is logged of a micro-batch; the loss in nats per answer token."""
+
+    receiver: str
+    loss: float
+    tokens: int
+    metrics: dict[str, float]
+
+
 class Trainer:
-    """Runs a module for `total_steps`, with checkpoints under `folder`."""
+    """Runs a module for `total_steps`, with checkpoints under `folder`.
+
+    Several processes have one each; `optimizer.accumulation` counts the micro-batches of all of them.
+    """
 
     def __init__(
         self,
@@ -71,6 +85,7 @@ class Trainer:
         self.memory = MemoryProfile(config.diagnostics.profile_memory)
         self.watch = Watch(module.name, config.diagnostics.log_shapes)
         self.norms_due: dict[str, int] = {}
+        self.processes = Processes()
         # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.groups = [g for g in module.parameter_groups() if g.parameters]
@@ -88,22 +103,25 @@ class Trainer:
         """Accumulate, clip, step; a step with a NaN or inf loss or gradient changes nothing and says so."""
         started = time.perf_counter()
         self._set_lr()
-        outputs: list[StepOutput] = []
-        torch.manual_seed(self.config.system.seed * 1_000_003 + self.step)
-        for part in range(self.accumulation):
+        seen: list[Seen] = []
+        for part in self.processes.share(self.accumulation):
+            index = self.step * self.accumulation + part
+            torch.manual_seed(self.config.system.seed * 1_000_003 + index)
             with self.memory.phase("forward"), self.watch.watching():
-                output = self.module.forward(self.module.batch(self.step * self.accumulation + part))
-            outputs.append(output)
+                output = self.module.forward(self.module.batch(index))
             output.metrics |= self.watch.rms
-            if not math.isfinite(output.loss.item()):
+            seen.append(Seen(output.receiver, output.loss.item(), output.tokens, output.metrics))
+            if not math.isfinite(seen[-1].loss):
                 break
             if self._norms_due(output.receiver):
                 output.metrics |= self._loss_grad_norms(output.terms)
             with self.memory.phase("backward"):
                 self.accelerator.backward(output.loss / self.accumulation)
-        record = self._record(outputs)
+        record = self._record(self.processes.gathered(seen))
         finite = math.isfinite(record["loss"])
         if finite:
+            for g in self.groups:
+                self.processes.add_up(g.parameters)
             norms = {g.name: _total_norm([p.grad for p in g.parameters if p.grad is not None]) for g in self.groups}
             total = self.accelerator.clip_grad_norm_(
                 [p for g in self.groups for p in g.parameters], self.config.optimizer.grad_clip
@@ -124,10 +142,10 @@ class Trainer:
         record |= self.memory.step()
         return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
 
-    def _record(self, outputs: list[StepOutput]) -> StepRecord:
-        loss = sum(o.loss.item() for o in outputs) / len(outputs)
-        # A bad loss ends the step, so the last output is the one to blame.
-        names = [o.receiver for o in outputs] if math.isfinite(loss) else [outputs[-1].receiver]
+    def _record(self, outputs: list[Seen]) -> StepRecord:
+        loss = sum(o.loss for o in outputs) / len(outputs)
+        bad = [o.receiver for o in outputs if not math.isfinite(o.loss)]
+        names = bad or [o.receiver for o in outputs]
         record: StepRecord = {
             "stage": self.module.name,
             "step": self.step + 1,
@@ -167,11 +185,13 @@ class Trainer:
         """Train to the end, from the latest checkpoint under the folder if there is one."""
         if not self.step:
             self.restore()
+        for group in self.groups:
+            self.processes.start_alike(group.parameters)
         with StopRequest() as stop:
             try:
                 while self.step < self.total_steps:
                     self._one_step()
-                    if stop.requested:
+                    if any(self.processes.gathered([stop.requested])):
                         self.save()
                         raise Interrupted(f"stopped at step {self.step} and saved to {self.folder}. {self.resume_hint}")
             finally:
@@ -202,8 +222,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write a resumable checkpoint and forget the oldest ones."""
-        save_state(self.folder, TrainingState(self.step, self.module.state_dict(), self._optimizer_tensors()))
-        prune_states(self.folder, self.config.checkpoint.keep)
+        if self.processes.is_main:
+            save_state(self.folder, TrainingState(self.step, self.module.state_dict(), self._optimizer_tensors()))
+            prune_states(self.folder, self.config.checkpoint.keep)
+        self.processes.wait()  # or those that end after it would have the launcher end the one that still writes
 
     def restore(self) -> None:
         """Take up the latest checkpoint under the folder, if there is one."""

@@ -38,6 +38,7 @@ from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
 from latentwire.training.origin import Origin
+from latentwire.training.processes import Processes
 from latentwire.training.stages import closed_form, codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
@@ -70,7 +71,11 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
 class Run:
-    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded."""
+    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded.
+
+    Several processes may share a run, on a disk that all of them see; its configuration is then that of one process
+    with the accumulation of all of them, which could go on with it.
+    """
 
     def __init__(
         self,
@@ -82,14 +87,15 @@ class Run:
         fresh: bool = False,
         evaluates: bool = False,
     ):
-        self.config = config
+        self.processes = Processes.of(config)
+        self.config = self.processes.widen(config)
         self.folder = folder
         self.stages = stages
         self.command = list(command)
         self.fresh = fresh
         self.evaluates = evaluates
         self.origin: Origin | None = None
-        self.tracker = tracker_of(config, folder)
+        self.tracker = tracker_of(config, folder) if self.processes.is_main else None
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
 
     def start(self) -> None:
@@ -114,12 +120,14 @@ class Run:
             self.origin.remember(self.folder)
         if not path.is_file():
             write_json(path, now)
-        write_json(self.folder / "manifest.json", run_manifest(now, self.command))
+        made_by = run_manifest(now, self.command) | {"processes": self.processes.count}
+        write_json(self.folder / "manifest.json", made_by)
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
         try:
-            return self._execute()
+            with self.processes.one_speaks():
+                return self._execute()
         finally:
             if self.tracker:
                 self.tracker.close()
@@ -144,7 +152,9 @@ class Run:
             self.origin.take_up(self.system)
         self.prepared = self._prepare(passages)
         self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
-        self.start()
+        if self.processes.is_main:
+            self.start()
+        self.processes.wait()
         if profiled:
             self._record(loaded)
         lora = self.config.features.use_lora
@@ -157,7 +167,8 @@ class Run:
                 self._tune(receiver, LATENT)
                 receiver.add_adapter(LATENT)  # also where slot tuning is left out
         if new:
-            self._closed_form(new)
+            with self.processes.main_first():
+                self._closed_form(new)
         trained = self._end_to_end()
         if trained:
             self._codec()
@@ -190,6 +201,8 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of the system as it is, and of what came with the origin where only a part is trained."""
+        if not self.processes.is_main:
+            return
         beside = self.origin.folder if self.origin and self.config.curriculum.train_only else None
         save_checkpoint(folder, self.system, self.command, beside)
 
@@ -253,13 +266,14 @@ class Run:
             return
         key = self._tuning_key(receiver, texts, reads)
         kept = cached_folder(self.cache, key)
-        if (kept / INDEX).is_file():
+        if self.processes.agreed((kept / INDEX).is_file()):  # another run may finish it while the processes look
             print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
             load_tuned(kept, receiver, reads)
         elif kind in self.stages or _is_done(self._stage(tuning_name(receiver, reads))):
             # Only now, so that no adapter is there that was never trained.
             self._fit(SlotTuning(receiver, texts, self.config, reads), stage)
-            save_tuned(kept, receiver, reads, key)
+            if self.processes.is_main:
+                save_tuned(kept, receiver, reads, key)
         elif reads == LATENT:
             self._refuse_to_go_on(kind, f" of {receiver.name!r}")
         elif reads == TEXT and self.config.losses.distils and {"slot_tuning", "end_to_end"} & set(self.stages):
@@ -355,9 +369,14 @@ class Run:
         fitted = self._stage("codebooks") / "done"
         if not self.config.codec.learned or not ("codec" in self.stages or _is_done(fitted.parent)):
             return
-        if self.config.curriculum.train_only:
-            pass  # the codebooks came with the sender
-        elif _is_done(fitted.parent):
+        if not self.config.curriculum.train_only:  # else the codebooks came with the sender
+            with self.processes.main_first():
+                self._codebooks(fitted, prepared)
+        if "codec" in self.stages or _is_done(self._stage(CodecTuning.name)):
+            self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
+
+    def _codebooks(self, fitted: Path, prepared: Sequence[Prepared]) -> None:
+        if _is_done(fitted.parent):
             self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
         else:
             started = time.perf_counter()
@@ -369,8 +388,6 @@ class Run:
                 print(f"codebook of {name}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
             state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODECS)}
             save_folder(fitted, state, scores)
-        if "codec" in self.stages or _is_done(self._stage(CodecTuning.name)):
-            self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""
@@ -393,6 +410,8 @@ class Run:
 
     def _record(self, record: dict[str, Any]) -> None:
         """One line of diagnostics.jsonl, which the tracker gets as well."""
+        if not self.processes.is_main:
+            return
         append_jsonl(self.folder / "diagnostics.jsonl", record)
         if self.tracker:
             self.tracker.log(record)
@@ -413,13 +432,16 @@ class Run:
         trainer.restore()
         if trainer.step:
             print(f"{module.name}: goes on from step {trainer.step}", flush=True)
-        log = StepLog(self._record, self.config.diagnostics.log_every, total, trainer.step, module.name)
-        trainer.callbacks.append(log)
+        if self.processes.is_main:
+            log = StepLog(self._record, self.config.diagnostics.log_every, total, trainer.step, module.name)
+            trainer.callbacks.append(log)
         if self.tracker:
             self.tracker.open(module.name)  # before the first step, or it would be in vain
         trainer.fit()
         if trainer.memory.enabled:
             self._record({"stage": module.name, "memory_mb": trainer.memory.highest})
+        if not self.processes.is_main:
+            return
         trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
         save_folder(folder / "done", module.state_dict(), {"step": trainer.step, "parameters": trained})
         for state in folder.glob("step_*"):

@@ -132,7 +132,7 @@ class OptimizerConfig(Section):
     )
     lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
     batch_size: PositiveInt = Field(8, description="Passages a step.")
-    accumulation: PositiveInt = Field(1, description="Micro-batches a step.")
+    accumulation: PositiveInt = Field(1, description="Micro-batches a step, in each process.")
     weight_decay: float = Field(0.0, ge=0.0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")

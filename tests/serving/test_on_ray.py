@@ -1,0 +1,91 @@
+"""An index made on a local Ray of two workers: killed in the middle, gone on with, and the same as that of one process.
+
+The workers are processes of their own, so all goes through the command and a checkpoint of tiny models.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from latentwire.cli.main import main as latentwire
+from latentwire.core.errors import ModelError
+from latentwire.data.documents import Document
+from latentwire.serving import index as indexing
+from tests.cli.test_commands import fails
+from tests.systems import saved_run, small_passages
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = """
+import os, signal, sys
+from latentwire.cli.main import main
+from latentwire.serving import index as indexing
+
+def write_and_die(path, data, write=indexing.write_bytes):
+    write(path, data)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+indexing.PART, indexing.write_bytes = 2, write_and_die
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow  # a local Ray takes half a minute to start on two slow cores, and there are two
+def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(indexing, "PART", 2)
+    run, corpus, out = saved_run(tmp_path), tmp_path / "corpus.txt", tmp_path / "on_ray"
+    texts = [passage.context for passage in small_passages(6)]
+    corpus.write_text("\n".join([*texts, " ".join(texts)]))  # the last one takes several messages
+    words = ["index", str(corpus), "--lines", "--ckpt", str(run), "--override", "data.max_context_tokens=64", "-o"]
+    shared = ["--engine", "ray", "--workers", "2"]
+
+    died = subprocess.run([sys.executable, "-c", KILLED, *words, str(out), *shared], cwd=ROOT, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    (first,) = (out / "wires").glob("*.parquet")
+    written = first.stat().st_mtime_ns
+    assert not (out / "index.json").exists()
+
+    info = latentwire([*words, str(out), *shared, "--json"])
+    assert json.loads(capsys.readouterr().out) == info
+    done = parquet.read_table(first).num_rows
+    assert (info["documents"], info["encoded"]) == (7, 7 - done) and first.stat().st_mtime_ns == written
+    assert not ray.is_initialized()
+    assert latentwire([*words, str(out), *shared])["encoded"] == 0
+
+    latentwire([*words, str(tmp_path / "alone")])
+    parts = sorted(path.name for path in (out / "wires").iterdir())
+    assert parts == [f"{n:05d}.parquet" for n in range(4)]
+    for name in [*(f"wires/{part}" for part in parts), "index.json"]:
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    assert len(indexing.Index(out).document(6)[1]) > 1
+
+
+def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from latentwire.serving.on_ray import Worker, _to_part, _to_row, _to_table
+
+    def encode(part: indexing.Part) -> indexing.Part:
+        if part.number:
+            raise ModelError("documents 'a': too long")
+        return indexing.Part(part.number, part.rows, [message or b"new" for message in part.messages])
+
+    rows = [Document("a", "one"), Document("b", "two")]
+    given = _to_table([_to_row(indexing.Part(number, rows, [None, b"old"])) for number in (0, 1)])
+    good, bad = Worker(encode)(given).to_pylist()
+    assert (good["error"], _to_part(good)) == (None, indexing.Part(0, rows, [b"new", b"old"]))
+    assert bad["error"] == "documents 'a': too long"
+
+
+def test_workers_are_for_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["index", str(tmp_path), "-o", str(tmp_path / "x"), "--workers", "2"]
+    assert "--workers: only with --engine ray" in fails(latentwire, words, capsys)
