@@ -14,9 +14,12 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'latentwire[lm-eval]'")
 
+from lm_eval import tasks
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import apply_template
 
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
@@ -89,6 +92,21 @@ def test_the_last_place_of_the_first_field_that_is_there_is_the_passage() -> Non
     for nothing in ({}, {"passage": "A dale."}, {"passage": " "}, "a document that is a string"):
         assert split_prompt(shown, nothing) == Prompt("", "", shown)
     assert not split_prompt("Sum up: A hill. ", doc).passage  # there would be nothing behind the message
+
+
+@pytest.mark.parametrize(
+    ("file", "doc", "opening", "rest"),
+    [
+        ("super_glue/boolq/default.yaml", {"passage": PASSAGES[0], "question": "is it red"}, "", "\nQuestion: is it"),
+        ("drop/default.yaml", {"passage": PASSAGES[0], "question": "How many?"}, "", " How many?"),
+        ("sciq/sciq.yaml", {"support": f" {PASSAGES[0]}", "question": "Who?"}, "", "\nQuestion: Who?"),
+        ("race/race.yaml", {"article": PASSAGES[0], "problems": "[{'question': 'Who?'}]"}, "Article:", "\n\nWho?"),
+    ],
+)
+def test_the_harness_s_own_tasks_are_taken_apart(file: str, doc: dict[str, Any], opening: str, rest: str) -> None:
+    show = load_yaml(Path(tasks.__file__).parent / file)["doc_to_text"]
+    found = split_prompt(show(doc) if callable(show) else apply_template(show, doc), doc)
+    assert (found.opening, found.passage, found.rest[: len(rest)]) == (opening, PASSAGES[0], rest)
 
 
 def test_text_is_read_as_the_harness_s_own_model_reads_it() -> None:
