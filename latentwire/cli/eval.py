@@ -16,13 +16,25 @@ from latentwire.core.errors import ConfigError
 @click.command(name="latentwire.cli.eval")
 @click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
 @click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
-@click.option("--data_path", metavar="FILE", help="Held-out file in the dataset's original format.")
+@click.option(
+    "--data_path",
+    metavar="FILE",
+    help="Held-out file in the dataset's original format; with --suite, for tasks that read a file.",
+)
 @click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
 @click.option(
     "--out_dir", "--out", "out_dir", metavar="DIR", help="Where the results go; default: the folder given as --ckpt."
 )
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
-@click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
+@click.option("--receivers", "--receiver", "receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
+@click.option(
+    "--suite", type=click.Choice(["lm-eval"]), help="Run tasks of EleutherAI's harness in place of a dataset."
+)
+@click.option("--tasks", metavar="A,B", help="Of the suite: its tasks, groups or tags.")
+@click.option("--limit", type=click.IntRange(1), help="Of the suite: documents of each task; default: all.")
+@click.option("--num_fewshot", type=click.IntRange(0), help="Of the suite: worked examples before each question.")
+@click.option("--include_path", metavar="DIR", help="Of the suite: a folder of more tasks.")
+@click.option("--context_fields", metavar="A,B", help="Of the suite: fields of a document that hold its context.")
 @click.option(
     "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration."
 )
@@ -36,14 +48,34 @@ def command(
     out_dir: str | None,
     fresh_eval: bool,
     receivers: str | None,
+    suite: str | None,
+    tasks: str | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    include_path: str | None,
+    context_fields: str | None,
     overrides: tuple[str, ...],
     quiet: bool,
     debug: bool,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv, predictions and passages.
 
+    With --suite, tasks of a harness are run instead, their context passed as latents; writes lm_eval.json.
+
     Example: latentwire eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
     """
+    of_suite = {
+        "--tasks": tasks,
+        "--limit": limit,
+        "--num_fewshot": num_fewshot,
+        "--include_path": include_path,
+        "--context_fields": context_fields,
+    }
+    for flag, value in ({"--dataset": dataset, "--samples": samples} if suite else of_suite).items():
+        if value is not None:
+            raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite")
+    if suite and not _names(tasks):
+        raise ConfigError("--suite: needs --tasks")
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
@@ -58,14 +90,21 @@ def command(
         changes["data.dataset"] = dataset
         if dataset != trained.data.dataset:
             changes.setdefault("data.eval_path", None)
-    if data_path:
+    if data_path and not suite:
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
-    wanted = [name for name in (receivers or "").split(",") if name]
+    wanted = _names(receivers)
     some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
     out = Path(out_dir or ckpt)
+    if suite:
+        from latentwire.cli.suite import Suite, run_suite
+
+        asked = Suite(_names(tasks), limit, num_fewshot, include_path, data_path, _names(context_fields) or None)
+        return run_suite(
+            asked, folder, config, files, wanted, out, command=command_line(), fresh=fresh_eval, quiet=quiet
+        )
     done = out / "eval.json"
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
@@ -85,6 +124,10 @@ def command(
         checkpoint=files,
         quiet=quiet,
     )
+
+
+def _names(given: str | None) -> list[str]:
+    return [name for name in (given or "").split(",") if name]
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class PromptFormat:
     stands between context and anchor, as if the prompt began there, and the head is empty.
     Chat form: the context, anchor and question are the user's turn of the tokenizer's own chat template, and the
     answer is the assistant's, ended by EOS. What the template puts before the context is the head.
+
+    `stop` holds the ids that end an answer of one line, `ends` those that end one of any number of lines.
     """
 
     def __init__(self, tokenizer: Any, anchor: AnchorConfig, bos_id: int | None):
@@ -42,11 +44,11 @@ class PromptFormat:
             )
             before, self.after = rendered.split(CONTENT_MARK)
             self.head = self._ids(before)
-            self.stop = sorted({*eos, self._ids(self.after.lstrip() or "\n")[0]})
+            self.stop = self.ends = sorted({*eos, self._ids(self.after.lstrip() or "\n")[0]})
         else:
             self.head = bos if anchor.bos == "before" else []
             self.after = ""
-            self.stop = sorted({*eos, self._ids("\n")[-1]})
+            self.stop, self.ends = sorted({*eos, self._ids("\n")[-1]}), eos
         self.end_ids = eos if self.chat else []
 
     def _ids(self, text: str) -> list[int]:
@@ -58,7 +60,23 @@ class PromptFormat:
 
     def tail(self, question: str) -> list[int]:
         """Everything between the context and the answer."""
-        return self.before_anchor + self._ids(self.anchor + QUESTION.format(question=question) + self.after)
+        return self.rest(QUESTION.format(question=question))
+
+    def rest(self, text: str) -> list[int]:
+        """Everything between the context and what is generated, where that is a text of any form."""
+        return self.before_anchor + self._ids(self.anchor + text + self.after)
+
+    def rest_and(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
+        """`rest`, and a continuation of it, cut where the tokens of the text alone end.
+
+        White space at the text's end goes to the continuation, as in EleutherAI's harness: tokens begin with it.
+        """
+        if not self.after:
+            kept = text.rstrip()
+            text, continuation = kept, text[len(kept) :] + continuation
+        before = self.rest(text)
+        whole = self.before_anchor + self._ids(self.anchor + text + self.after + continuation)
+        return before, whole[len(before) :]
 
     def span(self) -> list[int]:
         """What stands before the first tokens of a span that is to be copied from the context."""

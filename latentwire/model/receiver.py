@@ -68,6 +68,7 @@ class AnswerScores:
     nll: Tensor  # summed over the answer's tokens, nats
     tokens: Tensor
     first_correct: Tensor
+    all_correct: Tensor  # whether each token was the most likely one behind those before it
 
 
 class Receiver:
@@ -193,10 +194,11 @@ class Receiver:
             counts = torch.tensor([len(index) for index in kept], device=z.device)
         return self._read(z, counts)
 
-    def _read(self, z: Tensor, counts: Tensor) -> Context:
-        """Read latents that are all for this receiver."""
+    def _read(self, z: Tensor, counts: Tensor, opening: Sequence[int] = ()) -> Context:
+        """Read latents that are all for this receiver, behind the head and the token ids of `opening`."""
         values = self.reader.generate(z, counts)
-        context = self.reader.context(self.lm, values, counts)
+        before = self.reader.opening(self.lm, self.prompt.head, opening) if opening else None
+        context = self.reader.context(self.lm, values, counts, before)
         context.latents, context.latent_mask = z, real(z, counts)
         for feature in self.features.values():
             context = feature.extend(self.lm, context)
@@ -284,8 +286,9 @@ class Receiver:
         targets = ids[:, -longest:]
         nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         real = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
-        first = logits.argmax(-1).eq(targets).gather(1, (longest - tokens)[:, None])[:, 0]
-        return AnswerScores((nll * real).sum(1), tokens, first)
+        correct = logits.argmax(-1).eq(targets)
+        first = correct.gather(1, (longest - tokens)[:, None])[:, 0]
+        return AnswerScores((nll * real).sum(1), tokens, first, (correct | ~real).all(1))
 
     def answer(self, message: Message, question: str, max_new_tokens: int = 24) -> Reply:
         """The greedy answer to one question on the text behind a message; see `answer_batch`."""
@@ -317,7 +320,7 @@ class Receiver:
             rows = [(i, j) for i, own in zip(chosen, tails, strict=True) for j in range(len(own))]
             with self.using(LATENT if source == "latents" else TEXT):
                 longest = [max(map(len, own)) for own in tails]
-                context = self._read_wires([parts[i] for i in chosen], source, longest)
+                context = self.read_messages([parts[i] for i in chosen], source, longest)
                 context = context.repeat([len(own) for own in tails])
                 answers = iter(self.generate(context, flat, max_new_tokens, _by_row(watch, rows)))
             for i, own in zip(chosen, tails, strict=True):
@@ -351,36 +354,49 @@ class Receiver:
         """
         tail = max((len(self.prompt.tail(question)) for question in questions), default=0)
         if self.why_text(wires) is None:
-            latents = sum(map(len, self._latents(wires)))
-            self.check_length(len(self.prompt.head) + latents + self.extra_positions + tail)
+            self.check_length(len(self.prompt.head) + self.message_positions(wires) + tail)
             return 0
         row = self._text_row(wires)
         self.check_length(len(row) + tail)
         return len(row) - len(self.prompt.head)
 
+    def message_positions(self, wires: Sequence[Wire]) -> int:
+        """Positions that are taken by a message's latents and by what the features add to them."""
+        return sum(map(len, self._latents(wires))) + self.extra_positions
+
     def read_message(self, message: Message, source: Source = "latents", tail: int = 0) -> Context:
         """Read one message, from its latents or its text; ModelError where that and `tail` tokens do not fit."""
-        return self._read_wires([[message] if isinstance(message, Wire) else message], source, [tail])
+        return self.read_messages([[message] if isinstance(message, Wire) else message], source, [tail])
 
-    def _text_row(self, wires: Sequence[Wire]) -> list[int]:
+    def _text_row(self, wires: Sequence[Wire], opening: Sequence[int] = ()) -> list[int]:
         text = "".join(wire.text or "" for wire in wires)
-        return self.prompt.head + self.lm.tokenize_with_offsets(text)[0]
+        return [*self.prompt.head, *opening, *self.lm.tokenize_with_offsets(text)[0]]
 
     def _latents(self, wires: Sequence[Wire]) -> list[Tensor]:
         own = slice(None) if self.own is None else self.own
         return [torch.as_tensor(wire.latents)[own] for wire in wires]
 
-    def _read_wires(self, messages: Sequence[Sequence[Wire]], source: Source, tails: Sequence[int]) -> Context:
-        """Read messages of one or more parts each, from their latents or their text, each before so many tokens."""
+    def read_messages(
+        self,
+        messages: Sequence[Sequence[Wire]],
+        source: Source,
+        tails: Sequence[int],
+        opening: Sequence[int] = (),
+    ) -> Context:
+        """Read messages of one or more parts each, from their latents or their text, each before so many tokens.
+
+        opening: token ids that stand between the head and every message, as text does that comes before a passage.
+        ModelError where a message does not fit.
+        """
         if source == "text":
-            rows = [self._text_row(wires) for wires in messages]
+            rows = [self._text_row(wires, opening) for wires in messages]
             self.check_length(max(len(row) + tail for row, tail in zip(rows, tails, strict=True)))
             return self.read_text(rows)
         latents = [torch.cat(self._latents(wires)) for wires in messages]
         most = max(len(z) + tail for z, tail in zip(latents, tails, strict=True))
-        self.check_length(len(self.prompt.head) + most + self.extra_positions)
+        self.check_length(len(self.prompt.head) + len(opening) + most + self.extra_positions)
         counts = torch.tensor([len(z) for z in latents], device=self.lm.device)
-        return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts)
+        return self._read(pad_sequence(latents, batch_first=True).to(self.lm.device), counts, opening)
 
     def generate(
         self,

@@ -6,6 +6,8 @@ arXiv 2510.20535). The receiver then prefills M positions instead of the text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -70,8 +72,13 @@ class EmbeddingReader(Reader):
             values = set_rms(values, self.rms)
         return values * self.gain
 
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
-        embeds, mask = left_align(self.head, self.calibrate(values), counts)
+    def opening(self, lm: LanguageModel, head: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """The embeddings of the tokens: (n, hidden_size)."""
+        return lm.embed(torch.tensor([*ids], device=lm.device))
+
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+        head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
+        embeds, mask = left_align(head, self.calibrate(values), counts)
         hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
 

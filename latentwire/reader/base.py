@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +45,15 @@ class Reader(nn.Module, ABC):
         return torch.full_like(self.target_groups(), -1)
 
     @abstractmethod
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
-        """The context from generated values or targets (batch, M, d_out); counts: (batch,) latents of each row."""
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+        """The context from generated values or targets (batch, M, d_out); counts: (batch,) latents of each row.
+
+        opening: what `opening` gives for text that stands between the head and the latents of every row.
+        """
+
+    @abstractmethod
+    def opening(self, lm: LanguageModel, head: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """Token ids behind the head's, as the receiver reads them, in the form that the reader keeps the head in."""
 
     @abstractmethod
     def reset_head(self, lm: LanguageModel, head: list[int]) -> None:

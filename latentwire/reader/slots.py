@@ -8,6 +8,8 @@ scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -86,10 +88,15 @@ class SlotReader(Reader):
         if head:
             self.head.copy_(lm.own_slots(head))
 
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
+    def opening(self, lm: LanguageModel, head: Sequence[int], ids: Sequence[int]) -> Tensor:
+        """The receiver's own keys and values of the tokens: (n, *slot shape)."""
+        return lm.own_slots([*head, *ids])[len(head) :]
+
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
         batch, longest = values.shape[:2]
-        head_len = self.head.shape[0]
-        slots, mask = left_align(self.head, values.view(batch, longest, *self.shape), counts)
+        head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
+        head_len = head.shape[0]
+        slots, mask = left_align(head, values.view(batch, longest, *self.shape), counts)
         hand_over("slots", slots)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents

@@ -58,6 +58,33 @@ def test_latents_are_read_in_m_positions_with_gradients_to_everything(family: st
     assert not dead
 
 
+@pytest.mark.parametrize("slots", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_between_head_and_latents_is_read_as_in_a_text(family: str, slots: bool) -> None:
+    """Where the latents stand for a passage's tokens themselves, the whole is the text."""
+    config = small_config(
+        model={"dtype": "float32", "receivers": {"a": "t"}},
+        encoder={"window": 1},
+        features={"use_deep_prefix": slots},
+        adapter={"calibration": "none"},
+    )
+    receiver = small_system(config, (family,)).receivers["a"]
+    lm, head, reader = receiver.lm, receiver.prompt.head, receiver.reader
+    opening, passage, tail = (
+        receiver.prompt.opening(text) for text in ("Mira Voss:\n", "Red lamps on the hill.", "\nWho")
+    )
+    before = [*head, *opening]
+    own = lm.own_slots([*before, *passage])[len(before) :].flatten(1)
+    values = own if slots else lm.embed(torch.tensor(passage))
+    known = receiver.read_text([[*before, *passage]])
+    counts = torch.tensor([len(passage)])
+    context = reader.context(lm, values[None], counts, reader.opening(lm, head, opening))
+    without = reader.context(lm, values[None], counts)
+    assert context.mask.sum() == known.mask.sum() == without.mask.sum() + len(opening)
+    nll = [float(receiver.score(one, [(tail, passage[:3])]).nll) for one in (known, context, without)]
+    assert nll[1] == pytest.approx(nll[0], rel=1e-4) and abs(nll[2] - nll[0]) > 1e-3
+
+
 def test_the_same_wire_is_read_by_receivers_with_other_tokenizers() -> None:
     system = small_system(small_config(), FAMILIES)
     sent, texts = system.prepare(small_passages(1)[0])

@@ -1,0 +1,109 @@
+"""`latentwire eval --suite lm-eval`: tasks of EleutherAI's harness, their context passed as latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from latentwire.config import Config, some_receivers
+from latentwire.config.load import differences
+from latentwire.core.atomic import read_json, write_json, write_jsonl
+from latentwire.core.errors import ConfigError
+from latentwire.core.manifest import run_manifest
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is asked of the harness."""
+
+    tasks: list[str]
+    limit: int | None
+    num_fewshot: int | None
+    include_path: str | None
+    data_path: str | None
+    context_fields: list[str] | None
+
+
+def run_suite(
+    suite: Suite,
+    folder: Path,
+    config: Config,
+    files: dict[str, Any],
+    receivers: Sequence[str],
+    out: Path,
+    *,
+    command: Sequence[str],
+    fresh: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Run the tasks; writes lm_eval.json, and a file of answers for each receiver and mode into lm_eval/.
+
+    Both are written after every mode. What lm_eval.json has already, made with the very same, is not measured again.
+    """
+    try:
+        import lm_eval
+
+        from latentwire.evaluation.harness import CONTEXT_FIELDS, HARNESS_MODES, HarnessLM, Messages
+        from latentwire.evaluation.suite import load_tasks, print_table, run_tasks, sample_rows
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise ConfigError("lm_eval is not installed; get it with: pip install 'latentwire[lm-eval]'") from None
+    from latentwire.checkpoint.system import load_checkpoint
+    from latentwire.evaluation.modes import modes_for
+
+    modes = [mode for mode in HARNESS_MODES if mode in config.evaluation.modes]
+    if not modes:
+        raise ConfigError(f"evaluation.modes: none of {', '.join(HARNESS_MODES)}, which the harness can measure")
+    wanted = list(some_receivers(config.model, receivers, str(folder)))
+    fields = tuple(suite.context_fields or CONTEXT_FIELDS)
+    settings = asdict(suite) | {"context_fields": list(fields), "codec": config.evaluation.codec}
+    settings["lm_eval"] = lm_eval.__version__
+    manifest = run_manifest(config.model_dump(mode="json"), command) | {"checkpoint": files}
+    manifest["versions"]["lm_eval"] = lm_eval.__version__
+    results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
+    path = out / "lm_eval.json"
+    known = results["receivers"] = {} if fresh else _known(path, results)
+    left = [name for name in wanted if not set(modes) <= set(known.get(name, {}))]
+    if not left:
+        if not quiet:
+            print(f"{path} holds these results already; --fresh_eval evaluates again")
+        return results
+
+    metadata = {} if suite.data_path is None else {"data_path": suite.data_path}
+    include = None if suite.include_path is None else Path(suite.include_path)
+    tasks = load_tasks(suite.tasks, include, suite.num_fewshot, metadata)
+    system = load_checkpoint(folder, config, left)
+    messages = Messages(system.sender)
+    for name, receiver in system.receivers.items():
+        own, possible = known.setdefault(name, {}), {mode.name for mode in modes_for(receiver)}
+        for mode in (mode for mode in modes if mode not in own):
+            if mode not in possible:
+                own[mode] = None  # such as tuned text, where nothing was tuned on it
+                continue
+            lm = HarnessLM(receiver, mode, messages, fields, batch_size=config.evaluation.batch_size, quiet=quiet)
+            own[mode], samples = run_tasks(lm, tasks, suite.limit, config.evaluation.bootstrap)
+            write_jsonl(out / "lm_eval" / f"{name}-{mode}.jsonl", sample_rows(samples))
+            write_json(path, results)
+    if not quiet:
+        print_table(results)
+        print(f"results: {path}")
+    return results
+
+
+def _known(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What the file holds of receivers and modes that were measured with the same settings, checkpoint and versions."""
+    there = read_json(path) if path.is_file() else {}
+    if not isinstance(there, dict) or there.get("settings") != results["settings"]:
+        return {}
+    made, now = there.get("manifest", {}), results["manifest"]
+    if made.get("checkpoint") != now["checkpoint"] or made.get("versions") != now["versions"]:
+        return {}
+    if any(differences(made.get("config") or {}, now["config"], ("evaluation.modes",))):
+        return {}
+    known: dict[str, Any] = there.get("receivers", {})
+    return known
