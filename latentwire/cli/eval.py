@@ -23,6 +23,7 @@ from latentwire.core.errors import ConfigError
 )
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
 @click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
+@click.option("--rivals", metavar="A,B", help="Also measure other methods at equal positions: llmlingua, kvpress.")
 @click.option(
     "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration."
 )
@@ -36,6 +37,7 @@ def command(
     out_dir: str | None,
     fresh_eval: bool,
     receivers: str | None,
+    rivals: str | None,
     overrides: tuple[str, ...],
     quiet: bool,
     debug: bool,
@@ -62,6 +64,8 @@ def command(
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
+    if rivals:
+        changes["evaluation.rivals"] = rivals.split(",")
     wanted = [name for name in (receivers or "").split(",") if name]
     some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
