@@ -102,7 +102,7 @@ RIVALS: dict[str, Mode] = {
         Mode("kvpress_text_tuned", TEXT, _evicted, needs_adapter=True, rival="kvpress"),
     )
 }
-"""Each rival is read by the bare model, with the LoRA tuned on text, and with one tuned on itself where there is one."""
+"""Each is read by the bare model, with the LoRA tuned on text, and with one tuned on itself where there is one."""
 EVERY_MODE = MODES | RIVALS
 
 

@@ -427,4 +427,14 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     )
 
 
-__all__ = ["LATENT", "LLMLINGUA", "TEXT", "TOKEN_BUDGET", "AnswerScores", "Message", "Receiver", "Reply", "build_reader"]
+__all__ = [
+    "LATENT",
+    "LLMLINGUA",
+    "TEXT",
+    "TOKEN_BUDGET",
+    "AnswerScores",
+    "Message",
+    "Receiver",
+    "Reply",
+    "build_reader",
+]

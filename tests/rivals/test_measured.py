@@ -6,7 +6,6 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,9 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "kvpress", None)
-    with pytest.raises(ConfigError, match=r"evaluation.rivals: the package kvpress cannot be imported .*docs/rivals.md"):
+    with pytest.raises(
+        ConfigError, match=r"evaluation.rivals: the package kvpress cannot be imported .*docs/rivals.md"
+    ):
         train_main(arguments(models, out_dir=tmp_path / "run", eval_rivals="kvpress"))
     assert not (tmp_path / "run").exists()
 
@@ -41,13 +42,14 @@ def test_a_run_tunes_on_what_is_selected_and_measures_both(
     adapter = run / "last" / "baselines" / "llama-llmlingua.safetensors"
     assert not adapter.exists()
 
-    capsys.readouterr()
-    train_main([*flags, "--eval_rivals", "llmlingua,kvpress", "--stages", "baselines"])  # the finished run goes on
-    table = capsys.readouterr().out
+    train_main([*flags, "--eval_rivals", "llmlingua", "--stages", "baselines"])  # the finished run goes on
     assert adapter.is_file()
     stages = [json.loads(line)["stage"] for line in (run / "diagnostics.jsonl").read_text().splitlines()]
     assert stages.count("baseline/llama/llmlingua") == 1 == stages.count("baseline/qwen/llmlingua")
-    results = json.loads((run / "eval.json").read_text())
+    capsys.readouterr()
+    eval_main(["--ckpt", str(run), "--out", str(tmp_path / "both"), "--rivals", "llmlingua,kvpress"])
+    table = capsys.readouterr().out
+    results = json.loads((tmp_path / "both" / "eval.json").read_text())
     assert results["manifest"]["versions"]["llmlingua"] and results["manifest"]["versions"]["kvpress"]
     assert results["manifest"]["config"]["evaluation"]["rivals"] == ["llmlingua", "kvpress"]
     for name, own in results["receivers"].items():
@@ -63,13 +65,9 @@ def test_a_run_tunes_on_what_is_selected_and_measures_both(
             before = plain["receivers"][name][mode]
             assert (before and before["nll_per_token"]) == (own[mode] and own[mode]["nll_per_token"])
     assert results["kvpress"]["f1"] == pytest.approx(sum(r["kvpress"]["f1"] for r in results["receivers"].values()) / 2)
-    rows = {(r["receiver"], r["mode"]): r for r in csv.DictReader((run / "eval.csv").open())}
+    rows = {(r["receiver"], r["mode"]): r for r in csv.DictReader((tmp_path / "both" / "eval.csv").open())}
     assert float(rows["llama", "kvpress"]["compression"]) == pytest.approx(results["receivers"]["llama"]["compression"])
 
     train_main(flags)  # what was tuned stays, also where it is not measured again
     assert adapter.is_file()
-    again: dict[str, Any] = eval_main(
-        ["--ckpt", str(run), "--out", str(tmp_path / "again"), "--rivals", "llmlingua", "--quiet"]
-    )
-    assert again["receivers"]["llama"]["llmlingua_tuned"] == results["receivers"]["llama"]["llmlingua_tuned"]
-    assert "kvpress" not in again["receivers"]["llama"]
+    assert set(json.loads((run / "eval.json").read_text())["receivers"]["llama"]) == set(plain["receivers"]["llama"])

@@ -92,7 +92,7 @@ class EvaluationConfig(Section):
     )
     llmlingua_model: str = Field("smollm2-135m", description="The model by which llmlingua selects tokens.")
     press: Literal["expected_attention", "knorm", "keydiff"] = Field(
-        "expected_attention", description="By what kvpress evicts."
+        "expected_attention", description="By what kvpress evicts.", json_schema_extra=flag("eval_press")
     )
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
     attention_examples: NonNegativeInt = Field(
