@@ -35,6 +35,7 @@ from latentwire.core.errors import ConfigError
 @click.option("--num_fewshot", type=click.IntRange(0), help="Of the suite: worked examples before each question.")
 @click.option("--include_path", metavar="DIR", help="Of the suite: a folder of more tasks.")
 @click.option("--context_fields", metavar="A,B", help="Of the suite: fields of a document that hold its context.")
+@click.option("--rivals", metavar="A,B", help="Also measure other methods at equal positions: llmlingua, kvpress.")
 @click.option(
     "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration."
 )
@@ -54,6 +55,7 @@ def command(
     num_fewshot: int | None,
     include_path: str | None,
     context_fields: str | None,
+    rivals: str | None,
     overrides: tuple[str, ...],
     quiet: bool,
     debug: bool,
@@ -71,7 +73,7 @@ def command(
         "--include_path": include_path,
         "--context_fields": context_fields,
     }
-    for flag, value in ({"--dataset": dataset, "--samples": samples} if suite else of_suite).items():
+    for flag, value in ({"--dataset": dataset, "--samples": samples, "--rivals": rivals} if suite else of_suite).items():
         if value is not None:
             raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite")
     if suite and not _names(tasks):
@@ -94,6 +96,8 @@ def command(
         changes["data.eval_path"] = data_path
     if samples:
         changes["evaluation.samples"] = samples
+    if rivals:
+        changes["evaluation.rivals"] = _names(rivals)
     wanted = _names(receivers)
     some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)

@@ -28,7 +28,10 @@ class Item:
 
 @dataclass
 class Answer:
-    """One receiver's answer to one question in one mode; `attention` is what `attention_on_latents` gives, if asked."""
+    """One receiver's answer to one question in one mode; `attention` is what `attention_on_latents` gives, if asked.
+
+    positions: all that the receiver was given, the question included.
+    """
 
     prediction: str
     f1: float
@@ -36,6 +39,7 @@ class Answer:
     nll: float  # nats over the first gold answer's tokens
     tokens: int
     first_correct: bool
+    positions: int
     attention: list[float] | None = None
 
 
@@ -93,6 +97,7 @@ def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_
     golds = [receiver.prompt.gold(q.answers[0]) for q in questions]
     with receiver.using(mode.adapter):
         context = mode.read(receiver, given_to(receiver, batch))
+        read = [n for n, asked in zip(context.mask.sum(1).tolist(), counts, strict=True) for _ in range(asked)]
         scores = receiver.score(context.repeat(counts), list(zip(tails, golds, strict=True)))
         predictions = receiver.generate(context.repeat(counts), tails, max_new_tokens)
     return [
@@ -103,6 +108,7 @@ def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_
             float(scores.nll[i]),
             int(scores.tokens[i]),
             bool(scores.first_correct[i]),
+            read[i] + len(tails[i]),
         )
         for i, (q, text) in enumerate(zip(questions, predictions, strict=True))
     ]

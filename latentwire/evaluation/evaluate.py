@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_
 from latentwire.evaluation.attention import attention_on_latents
 from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, latency, message_bytes, positions
 from latentwire.evaluation.lossless import lm_bytes
-from latentwire.evaluation.modes import MODES, modes_for
+from latentwire.evaluation.modes import EVERY_MODE, MODES, RIVALS, modes_for
 from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
 from latentwire.model.system import LatentWire, check_devices
+from latentwire.rivals import versions_of
 
 SCHEMA = 1
 BYTES_OF_TEXT = {
@@ -34,7 +36,7 @@ BYTES_OF_TEXT = {
     "lm_bytes": "lossless by the sender's model",
 }
 """Forms of a text that a message's bytes are compared with."""
-UNTUNED = ("text", "embedding_replay", "embedding_anchor")
+UNTUNED = ("text", "embedding_replay", "embedding_anchor", "llmlingua", "kvpress")
 """Modes that are read by the bare model by definition."""
 
 
@@ -50,6 +52,7 @@ def evaluate(
     if not passages:
         raise DataError("evaluation: no question to evaluate on")
     own = config.evaluation
+    versions = versions_of(own.rivals)
     items = encode_items(system, passages, own.codec)
     lossless = lossless_limits(config, passages) if own.lm_bytes else None
     answers = answer_all(
@@ -66,9 +69,12 @@ def evaluate(
             item, question = items[answers.clusters[i]], answers.questions[i]
             answer.attention = attention_on_latents(receiver, item, question, answer.prediction)
         measured = {
-            mode: measure(rows, answers.clusters, own.bootstrap) | {"tuned": MODES[mode].adapter in receiver.adapters}
+            mode: measure(rows, answers.clusters, own.bootstrap)
+            | {"tuned": EVERY_MODE[mode].adapter in receiver.adapters}
             for mode, rows in answers.by_mode[name].items()
         }
+        for mode in RIVALS.keys() & measured.keys():
+            measured[mode]["positions"] = statistics.fmean(a.positions for a in answers.by_mode[name][mode])
         for mode in ("text", "text_tuned", "latent"):
             if mode in measured and own.latency_samples:
                 some = items[: own.latency_samples]
@@ -77,6 +83,7 @@ def evaluate(
         taken = positions(receiver, items)
         receivers[name] = {
             **{mode: measured.get(mode) for mode in MODES},
+            **{mode: measured[mode] for mode in RIVALS if mode in measured},
             "positions": taken,
             "compression": taken["text"] / taken["latent"],
             "bytes": (means := message_bytes(receiver, items, lossless)),
@@ -93,9 +100,11 @@ def evaluate(
         "joint": None,
         **{
             mode: mean_over_receivers(answers.by_mode, receivers, mode, answers.clusters, own.bootstrap)
-            for mode in ("text", "text_tuned", "latent", "token_budget")
+            for mode in ("text", "text_tuned", "latent", "token_budget", *RIVALS)
+            if mode in MODES or all(mode in measured for measured in receivers.values())
         },
     }
+    results["manifest"]["versions"] |= versions
     if answers.joint:
         own_answers = {n: [a.prediction for a in modes["latent"]] for n, modes in answers.by_mode.items()}
         golds = [q.answers for q in answers.questions]
@@ -146,10 +155,12 @@ def _csv(results: dict[str, Any]) -> str:
     head = ["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"]
     writer.writerow([*head, "bits_per_dimension", *(f"wire_to_{kind}" for kind in BYTES_OF_TEXT)])
     for name, receiver in results["receivers"].items():
-        for mode in MODES:
-            m = receiver[mode]
+        for mode in EVERY_MODE:
+            m = receiver.get(mode)
             if m is not None:
                 saved = {"latent": receiver["compression"], "token_budget": receiver["compression"], "no_context": ""}
+                if mode in RIVALS:
+                    saved[mode] = receiver["positions"]["text"] / m["positions"]
                 cost = [saved.get(mode, 1), receiver["bytes"]["wire"] if mode == "latent" else ""]
                 rates = [receiver["bits_per_dimension"], *(receiver["byte_ratios"][kind] for kind in BYTES_OF_TEXT)]
                 rates = rates if mode == "latent" else [""] * len(rates)
@@ -175,8 +186,8 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     ):
         table.add_column(column, justify="left" if column in ("receiver", "reads") else "right", no_wrap=True)
     for name, receiver in results["receivers"].items():
-        for mode in MODES:
-            m = receiver[mode]
+        for mode in EVERY_MODE:
+            m = receiver.get(mode)
             if m is None:
                 continue
             where = "latent" if mode == "latent" else "text"
@@ -188,7 +199,9 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",
                 f"{m['nll_per_token']:.2f}",
-                f"{receiver['positions'][where]:.0f}" if shown else "",
+                f"{m['positions'] if mode in RIVALS else receiver['positions'][where]:.0f}"
+                if shown or mode in RIVALS
+                else "",
                 f"{receiver['bytes']['wire' if mode == 'latent' else 'utf8']:.0f}" if shown else "",
                 f"{m['latency_s']['answer']:.2f}" if m["latency_s"] else "",
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentwire.backbone.lm import Context
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ Read = Callable[[Receiver, Given], Context]
 class Mode:
     """One column of the comparison: how the context is read, and with which adapter if the receiver has it.
 
-    A mode that `needs_adapter` is left out for a receiver without it.
+    A mode that `needs_adapter` is left out for a receiver without it. `rival` names the method of another project, by
+    which `evaluation.rivals` asks for the mode.
     """
 
     name: str
     adapter: str | None
     read: Read
     needs_adapter: bool = False
+    rival: str | None = None
 
 
 def _text(receiver: Receiver, given: Given) -> Context:
@@ -63,6 +65,18 @@ def _latent(receiver: Receiver, given: Given) -> Context:
     return receiver.read_latents(given.z.to(receiver.lm.device), given.counts.to(receiver.lm.device))
 
 
+def _selected(receiver: Receiver, given: Given) -> Context:
+    from latentwire.rivals.llmlingua import select  # an optional package, as below
+
+    return receiver.read_text([select(receiver, text) for text in given.texts])
+
+
+def _evicted(receiver: Receiver, given: Given) -> Context:
+    from latentwire.rivals.kvpress import read_evicted
+
+    return read_evicted(receiver, given.texts)
+
+
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -78,7 +92,22 @@ MODES: dict[str, Mode] = {
 """In a run with LoRA, the token budget is read with the adapter tuned for it, no context with that of the text."""
 
 
+RIVALS: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("llmlingua", None, _selected, rival="llmlingua"),
+        Mode("llmlingua_text_tuned", TEXT, _selected, needs_adapter=True, rival="llmlingua"),
+        Mode("llmlingua_tuned", LLMLINGUA, _selected, needs_adapter=True, rival="llmlingua"),
+        Mode("kvpress", None, _evicted, rival="kvpress"),
+        Mode("kvpress_text_tuned", TEXT, _evicted, needs_adapter=True, rival="kvpress"),
+    )
+}
+"""Each is read by the bare model, with the LoRA tuned on text, and with one tuned on itself where there is one."""
+EVERY_MODE = MODES | RIVALS
+
+
 def modes_for(receiver: Receiver) -> list[Mode]:
-    """The modes that are asked for (`evaluation.modes`) and can be measured on a receiver."""
-    asked = [MODES[name] for name in receiver.config.evaluation.modes]
+    """The modes that are asked for (`evaluation.modes`, `.rivals`) and can be measured on a receiver."""
+    own = receiver.config.evaluation
+    asked = [MODES[name] for name in own.modes] + [mode for mode in RIVALS.values() if mode.rival in own.rivals]
     return [m for m in asked if not m.needs_adapter or m.adapter in receiver.adapters]

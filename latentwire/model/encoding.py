@@ -24,7 +24,7 @@ EVERYTHING = LatentLayout()
 
 @dataclass(frozen=True)
 class ReceiverText:
-    """A text for a receiver: ids (head first), its latents M, and its questions as (tail, answer).
+    """A text for a receiver: ids (head first), its latents M, its questions as (tail, answer), and what it was.
 
     `align` tells which of its tokens stand for those that the sender reads.
     """
@@ -33,6 +33,7 @@ class ReceiverText:
     head_len: int
     latents: int
     questions: list[tuple[list[int], list[int]]]
+    text: str
     align: Callable[[], list[list[int]]] = field(compare=False, repr=False)
 
     @cached_property
@@ -100,7 +101,7 @@ def encode_for_receiver(
         return _shift(table, len(prompt.head))
 
     questions = [(prompt.tail(q.text), prompt.answer(q.answers[0])) for q in passage.questions]
-    return ReceiverText(prompt.head + ids, len(prompt.head), len(sent.starts), questions, align)
+    return ReceiverText(prompt.head + ids, len(prompt.head), len(sent.starts), questions, passage.context, align)
 
 
 def _shift(table: list[list[int]], by: int) -> list[list[int]]:

@@ -41,7 +41,7 @@ from latentwire.reader.base import Reader, real
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.message import Wire
 
-LATENT, TEXT, TOKEN_BUDGET = "latent", "text", "token_budget"
+LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA = "latent", "text", "token_budget", "llmlingua"
 """Names of a receiver's LoRA adapters: what it was tuned to read."""
 
 
@@ -443,4 +443,14 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     )
 
 
-__all__ = ["LATENT", "TEXT", "TOKEN_BUDGET", "AnswerScores", "Message", "Receiver", "Reply", "build_reader"]
+__all__ = [
+    "LATENT",
+    "LLMLINGUA",
+    "TEXT",
+    "TOKEN_BUDGET",
+    "AnswerScores",
+    "Message",
+    "Receiver",
+    "Reply",
+    "build_reader",
+]

@@ -16,7 +16,7 @@ from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText, encode_for_receiver
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import Sender, default_codec
 from latentwire.wire.codebook import Codebook, remember
 
@@ -126,7 +126,7 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
         own = _part(state[f"receivers/{name}"], feature_name)
         if own or not (start or feature.train_only):
             _load(feature, own, f"receivers/{name}: {feature_name}")
-    for adapter in ("latent", "text", "token_budget"):
+    for adapter in (LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA):
         stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
         lora = _part(state.get(stem, {}), "lora")
         if lora and receiver.config.features.use_lora:

@@ -20,6 +20,7 @@ from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
 from latentwire.config import Config, config_from_dict
 from latentwire.config.load import differences
+from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
@@ -32,9 +33,10 @@ from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import default_codec
 from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks_in
+from latentwire.rivals import versions_of
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule
 from latentwire.training.origin import Origin
@@ -60,8 +62,8 @@ from latentwire.wire.codecs import LearnedCodec
 MAY_CHANGE = {
     *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
     *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
+    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "llmlingua_model"),  # a LoRA hangs on it
     "data.eval_path",
-    "evaluation",
     "diagnostics",
 }
 """Where a run writes and what it evaluates may change while it goes on."""
@@ -134,6 +136,7 @@ class Run:
 
     def _execute(self) -> LatentWire:
         check_devices(self.config.system)
+        versions_of(self.config.evaluation.rivals)
         self.origin = Origin.of(self.config)
         if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.resolve()):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {self.origin.folder}")
@@ -174,9 +177,8 @@ class Run:
             self._codec()
             self.save(self.last)
         for receiver in self.system.receivers.values():
-            for reads in (TOKEN_BUDGET,) if self.config.losses.distils else (TEXT, TOKEN_BUDGET):
-                if lora:
-                    self._tune(receiver, reads)
+            for reads in self._baselines(receiver) if lora else ():
+                self._tune(receiver, reads)
         if trained and lora:  # again, now with the baselines' adapters
             self.save(self.last)
         return self.system
@@ -280,6 +282,14 @@ class Run:
             raise ConfigError(
                 f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well"
             )
+
+    def _baselines(self, receiver: Receiver) -> Iterator[str]:
+        """What a receiver is tuned to read in the end, to be compared with."""
+        if not self.config.losses.distils:  # else it was the teacher
+            yield TEXT
+        yield TOKEN_BUDGET
+        if LLMLINGUA in self.config.evaluation.rivals or _is_done(self._stage(tuning_name(receiver, LLMLINGUA))):
+            yield LLMLINGUA
 
     def _tuning_stage(self, reads: str) -> tuple[str, TuningStage]:
         curriculum = self.config.curriculum

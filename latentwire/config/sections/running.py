@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from latentwire.config.sections.base import Section, flag
 
 ModeName = Literal["text", "text_tuned", "latent", "token_budget", "no_context", "embedding_replay", "embedding_anchor"]
+RivalName = Literal["llmlingua", "kvpress"]
 DEFAULT_MODES: tuple[ModeName, ...] = get_args(ModeName)[:-1]
 
 
@@ -82,6 +83,16 @@ class EvaluationConfig(Section):
         False,
         description="Also measure the lossless limit: bytes of the text under the whole LM that encoder.model "
         "names, which is loaded for it.",
+    )
+    rivals: list[RivalName] = Field(
+        [],
+        description="Other methods to measure at the positions that the latents take: llmlingua, kvpress. With "
+        "llmlingua, a run also tunes a LoRA on what it selects.",
+        json_schema_extra=flag("eval_rivals"),
+    )
+    llmlingua_model: str = Field("smollm2-135m", description="The model by which llmlingua selects tokens.")
+    press: Literal["expected_attention", "knorm", "keydiff"] = Field(
+        "expected_attention", description="By what kvpress evicts.", json_schema_extra=flag("eval_press")
     )
     latency_samples: int = Field(8, ge=0, description="Questions timed one by one; 0 skips it.")
     attention_examples: NonNegativeInt = Field(

@@ -5,8 +5,9 @@ The receiver learns to answer from a context in the form in which it will read i
     latent        its own slots (or window embeddings) of the text: what the wire will have to give it
     text          the whole text: the tuned text baseline
     token_budget  the text cut to as many positions as the latents take
+    llmlingua     as many of its tokens, selected by that method (only where evaluation.rivals asks for it)
 
-LoRA, data, batches and rates are the same for the three; the number of steps is set apart for the baselines
+LoRA, data, batches and rates are the same for all; the number of steps is set apart for the baselines
 (`curriculum.baselines`) and is written into diagnostics.jsonl. What section `losses` adds is for latents only. Only the
 sender's tokenizer is needed, and its model where it chooses tokens (`encoder.keep`).
 """
@@ -28,10 +29,9 @@ from latentwire.core.errors import TrainingError
 from latentwire.core.hashing import stable_hash
 from latentwire.data.example import Passage
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
-READS = (LATENT, TEXT, TOKEN_BUDGET)
 END_TO_END = {
     "losses": {"align_weight", "manifold_weight", "latent_scale_weight", "output_rms_weight"},
     "adapter": {"hidden", "color", "learn_gain"},
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class SlotTuning:
-    """Train module: one receiver's LoRA, reading in one of the three forms."""
+    """Train module: one receiver's LoRA, reading in one of these forms."""
 
     def __init__(self, receiver: Receiver, texts: Sequence[ReceiverText], config: Config, reads: str = LATENT):
         self.name = tuning_name(receiver, reads)
@@ -80,11 +80,19 @@ class SlotTuning:
                 teacher = self.receiver.teach(texts, block, progress)
                 terms = self.receiver.loss(self.receiver.read_own(texts), block, progress, teacher)
             else:
-                rows = [t.ids if self.reads == TEXT else t.truncated(self.receiver.extra_positions) for t in texts]
+                rows = [self.row(text) for text in texts]
                 tokens = sum(map(len, rows))
                 terms = self.receiver.loss(self.receiver.read_text(rows), block)
         tokens += int(block.mask.sum())
         return StepOutput(terms.total, tokens, self.receiver.name, terms.metrics, terms.weighted)
+
+    def row(self, text: ReceiverText) -> list[int]:
+        """What a baseline reads of a text: token ids, head first."""
+        if self.reads == LLMLINGUA:
+            from latentwire.rivals.llmlingua import select  # an optional package
+
+            return select(self.receiver, text)
+        return text.ids if self.reads == TEXT else text.truncated(self.receiver.extra_positions)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"lora": self.lora.state_dict()}
@@ -125,10 +133,12 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "seed": config.system.seed,
     }
     chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
+    if reads == LLMLINGUA:
+        chooser = key["selected_by"] = config.evaluation.llmlingua_model
     digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
     if any(digests.values()):
         key["weights"] = digests
-    if reads == TOKEN_BUDGET and receiver.extra_positions:
+    if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:
         key["more_positions"] = receiver.extra_positions
     if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
         key["encoder"]["latents_read"] = config.latent_layout.read
