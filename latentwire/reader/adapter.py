@@ -70,8 +70,12 @@ class EmbeddingReader(Reader):
             values = set_rms(values, self.rms)
         return values * self.gain
 
+    def embeds(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Head and calibrated values at the model's input (batch, head + M, hidden_size), left-padded, with a mask."""
+        return left_align(self.head, self.calibrate(values), counts)
+
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor) -> Context:
-        embeds, mask = left_align(self.head, self.calibrate(values), counts)
+        embeds, mask = self.embeds(values, counts)
         hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
 
