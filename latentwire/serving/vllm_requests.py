@@ -111,7 +111,7 @@ class Admission:
             raise WireError("prompt: there is no question behind the message's positions")
         if salt != salt_of(message):
             raise WireError(f"cache_salt: a request with this message needs {salt_of(message)}")
-        own = slice(None) if self.own is None else self.own
+        own: Any = slice(None) if self.own is None else self.own
         latents = [latents[own] for wire in texts[0] if (latents := wire.latents) is not None]
         return Asked(np.concatenate(latents), positions)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import base64
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +32,12 @@ from latentwire.serving.vllm_export import serve_arguments
 from latentwire.serving.vllm_gate import WireGate, admission_of
 from latentwire.serving.vllm_requests import KEY, SALT, Client, salt_of, wire_request
 from latentwire.serving.vllm_slots import SlotMaker
+from scripts import vllm_compare
 from tests.systems import saved_run, small_config, small_passages
 from tests.tiny import save_tiny, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "vllm.md").read_text()
 QUESTION = "Where does Mira live?"
 
 
@@ -284,3 +292,72 @@ def test_an_unknown_receiver_ends_in_one_line(run: Path) -> None:
     command = [sys.executable, "-m", "latentwire.serving.vllm_export", "--ckpt", str(run), "--receiver", "c"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# ---- docs/vllm.md ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_s_python_asks_what_a_server_admits(
+    run: Path, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/completions"
+            asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"token_ids": client.prompt.gold("1871")}]}).encode())
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code = code.replace("runs/default", str(run)).replace("smollm2-135m", "b")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setenv("URL", f"http://127.0.0.1:{server.server_port}")
+        exec(compile(code, "docs/vllm.md", "exec"), {})
+        thread.join()
+    assert capsys.readouterr().out == "1871\n"
+    assert client.admission.admit(*parts(asked[0])) is not None and asked[0]["model"] == "b-latent"
+
+
+def test_the_page_s_commands_can_be_given(run: Path) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    serve, compare, by_hand = (shlex.split(block.replace("\\\n", "")) for block in blocks)
+    assert serve[0] == "bash" and (ROOT / serve[1]).is_file() and serve[2:6:2] == ["--ckpt", "--receiver"]
+    assert compare[:2] == ["python", "scripts/vllm_compare.py"]
+    given = vllm_compare.main.make_context("compare", compare[2:]).params
+    assert given["questions"] == 50 and given["receiver"] == "smollm2-135m"
+    connector = json.loads(by_hand[by_hand.index("--kv-transfer-config") + 1])
+    arguments = serve_arguments(run, "a", run.parent / "lora")
+    ours = json.loads(arguments[arguments.index("--kv-transfer-config") + 1])
+    assert {**connector, "kv_connector_extra_config": 0} == {**ours, "kv_connector_extra_config": 0}
+    assert connector["kv_connector_extra_config"].keys() == ours["kv_connector_extra_config"].keys()
+    module = ast.parse((ROOT / f"{connector['kv_connector_module_path'].replace('.', '/')}.py").read_text())
+    assert connector["kv_connector"] in {node.name for node in module.body if isinstance(node, ast.ClassDef)}
+
+
+def test_a_comparison_counts_what_is_equal(
+    run: Path, client: Client, wires: list[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a service that answers every second question rightly."""
+    passages = small_passages(3)
+    _, asked, seconds = vllm_compare.prepare(str(run), "b", passages, 5)
+    assert len(asked) == 6 and seconds > 0
+    right = {json.dumps(item.from_message["prompt"]) + item.from_message["cache_salt"]: item.expected for item in asked}
+
+    def post(service: Any, body: dict[str, Any]) -> dict[str, Any]:
+        known = right.get(json.dumps(body["prompt"]) + body.get("cache_salt", ""), [])
+        ids = known if "Where" in client.tokenizer.decode(body["prompt"]) else [*known, 5, 5]
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
+        return {"choices": [{"token_ids": [*ids, client.prompt.stop[0]]}], "usage": usage}
+
+    monkeypatch.setattr(vllm_compare.Service, "post", post)
+    result = vllm_compare.compare("http://127.0.0.1:1", client, asked, 2)
+    assert (result["questions"], result["equal"], len(result["unequal"])) == (6, 3, 3)
+    assert {item["question"] for item in result["unequal"]} == {"How many lamps?"}
+    assert result["text"]["positions"] > result["messages"]["positions"] > 0

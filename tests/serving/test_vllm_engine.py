@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,10 @@ class Served:
         with torch.no_grad(), self.receiver.using(LATENT):
             return self.here(self.receiver.read_message(wire), self.receiver.prompt.tail(question), new, stop)
 
-    def from_text(self, text: str, question: str) -> list[int]:
+    def from_text(self, text: str, question: str, adapter: str | None = TEXT) -> list[int]:
         prompt = self.receiver.prompt
         row = prompt.head + self.receiver.lm.tokenize_with_offsets(text)[0]
-        with torch.no_grad(), self.receiver.using(TEXT):
+        with torch.no_grad(), self.receiver.using(adapter):
             return self.here(self.receiver.read_text([row]), prompt.tail(question), 24, prompt.stop)
 
 
@@ -116,49 +116,47 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Served(http, Client(ckpt, "a"), Receiver.from_pretrained(ckpt, "a"), texts, wires)
 
 
-class server:
-    """`vllm serve` on a receiver, in a process group of its own."""
-
-    def __init__(self, ckpt: Path, folder: Path):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.log = folder / "vllm.log"
-        words = {"--ckpt": ckpt, "--receiver": "a", "--port": port, "--num-gpu-blocks-override": BLOCKS}
-        flags = [str(word) for pair in words.items() for word in pair]
-        command = [str(PYTHON), "-m", "latentwire.serving.vllm_export", *flags, "--enforce-eager"]
-        environment = os.environ | {
-            "LATENTWIRE_CACHE": str(folder / "cache"),
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
-
-    def __enter__(self) -> httpx2.Client:
-        until = time.monotonic() + 300
-        while time.monotonic() < until and self.process.poll() is None:
-            try:
-                if self.http.get("/health").status_code == 200:
-                    return self.http
-            except httpx2.HTTPError:
+@contextmanager
+def server(ckpt: Path, folder: Path) -> Iterator[httpx2.Client]:
+    """vLLM on a receiver, once it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = {"--ckpt": ckpt, "--receiver": "a", "--port": port, "--num-gpu-blocks-override": BLOCKS}
+    flags = [str(word) for pair in words.items() for word in pair]
+    command = [str(PYTHON), "-m", "latentwire.serving.vllm_export", *flags, "--enforce-eager"]
+    environment = os.environ | {
+        "LATENTWIRE_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "",  # three processes import vLLM, which takes most of a minute uncompiled
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    log, until = folder / "vllm.log", time.monotonic() + 300
+    with (
+        open(log, "wb") as file,
+        subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http,
+    ):
+        try:
+            while not healthy(http):
+                assert process.poll() is None and time.monotonic() < until, log.read_text()[-4000:]
                 time.sleep(0.5)
-        self.__exit__()
-        raise AssertionError(f"vLLM did not start:\n{self.log.read_text()[-4000:]}")
-
-    def __exit__(self, *error: object) -> None:
-        self.http.close()
-        for how in (signal.SIGTERM, signal.SIGKILL):
+            yield http
+        finally:
+            process.terminate()  # it ends its other processes
             try:
-                os.killpg(self.process.pid, how)
-                self.process.wait(20)
-            except (subprocess.TimeoutExpired, ProcessLookupError):
-                continue
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def healthy(http: httpx2.Client) -> bool:
+    try:
+        return http.get("/health").status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 def test_answers_are_the_local_receiver_s_beside_ordinary_requests(served: Served) -> None:
@@ -167,11 +165,11 @@ def test_answers_are_the_local_receiver_s_beside_ordinary_requests(served: Serve
     for i, question in asked:
         bodies += [served.client.body(served.wires[i], question), served.client.text_body(served.texts[i], question)]
         expected += [served.from_wire(served.wires[i], question), served.from_text(served.texts[i], question)]
-    base = served.client.text_body(served.texts[0], QUESTIONS[0]) | {"model": "a"}
-    found = served.all_ids([*bodies, base])
-    assert found[:-1] == expected
+    bodies.append(served.client.text_body(served.texts[0], QUESTIONS[0]) | {"model": "a"})  # without LoRA
+    expected.append(served.from_text(served.texts[0], QUESTIONS[0], None))
+    assert served.all_ids(bodies) == expected
     assert len({tuple(ids) for ids in expected}) > len(expected) // 2  # they tell texts and questions apart
-    assert found[-1] != expected[1]  # without LoRA
+    assert expected[-1] != expected[1]
     reply = served.client.read(served.ask(bodies[0]).json())
     assert reply == served.receiver.answer(served.wires[0], QUESTIONS[0]).text
 
