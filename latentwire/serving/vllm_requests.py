@@ -112,8 +112,8 @@ class Admission:
         if salt != salt_of(message):
             raise WireError(f"cache_salt: a request with this message needs {salt_of(message)}")
         own: Any = slice(None) if self.own is None else self.own
-        latents = [latents[own] for wire in texts[0] if (latents := wire.latents) is not None]
-        return Asked(np.concatenate(latents), positions)
+        read = [z[own] for wire in texts[0] if (z := wire.latents) is not None]
+        return Asked(np.concatenate(read), positions)
 
     def _decode(self, given: Any) -> bytes:
         where = f"kv_transfer_params.{KEY}"
