@@ -24,7 +24,15 @@ from transformers import (
 )
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
-from latentwire.backbone.load import DeviceMap, load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.load import (
+    DeviceMap,
+    bos_of,
+    load_model,
+    load_tokenizer,
+    resolve_attention,
+    resolve_dtype,
+)
+from latentwire.backbone.rotary import rope, rotate
 from latentwire.backbone.turns import Turns
 from latentwire.core.errors import ModelError
 
@@ -137,9 +145,8 @@ class LanguageModel:
 
     @property
     def bos_id(self) -> int | None:
-        """BOS, or for families without one (Qwen) their end-of-text token, which takes the same part."""
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return bos if bos is not None else eos
+        """See `bos_of`."""
+        return bos_of(self.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -359,13 +366,8 @@ class LanguageModel:
         return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim)
 
     def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Rotary cos and sin for integer positions (batch, n), one pair a layer, each (batch, n, head_dim), fp32."""
-        rotary = self.model.get_decoder().rotary_emb
-        like = torch.zeros(1, dtype=torch.float32, device=positions.device)
-        if not isinstance(getattr(rotary, "rope_type", None), dict):  # one base for all layers
-            return [rotary(like, positions)] * self.anatomy.layers
-        per_type = {kind: rotary(like, positions, kind) for kind in set(self.anatomy.layer_types)}
-        return [per_type[kind] for kind in self.anatomy.layer_types]
+        """See `latentwire.backbone.rotary.rope`."""
+        return rope(self.model.get_decoder().rotary_emb, self.anatomy, positions)
 
     def _attention_mask(self, allowed: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
         """Additive mask from allowed (batch, Q, K); sliding layers also forget what lies too far back.
@@ -394,12 +396,6 @@ def _causal(like: Tensor) -> Tensor:
 def positions_of(mask: Tensor) -> Tensor:
     """Positions of left-padded tokens (batch, K), as `generate` counts them."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
-
-
-def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings (RoFormer, Su et al. 2021), half-split form; all broadcast over (..., head_dim)."""
-    first, second = keys.chunk(2, dim=-1)
-    return keys * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -27,10 +27,12 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -60,6 +62,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except BAD_FILES as error:
         raise ModelError(f"model {name!r}: no tokenizer can be read from {folder}: {one_line(error)}") from error
     return tokenizer
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The configuration of a model. ModelError, in one line, where it cannot be had."""
+    folder = resolve(name)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except BAD_FILES as error:
+        raise ModelError(f"model {name!r}: no configuration can be read from {folder}: {one_line(error)}") from error
+    return config
+
+
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """BOS, or for families without one (Qwen) their end-of-text token, which takes the same part."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    found: int | None = bos if bos is not None else eos
+    return found
 
 
 def load_model(

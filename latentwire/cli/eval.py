@@ -73,7 +73,8 @@ def command(
         "--include_path": include_path,
         "--context_fields": context_fields,
     }
-    for flag, value in ({"--dataset": dataset, "--samples": samples, "--rivals": rivals} if suite else of_suite).items():
+    of_data = {"--dataset": dataset, "--samples": samples, "--rivals": rivals}
+    for flag, value in (of_data if suite else of_suite).items():
         if value is not None:
             raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite")
     if suite and not _names(tasks):

@@ -8,21 +8,15 @@ from typing import Any
 
 import torch
 
-from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.parts import codebook_stems, codebooks_in
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.receiver import TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
-from latentwire.model.system import (
-    CODECS,
-    check_devices,
-    codebooks_in,
-    load_lm,
-    load_receiver_state,
-    load_sender_state,
-)
+from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
 
 
 def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
@@ -30,7 +24,7 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
     default_codec(config)
-    state = load_folder(folder, ["sender", *_codebooks(folder)])
+    state = load_folder(folder, ["sender", *codebook_stems(folder)])
     sender = Sender(build_encoder(config, _device(config)), config)
     load_sender_state(sender, state)
     sender.fingerprint = sender_fingerprint(folder)
@@ -44,16 +38,12 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
     models = resolve_receivers(config.model)
     if name not in models or f"receivers/{name}.safetensors" not in read_info(folder)["files"]:
         raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(models)})")
-    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}", *_codebooks(folder)])
+    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}", *codebook_stems(folder)])
     codebooks_in(state)
     receiver = Receiver(name, load_lm(models[name], config, _device(config)), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)
     return receiver
-
-
-def _codebooks(folder: Path) -> list[str]:
-    return [f"{CODECS}{kind}" for kind in sorted(codebooks_of(folder))]
 
 
 def _device(config: Config) -> str:

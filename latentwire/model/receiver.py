@@ -368,6 +368,21 @@ class Receiver:
         """Read one message, from its latents or its text; ModelError where that and `tail` tokens do not fit."""
         return self.read_messages([[message] if isinstance(message, Wire) else message], source, [tail])
 
+    @torch.no_grad()
+    def input_embeds(self, message: Message, question: str) -> Tensor:
+        """A question on a message as vectors at the model's input (positions, hidden_size), for an engine that takes
+        them; ConfigError where the reader makes slots, WireError where the latents cannot be read."""
+        if not isinstance(self.reader, EmbeddingReader):
+            raise ConfigError("features.use_deep_prefix is on: this receiver reads slots, not vectors at its input")
+        wires = [message] if isinstance(message, Wire) else list(message)
+        if reason := self.why_text(wires):
+            raise WireError(f"receiver {self.name!r}: {reason}")
+        z = torch.cat(self._latents(wires))[None].to(self.lm.device)
+        counts = torch.tensor([z.shape[1]], device=self.lm.device)
+        read = self.reader.embeds(self.reader.generate(z, counts), counts)[0]
+        tail = torch.tensor([self.prompt.tail(question)], device=self.lm.device)
+        return torch.cat([read.to(self.lm.dtype), self.lm.embed(tail)], 1)[0]
+
     def _text_row(self, wires: Sequence[Wire], opening: Sequence[int] = ()) -> list[int]:
         text = "".join(wire.text or "" for wire in wires)
         return [*self.prompt.head, *opening, *self.lm.tokenize_with_offsets(text)[0]]
@@ -430,17 +445,7 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
     """The reader that the configuration asks for."""
     if not config.features.use_deep_prefix:
         return EmbeddingReader(lm, config.encoder.d_z, head_len, config.adapter)
-    return SlotReader(
-        lm.anatomy,
-        config.encoder.d_z,
-        config.encoder.read,
-        head_len,
-        span=config.encoder.window,
-        hidden=config.deep_prefix.hidden,
-        rank=config.deep_prefix.rank,
-        dropout=config.deep_prefix.dropout,
-        pattern=config.deep_prefix.pattern,
-    )
+    return SlotReader.of(lm.anatomy, config, head_len)
 
 
 __all__ = [

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.turns import Turns
+from latentwire.checkpoint.parts import CODECS, codebooks_in, load_part, merge, part_of
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.sections.running import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
@@ -18,10 +19,6 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText, encode_for_receiver
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import Sender, default_codec
-from latentwire.wire.codebook import Codebook, remember
-
-CODECS = "codecs/"
-"""What the names of codebooks' files in a checkpoint begin with."""
 
 
 class LatentWire:
@@ -63,15 +60,15 @@ class LatentWire:
 
         What is needed to go on training but not to read a message is in it only with `training`.
         """
-        state = {"sender": _merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
+        state = {"sender": merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
         for name, receiver in self.receivers.items():
-            state[f"receivers/{name}"] = _merge(reader=receiver.reader.state_dict())
+            state[f"receivers/{name}"] = merge(reader=receiver.reader.state_dict())
             for feature_name, feature in receiver.features.items():
                 if training or not feature.train_only:
-                    state[f"receivers/{name}"] |= _merge(**{feature_name: feature.state_dict()})
+                    state[f"receivers/{name}"] |= merge(**{feature_name: feature.state_dict()})
             for adapter, lora in receiver.adapters.items():
                 stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
-                state.setdefault(stem, {}).update(_merge(lora=lora.state_dict()))
+                state.setdefault(stem, {}).update(merge(lora=lora.state_dict()))
         for kind, book in self.sender.codebooks.items():
             state[f"{CODECS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
         return state
@@ -94,25 +91,10 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, st
     if "sender" not in state:
         raise CheckpointError("the checkpoint has no file sender.safetensors")
     for name, part in sender.parts.items():
-        own = _part(state["sender"], name)
+        own = part_of(state["sender"], name)
         if own or not start:
-            _load(part, own, f"sender: {name}")
+            load_part(part, own, f"sender: {name}")
     sender.codebooks |= codebooks_in(state)
-
-
-def codebooks_in(state: dict[str, dict[str, Tensor]]) -> dict[str, Codebook]:
-    """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process.
-
-    CheckpointError where one is damaged.
-    """
-    books = {}
-    for stem in (stem for stem in state if stem.startswith(CODECS)):
-        for name, tensor in state[stem].items():
-            if tensor.dtype not in (torch.float16, torch.int32):
-                raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
-        kind = stem.removeprefix(CODECS)
-        books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
-    return books
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
@@ -121,14 +103,14 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
     With `start`, features that the state knows nothing of stay as they begin.
     """
     name = receiver.name
-    _load(receiver.reader, _part(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
+    load_part(receiver.reader, part_of(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
     for feature_name, feature in receiver.features.items():
-        own = _part(state[f"receivers/{name}"], feature_name)
+        own = part_of(state[f"receivers/{name}"], feature_name)
         if own or not (start or feature.train_only):
-            _load(feature, own, f"receivers/{name}: {feature_name}")
+            load_part(feature, own, f"receivers/{name}: {feature_name}")
     for adapter in (LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA):
         stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
-        lora = _part(state.get(stem, {}), "lora")
+        lora = part_of(state.get(stem, {}), "lora")
         if lora and receiver.config.features.use_lora:
             receiver.add_adapter(adapter).load_state_dict(lora)
 
@@ -174,18 +156,3 @@ def load_lm(model: str, config: Config, device: str, turns: Turns | None = None)
         device_map=config.system.device_map,
         turns=turns,
     )
-
-
-def _merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-
-
-def _part(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-
-
-def _load(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
-    try:
-        module.load_state_dict({k: v.float() for k, v in state.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{where}: {str(error).splitlines()[-1].strip()}") from error

@@ -76,9 +76,13 @@ class EmbeddingReader(Reader):
         """The embeddings of the tokens: (n, hidden_size)."""
         return lm.embed(torch.tensor([*ids], device=lm.device))
 
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+    def embeds(self, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Head and calibrated values at the model's input (batch, head + M, hidden_size), left-padded, with a mask."""
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
-        embeds, mask = left_align(head, self.calibrate(values), counts)
+        return left_align(head, self.calibrate(values), counts)
+
+    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+        embeds, mask = self.embeds(values, counts, opening)
         hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
 

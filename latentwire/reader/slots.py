@@ -9,13 +9,16 @@ scores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from latentwire.backbone.anatomy import Anatomy
-from latentwire.backbone.lm import Context, LanguageModel, rotate
+from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.rotary import rotate
+from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, Statistics, left_align
 from latentwire.reader.generator import Generator
@@ -26,6 +29,20 @@ def phase_table(anatomy: Anatomy, phases: int, pattern: str) -> Tensor:
     if pattern == "strided":
         return torch.full((anatomy.layers, anatomy.kv_heads), phases - 1)
     return (torch.arange(anatomy.layers * anatomy.kv_heads) % phases).view(anatomy.layers, anatomy.kv_heads)
+
+
+class SlotHost(Protocol):
+    """What has to be known of a model to make its cache: a `LanguageModel`, or its `Skeleton`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the cache."""
+
+    def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Rotary cos and sin for positions (batch, n), one pair a layer."""
+
+    def layer_device(self, index: int) -> torch.device:
+        """Where a layer's part of the cache lies."""
 
 
 class SlotReader(Reader):
@@ -62,6 +79,21 @@ class SlotReader(Reader):
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
         self.register_buffer("phases_of", phase_table(anatomy, phases, pattern), persistent=False)
 
+    @classmethod
+    def of(cls, anatomy: Anatomy, config: Config, head_len: int) -> SlotReader:
+        """The reader that a configuration asks for, for a model of this anatomy."""
+        return cls(
+            anatomy,
+            config.encoder.d_z,
+            config.encoder.read,
+            head_len,
+            span=config.encoder.window,
+            hidden=config.deep_prefix.hidden,
+            rank=config.deep_prefix.rank,
+            dropout=config.deep_prefix.dropout,
+            pattern=config.deep_prefix.pattern,
+        )
+
     def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
         """The receiver's own keys and values of the text, one token of each window per head: (batch, M, slot_size)."""
         kv = lm.keys_values(ids, mask)
@@ -92,7 +124,7 @@ class SlotReader(Reader):
         """The receiver's own keys and values of the tokens: (n, *slot shape)."""
         return lm.own_slots([*head, *ids])[len(head) :]
 
-    def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+    def context(self, lm: SlotHost, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
         batch, longest = values.shape[:2]
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         head_len = head.shape[0]

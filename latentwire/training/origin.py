@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.parts import CODECS
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
 from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.features import FEATURES
-from latentwire.model.system import CODECS, LatentWire, load_receiver_state, load_sender_state
+from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
 SAME_FORM = (

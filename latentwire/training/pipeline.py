@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from latentwire.checkpoint.parts import CODECS, codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
 from latentwire.config import Config, config_from_dict
@@ -35,7 +36,7 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import default_codec
-from latentwire.model.system import CODECS, LatentWire, check_devices, codebooks_in
+from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import TrainModule

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from latentwire.checkpoint.parts import codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.cli.codecs import sample_codebook
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
-from latentwire.model.system import LatentWire, codebooks_in
+from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.quantizers import fit_fsq, fit_rvq, frequencies, principal_rotation
 from latentwire.training.stages import codec

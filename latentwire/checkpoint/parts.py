@@ -1,0 +1,54 @@
+"""What is in the files of a checkpoint, {file stem: tensors}, each tensor under the name of its part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.checkpoint.index import codebooks_of
+from latentwire.core.errors import CheckpointError
+from latentwire.wire.codebook import Codebook, remember
+
+State = dict[str, dict[str, Tensor]]
+CODECS = "codecs/"
+"""What the names of codebooks' files begin with."""
+
+
+def merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One group of tensors from several parts."""
+    return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+
+
+def part_of(group: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of one part of a group."""
+    return {k.removeprefix(f"{part}."): v for k, v in group.items() if k.startswith(f"{part}.")}
+
+
+def load_part(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Take up a module's tensors, in fp32; CheckpointError where they do not fit."""
+    try:
+        module.load_state_dict({k: v.float() for k, v in tensors.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def codebook_stems(folder: Path) -> list[str]:
+    """The files of a checkpoint's codebooks."""
+    return [f"{CODECS}{kind}" for kind in sorted(codebooks_of(folder))]
+
+
+def codebooks_in(state: State) -> dict[str, Codebook]:
+    """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process.
+
+    CheckpointError where one is damaged.
+    """
+    books = {}
+    for stem in (stem for stem in state if stem.startswith(CODECS)):
+        for name, tensor in state[stem].items():
+            if tensor.dtype not in (torch.float16, torch.int32):
+                raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
+        kind = stem.removeprefix(CODECS)
+        books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
+    return books

@@ -1,0 +1,189 @@
+"""A request to vLLM that is answered from a message: how a client makes it, and what a server checks of it.
+
+In place of the context, the prompt begins with placeholders, one for each position that the message takes; the message
+itself is in `kv_transfer_params`. All messages have the same placeholders, so the prefix cache is salted with the
+message's hash: a server takes no other salt with a message, and that salt with nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentwire.backbone.load import bos_of, load_tokenizer
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.parts import codebook_stems, codebooks_in
+from latentwire.checkpoint.tensors import load_folder
+from latentwire.config import resolve_receivers
+from latentwire.core.errors import CheckpointError, ConfigError, WireError
+from latentwire.data.prompts import PromptFormat
+from latentwire.serving.vllm_slots import check_features
+from latentwire.wire.codecs.base import Array
+from latentwire.wire.message import Wire, read_texts
+
+KEY = "latentwire"
+"""The message's key in `kv_transfer_params`: the messages of one text, one behind the other, in base64."""
+SALT = "latentwire-"
+"""What the salts of messages begin with; the hash follows."""
+PLACEHOLDER = 0
+"""The token that stands for every position of a message. The model never sees it."""
+MAX_BYTES = 1 << 20
+
+
+def salt_of(message: bytes) -> str:
+    """The prefix-cache salt of a message."""
+    return SALT + hashlib.sha256(message).hexdigest()
+
+
+def wire_request(message: bytes, positions: int, tail: Sequence[int]) -> dict[str, Any]:
+    """The part of a request's body that makes it one on a message, which takes so many positions before the tail."""
+    return {
+        "prompt": [PLACEHOLDER] * positions + list(tail),
+        "cache_salt": salt_of(message),
+        "kv_transfer_params": {KEY: base64.b64encode(message).decode()},
+    }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request's latents (M, d_z), those of this receiver alone, and the positions that they take with the head."""
+
+    latents: Array
+    positions: int
+
+
+class Admission:
+    """What requests may ask of one receiver of a checkpoint. It loads no model, only codebooks.
+
+    head_len: tokens of the constant head before the latents; max_bytes: the longest messages of a request.
+    """
+
+    def __init__(self, checkpoint: str | Path, receiver: str, head_len: int, max_bytes: int = MAX_BYTES):
+        folder = find_checkpoint(Path(checkpoint))
+        config = load_config_of(folder)
+        if receiver not in resolve_receivers(config.model):
+            known = ", ".join(resolve_receivers(config.model))
+            raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {known})")
+        self.sender = sender_fingerprint(folder)
+        self.d_z = config.encoder.d_z
+        self.layout = config.latent_layout
+        self.own = self.layout.own(receiver)
+        self.head_len = head_len
+        self.max_bytes = max_bytes
+        codebooks_in(load_folder(folder, codebook_stems(folder)))
+
+    def positions(self, wires: Sequence[Wire]) -> int:
+        """Positions that messages take, head included; WireError where they cannot be read here."""
+        for wire in wires:
+            if reason := wire.misfit(self.sender, self.d_z, self.layout.total):
+                raise WireError(reason)
+        latents = [section.count for wire in wires if (section := wire.frame.latents) is not None]
+        return self.head_len + (sum(latents) if self.own is None else len(self.own) * len(latents))
+
+    def admit(self, params: Any, prompt: Any, salt: str | None) -> Asked | None:
+        """What a request asks for, None where it is an ordinary one; WireError, in one line, where it is refused.
+
+        params: its `kv_transfer_params`; prompt: its token ids.
+        """
+        given = params.get(KEY) if isinstance(params, Mapping) else None
+        if given is None:
+            if isinstance(salt, str) and salt.startswith(SALT):
+                raise WireError(f"cache_salt: {SALT}... belongs to requests with a message in kv_transfer_params")
+            return None
+        message = self._decode(given)
+        texts = list(read_texts(io.BytesIO(message)))
+        if len(texts) != 1:
+            raise WireError(f"kv_transfer_params.{KEY}: {len(texts)} texts; a request is about one")
+        positions = self.positions(texts[0])
+        if not isinstance(prompt, Sequence) or list(prompt[:positions]) != [PLACEHOLDER] * positions:
+            raise WireError(f"prompt: token ids are needed, the first {positions} of them {PLACEHOLDER}")
+        if len(prompt) == positions:
+            raise WireError("prompt: there is no question behind the message's positions")
+        if salt != salt_of(message):
+            raise WireError(f"cache_salt: a request with this message needs {salt_of(message)}")
+        own: Any = slice(None) if self.own is None else self.own
+        read = [z[own] for wire in texts[0] if (z := wire.latents) is not None]
+        return Asked(np.concatenate(read), positions)
+
+    def _decode(self, given: Any) -> bytes:
+        where = f"kv_transfer_params.{KEY}"
+        if not isinstance(given, str):
+            raise WireError(f"{where}: a string is needed, base64 of a message")
+        if len(given) > 4 * (self.max_bytes // 3 + 1):
+            raise WireError(f"{where}: longer than the {self.max_bytes:,} bytes that are taken")
+        try:
+            return base64.b64decode(given, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise WireError(f"{where}: not base64: {error}") from error
+
+
+class Client:
+    """Makes bodies for `/v1/completions` on one receiver of a checkpoint, as `scripts/vllm_serve.sh` serves it.
+
+    It loads the receiver's tokenizer, no model. Answers are greedy.
+    """
+
+    def __init__(self, checkpoint: str | Path, receiver: str):
+        config = load_config_of(find_checkpoint(Path(checkpoint)))
+        self.slots = config.features.use_deep_prefix
+        if self.slots:
+            check_features(config)
+        models = resolve_receivers(config.model)
+        if receiver not in models:
+            raise CheckpointError(f"{checkpoint} has no receiver {receiver!r} (it has: {', '.join(models)})")
+        self.tokenizer = load_tokenizer(models[receiver])
+        self.prompt = PromptFormat(self.tokenizer, config.anchor, bos_of(self.tokenizer))
+        self.admission = Admission(checkpoint, receiver, len(self.prompt.head))
+        self.wire_model, self.text_model = served_names(receiver, config.features.use_lora)
+
+    def body(self, message: Wire | Sequence[Wire], question: str, max_tokens: int = 24) -> dict[str, Any]:
+        """The body of a question on a text's message, or on all its messages; WireError where they do not fit.
+
+        ConfigError where the receiver reads vectors at its input: `embeds_body`.
+        """
+        if not self.slots:
+            raise ConfigError("features.use_deep_prefix is off: vectors at the input go to vLLM as prompt_embeds")
+        wires = [message] if isinstance(message, Wire) else list(message)
+        data = b"".join(wire.to_bytes() for wire in wires)
+        asked = wire_request(data, self.admission.positions(wires), self.prompt.tail(question))
+        return {"model": self.wire_model} | asked | self._greedy(max_tokens)
+
+    def embeds_body(self, embeds: Tensor, max_tokens: int = 24) -> dict[str, Any]:
+        """The body of what `Receiver.input_embeds` gives, (positions, hidden_size)."""
+        file = io.BytesIO()
+        torch.save(embeds.cpu(), file)  # the form that vLLM asks for; it reads weights alone
+        given = {"prompt_embeds": base64.b64encode(file.getvalue()).decode()}
+        return {"model": self.wire_model} | given | self._greedy(max_tokens)
+
+    def text_body(self, text: str, question: str, max_tokens: int = 24) -> dict[str, Any]:
+        """The body of the same question on the text itself."""
+        context = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [*self.prompt.head, *context, *self.prompt.tail(question)]
+        return {"model": self.text_model, "prompt": ids} | self._greedy(max_tokens)
+
+    def _greedy(self, max_tokens: int) -> dict[str, Any]:
+        return {
+            "temperature": 0,
+            "max_tokens": max_tokens,
+            "stop_token_ids": self.prompt.stop,
+            "return_token_ids": True,
+        }
+
+    def read(self, reply: Mapping[str, Any]) -> str:
+        """The answer in a reply's JSON."""
+        return self.prompt.read(reply["choices"][0]["token_ids"])
+
+
+def served_names(receiver: str, lora: bool) -> tuple[str, str]:
+    """The names under which a server answers from messages and from text."""
+    return (f"{receiver}-latent", f"{receiver}-text") if lora else (receiver, receiver)
