@@ -36,7 +36,7 @@ def results(config: dict[str, Any] | None = None, **receivers: dict[str, Any]) -
         "dataset": "facts",
         "samples": 12,
         "passages": 2,
-        "receivers": {name: {m: own.get(m) for m in modes} | cost for name, own in receivers.items()},
+        "receivers": {name: dict.fromkeys(modes) | own | cost for name, own in receivers.items()},
         "joint": None,
     }
 

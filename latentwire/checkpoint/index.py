@@ -30,11 +30,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """The configuration that a checkpoint was made with, with some dotted keys changed."""
+    """The configuration that a checkpoint was made with, with some dotted keys changed.
+
+    `evaluation.rivals` is empty unless it is among them: rivals need packages that a checkpoint does not.
+    """
     info = read_info(folder)
     if "config" not in info:
         raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
-    return config_from_dict(info["config"], str(folder), changes or {})
+    return config_from_dict(info["config"], str(folder), {"evaluation.rivals": []} | dict(changes or {}))
 
 
 def codebooks_of(folder: Path) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
-from latentwire.config.load import parse_override
+from latentwire.config.load import differences, parse_override
 from latentwire.core.atomic import read_json
 from latentwire.core.errors import ConfigError
 
@@ -114,7 +114,9 @@ def command(
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
         made_with = results.get("manifest", {}) if isinstance(results, dict) else {}
-        same = made_with.get("config") == config.model_dump(mode="json")
+        made, now = made_with.get("config") or {}, config.model_dump(mode="json")
+        same = not any(differences(made, now, ("evaluation.rivals",)))
+        same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
         same = same and set(results["receivers"]) == set(some_receivers(config.model, wanted, str(folder)))
         if same and made_with.get("checkpoint") == files:
             if not quiet:

@@ -11,6 +11,7 @@ from latentwire.config import Config, some_receivers
 from latentwire.config.load import differences
 from latentwire.core.atomic import read_json, write_json, write_jsonl
 from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import sha256_file
 from latentwire.core.manifest import run_manifest
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ def run_suite(
     wanted = list(some_receivers(config.model, receivers, str(folder)))
     fields = tuple(suite.context_fields or CONTEXT_FIELDS)
     settings = asdict(suite) | {"context_fields": list(fields), "codec": config.evaluation.codec}
-    settings["lm_eval"] = lm_eval.__version__
+    settings |= {"lm_eval": lm_eval.__version__, "files": _files(suite)}
     manifest = run_manifest(config.model_dump(mode="json"), command) | {"checkpoint": files}
     manifest["versions"]["lm_eval"] = lm_eval.__version__
     results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
@@ -82,17 +83,24 @@ def run_suite(
     for name, receiver in system.receivers.items():
         own, possible = known.setdefault(name, {}), {mode.name for mode in modes_for(receiver)}
         for mode in (mode for mode in modes if mode not in own):
-            if mode not in possible:
-                own[mode] = None  # such as tuned text, where nothing was tuned on it
-                continue
-            lm = HarnessLM(receiver, mode, messages, fields, batch_size=config.evaluation.batch_size, quiet=quiet)
-            own[mode], samples = run_tasks(lm, tasks, suite.limit, config.evaluation.bootstrap)
-            write_jsonl(out / "lm_eval" / f"{name}-{mode}.jsonl", sample_rows(samples))
+            own[mode] = None  # such as tuned text, where nothing was tuned on it
+            if mode in possible:
+                lm = HarnessLM(receiver, mode, messages, fields, batch_size=config.evaluation.batch_size, quiet=quiet)
+                own[mode], samples = run_tasks(lm, tasks, suite.limit, config.evaluation.bootstrap)
+                write_jsonl(out / "lm_eval" / f"{name}-{mode}.jsonl", sample_rows(samples))
             write_json(path, results)
     if not quiet:
         print_table(results)
         print(f"results: {path}")
     return results
+
+
+def _files(suite: Suite) -> dict[str, str]:
+    """Hashes of the files behind tasks of one's own: with others, results are others."""
+    files = [Path(suite.data_path)] if suite.data_path else []
+    if suite.include_path:
+        files += [file for file in Path(suite.include_path).rglob("*") if file.suffix in (".yaml", ".yml", ".py")]
+    return {str(file): sha256_file(file) for file in sorted(files) if file.is_file()}
 
 
 def _known(path: Path, results: dict[str, Any]) -> dict[str, Any]:

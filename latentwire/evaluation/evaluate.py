@@ -36,8 +36,6 @@ BYTES_OF_TEXT = {
     "lm_bytes": "lossless by the sender's model",
 }
 """Forms of a text that a message's bytes are compared with."""
-UNTUNED = ("text", "embedding_replay", "embedding_anchor", "llmlingua", "kvpress")
-"""Modes that are read by the bare model by definition."""
 
 
 def evaluate(
@@ -192,16 +190,15 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
                 continue
             where = "latent" if mode == "latent" else "text"
             shown = mode in ("text", "text_tuned", "latent", "embedding_replay")
+            taken = m["positions"] if mode in RIVALS else receiver["positions"][where]
             table.add_row(
                 name,
-                mode if m["tuned"] or mode in UNTUNED else f"{mode} (no LoRA)",
+                mode if m["tuned"] or EVERY_MODE[mode].adapter is None else f"{mode} (no LoRA)",
                 f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]",
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",
                 f"{m['nll_per_token']:.2f}",
-                f"{m['positions'] if mode in RIVALS else receiver['positions'][where]:.0f}"
-                if shown or mode in RIVALS
-                else "",
+                f"{taken:.0f}" if shown or mode in RIVALS else "",
                 f"{receiver['bytes']['wire' if mode == 'latent' else 'utf8']:.0f}" if shown else "",
                 f"{m['latency_s']['answer']:.2f}" if m["latency_s"] else "",
             )

@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 
 from latentwire.backbone.lm import Context, pad_left
-from latentwire.core.errors import DataError
+from latentwire.core.errors import ConfigError, DataError
 from latentwire.evaluation.modes import MODES
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
@@ -102,7 +102,10 @@ class Row:
 @dataclass(frozen=True)
 class Read:
     """What a request cost: positions as text and as it was read; bytes of the message and of the passage, 0 where no
-    passage was found; and whether its beginning was cut off, because it was longer than the model's window."""
+    passage was found; and whether its beginning was cut off, because it was longer than the model's window.
+
+    What was cut off before a message counts in neither of the positions.
+    """
 
     text_positions: int
     positions: int
@@ -116,7 +119,8 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     Text is read as the harness's own `hf` model reads it, BOS first. `reads` tells by task what requests cost.
     A prompt too long for the model's window loses tokens from its beginning, BOS excepted; where latents and what
-    follows them alone are too long, that is a ModelError.
+    follows them alone are too long, that is a ModelError, before anything is computed. So is a WireError where the
+    messages are another sender's.
     """
 
     def __init__(
@@ -130,6 +134,8 @@ class HarnessLM(LM):  # type: ignore[misc]
         quiet: bool = False,
     ):
         super().__init__()
+        if mode not in HARNESS_MODES:
+            raise ConfigError(f"mode {mode!r}: the harness can measure {', '.join(HARNESS_MODES)}")
         self.receiver, self.mode, self.messages = receiver, MODES[mode], messages
         self.fields, self.batch_size, self.quiet = fields, batch_size, quiet
         self.reads: dict[str, list[Read]] = defaultdict(list)
@@ -186,23 +192,26 @@ class HarnessLM(LM):  # type: ignore[misc]
     def _row(self, text: str, prompt: Prompt, continuation: str, new: int) -> tuple[Row, Read]:
         form, window = self.receiver.prompt, self.receiver.lm.anatomy.max_positions
         head = form.head
-        utf8, as_text = len(prompt.passage.encode()), len(head) + len(form.rest(text))
+        ids, answer = self._pair(text, continuation, new)
+        utf8, as_text = len(prompt.passage.encode()), len(head) + len(ids)
         if self.mode.name == "latent" and prompt.passage:
+            wires = self.messages[prompt.passage]
+            self.receiver.why_text(wires)  # they carry none, so it is an error where they are not for this reader
             tail, answer = self._pair(prompt.rest, continuation, new)
             opening = form.opening(prompt.opening)
-            behind = self.receiver.message_positions(self.messages[prompt.passage]) + len(tail)
-            room = max(0, window - len(head) - behind - len(answer) - new)
-            kept = opening[len(opening) - min(room, len(opening)) :]
-            read = Read(
-                as_text, len(head) + len(kept) + behind, self.messages.bytes[prompt.passage], utf8, kept != opening
-            )
-            return Row(tuple(kept), prompt.passage, tail, answer, new), read
+            read = len(head) + self.receiver.message_positions(wires) + len(tail)
+            self.receiver.check_length(read + len(answer) + new)
+            cut = max(0, len(opening) + read + len(answer) + new - window)
+            kept = opening[cut:]
+            cost = Read(as_text - cut, len(kept) + read, self.messages.bytes[prompt.passage], utf8, cut > 0)
+            return Row(tuple(kept), prompt.passage, tail, answer, new), cost
         if self.mode.name == "no_context":
-            text = prompt.opening + prompt.rest
-        ids, answer = self._pair(text, continuation, new)
-        room = max(1, window - len(head) - len(answer) - new)
-        kept = [*head, *ids[-room:]]
-        return Row(tuple(kept[:-1]), "", kept[-1:], answer, new), Read(as_text, len(kept), 0, utf8, len(ids) > room)
+            ids, answer = self._pair(prompt.opening + prompt.rest, continuation, new)
+        bos = len(form.before_anchor)  # where it is not in the head
+        start, rest = [*head, *ids[:bos]], ids[bos:]
+        room = max(1, window - len(start) - len(answer) - new)
+        kept = [*start, *rest[-room:]]
+        return Row(tuple(kept[:-1]), "", kept[-1:], answer, new), Read(as_text, len(kept), 0, utf8, len(rest) > room)
 
     def _pair(self, text: str, continuation: str, new: int) -> tuple[list[int], list[int]]:
         form = self.receiver.prompt

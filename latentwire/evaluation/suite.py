@@ -96,7 +96,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     for column in ("receiver", "task", "measure", *modes):
         table.add_column(column, justify="right" if column in modes else "left", no_wrap=True)
     for name, own in measured.items():
-        for task, measures in next(iter(own.values()))["results"].items():
+        for task, measures in next(iter(own.values()), {"results": {}})["results"].items():
             for key in (key for key in measures if key not in PLAIN and "_stderr" not in key):
                 cells = [_cell(own[mode]["results"][task], key) if mode in own else "" for mode in modes]
                 table.add_row(name, task, key.removesuffix(",none"), *cells)

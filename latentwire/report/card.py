@@ -18,12 +18,16 @@ DATA_LICENCES = {
     "facts": "invented facts, made by latentwire.data.facts",
 }
 COLUMNS = {"f1": "F1 [95 %]", "em": "EM", "first_token_acc": "first token", "nll_per_token": "NLL/token"}
-MODES = ("text", "text_tuned", "latent", "token_budget", "no_context")
+RIVALS = ("llmlingua", "llmlingua_text_tuned", "llmlingua_tuned", "kvpress", "kvpress_text_tuned")
+"""Modes of other methods, which an eval.json has only where they were asked for."""
+MODES = ("text", "text_tuned", "latent", "token_budget", "no_context", *RIVALS)
+BARE = ("text", "llmlingua", "kvpress")
+"""Modes that are read by the bare model by definition."""
 
 
 def mode_label(mode: str, measured: dict[str, Any]) -> str:
     """What a mode is called in tables; one that was read without the LoRA of its own says so."""
-    return mode if measured["tuned"] or mode == "text" else f"{mode} (no LoRA)"
+    return mode if measured["tuned"] or mode in BARE else f"{mode} (no LoRA)"
 
 
 def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
@@ -125,7 +129,7 @@ def _results(results: dict[str, Any]) -> list[str]:
     ]
     for name, receiver in results["receivers"].items():
         for mode in MODES:
-            m = receiver[mode]
+            m = receiver.get(mode)
             if m is not None:
                 f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
                 rest = (f"{m[key]:.3f}" for key in list(COLUMNS)[1:])

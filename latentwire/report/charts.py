@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A measured point with the interval of its height; `shape` is circle, square or triangle."""
+    """A measured point with the interval of its height; `shape` is one that `mark` draws."""
 
     label: str
     x: float
@@ -111,6 +111,7 @@ def mark(shape: str, x: float, y: float) -> Markup:
         "circle": f'<circle cx="{x}" cy="{y}" r="5"/>',
         "square": f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>',
         "triangle": f'<path d="M{x} {y - 5:.1f}l5 9h-10z"/>',
+        "diamond": f'<path d="M{x} {y - 5:.1f}l5 5l-5 5l-5-5z"/>',
     }
     return Markup(drawn[shape])
 

@@ -14,10 +14,12 @@ from markupsafe import Markup
 from latentwire.core.atomic import dump_json, write_text
 from latentwire.report import charts, view
 from latentwire.report.artifacts import RunFiles, read_runs
+from latentwire.report.card import RIVALS
 
 PAGE, SUMMARY = "report.html", "report.md"
 TEMPLATES = Path(__file__).parent / "templates"
 SHAPES = {"text": "square", "text_tuned": "square", "latent": "circle", "token_budget": "triangle"}
+SHAPES |= dict.fromkeys(RIVALS, "diamond")
 CONTRASTS = 3
 """Questions of each kind that the Markdown quotes."""
 
@@ -48,6 +50,7 @@ def content(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "dashes": {name: charts.DASHES[i % len(charts.DASHES)] for name, i in dashes.items()},
         "scores": scores,
         "f1_ticks": tops,
+        "shapes": {SHAPES[row["mode"]] for row in scores if row["mode"] in SHAPES},
         "costs": costs,
         "tradeoffs": _tradeoffs(scores, costs, colors),
         "latencies": latencies,
@@ -89,8 +92,9 @@ def _tradeoffs(scores: list[view.Row], costs: list[view.Row], colors: dict[str, 
         label = f"{row['run']}, {row['receiver']}, {row['label']}"
         point = (row["f1"], row["low"], row["high"], colors[row["receiver"]], SHAPES[mode])
         reads_text = mode in ("text", "text_tuned")
-        compression.append(charts.Dot(label, 1.0 if reads_text else cost["compression"], *point))
-        if mode != "token_budget":
+        saved = cost["text_positions"] / row["positions"] if row["positions"] else cost["compression"]
+        compression.append(charts.Dot(label, 1.0 if reads_text else saved, *point))
+        if mode not in ("token_budget", *RIVALS):  # those are no messages
             sizes.append(charts.Dot(label, cost["utf8"] if reads_text else cost["wire"], *point))
     drawn = ((compression, "positions of the text by positions read"), (sizes, "bytes of a passage (text: UTF-8)"))
     return [charts.dot_chart(dots, label, "F1") for dots, label in drawn if dots]

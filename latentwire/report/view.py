@@ -22,10 +22,10 @@ def scores(runs: Sequence[RunFiles]) -> list[Row]:
     for run in runs:
         with checked(run.folder / "eval.json"):
             for name, receiver in run.receivers.items():
-                measured = [(mode, receiver[mode]) for mode in MODES if receiver[mode] is not None]
+                measured = [(mode, m) for mode in MODES if (m := receiver.get(mode)) is not None]
                 for mode, m in measured:
                     row = {"run": run.name, "receiver": name, "mode": mode, "label": mode_label(mode, m)}
-                    row |= {"f1": m["f1"], "low": m["f1_ci"][0], "high": m["f1_ci"][1]}
+                    row |= {"f1": m["f1"], "low": m["f1_ci"][0], "high": m["f1_ci"][1], "positions": m.get("positions")}
                     rows.append(row | {key: m[key] for key in ("em", "first_token_acc", "nll_per_token")})
     return rows
 
@@ -55,7 +55,7 @@ def latencies(runs: Sequence[RunFiles]) -> list[Row]:
             machine = measured_on(run).get("cpu")
             for name, receiver in run.receivers.items():
                 for mode in MODES:
-                    if receiver[mode] is not None and (times := receiver[mode]["latency_s"]):
+                    if (m := receiver.get(mode)) is not None and (times := m["latency_s"]):
                         row = {"run": run.name, "receiver": name, "mode": mode, "machine": machine}
                         rows.append(row | {key: times[key] for key in TIMES})
     return rows

@@ -162,6 +162,7 @@ class Run:
         if profiled:
             self._record(loaded)
         lora = self.config.features.use_lora
+        baselines = {name: list(self._baselines(r)) for name, r in self.system.receivers.items()} if lora else {}
         if lora and self.config.losses.distils:  # the teachers
             for receiver in self.system.receivers.values():
                 self._tune(receiver, TEXT)
@@ -177,9 +178,9 @@ class Run:
         if trained:
             self._codec()
             self.save(self.last)
-        for receiver in self.system.receivers.values():
-            for reads in self._baselines(receiver) if lora else ():
-                self._tune(receiver, reads)
+        for name, own in baselines.items():
+            for reads in own:
+                self._tune(self.system.receivers[name], reads)
         if trained and lora:  # again, now with the baselines' adapters
             self.save(self.last)
         return self.system
@@ -285,11 +286,16 @@ class Run:
             )
 
     def _baselines(self, receiver: Receiver) -> Iterator[str]:
-        """What a receiver is tuned to read in the end, to be compared with."""
+        """What a receiver is tuned to read in the end, to be compared with.
+
+        A rival's LoRA that the run has stays, also one from the cache; so this looks before last/ is written anew.
+        """
         if not self.config.losses.distils:  # else it was the teacher
             yield TEXT
         yield TOKEN_BUDGET
-        if LLMLINGUA in self.config.evaluation.rivals or _is_done(self._stage(tuning_name(receiver, LLMLINGUA))):
+        kept = (self.last / "baselines" / f"{receiver.name}-{LLMLINGUA}.safetensors").is_file()
+        kept = kept or _is_done(self._stage(tuning_name(receiver, LLMLINGUA)))
+        if kept or LLMLINGUA in self.config.evaluation.rivals:
             yield LLMLINGUA
 
     def _tuning_stage(self, reads: str) -> tuple[str, TuningStage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import apply_template
 
 from latentwire.cli.main import main as latentwire
-from latentwire.core.errors import ConfigError, DataError, LatentWireError
+from latentwire.core.errors import ConfigError, DataError, LatentWireError, WireError
 from latentwire.eval import main as eval_main
 from latentwire.evaluation import suite
 from latentwire.evaluation.harness import HarnessLM, Messages, Prompt, split_prompt
@@ -171,7 +172,16 @@ def test_a_passage_is_read_from_the_bytes_of_its_message(slots: bool) -> None:
     # Worked examples that do not fit are cut off at their beginning; all that fits is kept.
     limit = receiver.lm.anatomy.max_positions
     lm.loglikelihood([scored("red lamps " * limit + PASSAGES[0] + tail, " 2", {"context": PASSAGES[0]})])
-    assert lm.cost()["scored"]["cut"] == 1 and lm.reads["scored"][-1].positions == limit - len(pair[1])
+    first, last = lm.reads["scored"][0], lm.reads["scored"][-1]
+    assert lm.cost()["scored"]["cut"] == 1 and last.positions == limit - len(pair[1])
+    saved = last.text_positions - last.positions  # what was cut off is not among it
+    assert saved == pytest.approx(first.text_positions - first.positions, abs=2)
+    with pytest.raises(ConfigError, match="mode 'token_budget': the harness can measure text, "):
+        HarnessLM(receiver, "token_budget", messages)
+    receiver.sender, system.sender.fingerprint = b"receiver", b"sender's"
+    other = HarnessLM(receiver, "latent", Messages(system.sender), quiet=True)
+    with pytest.raises(WireError, match="the message comes from sender"):
+        other.loglikelihood(opened)
 
 
 def test_no_context_leaves_only_the_passage_out() -> None:
@@ -195,7 +205,8 @@ def test_the_page_s_command_measures_every_mode_once(
 ) -> None:
     page = (ROOT / "docs" / "lm_eval.md").read_text()
     (line,) = re.findall(r"^    (latentwire eval .*)$", page.replace("\\\n", ""), re.MULTILINE)
-    here = {"runs/default": str(run), "squad_dev.json": str(ROOT / "examples" / "questions.json")}
+    data = Path(shutil.copy(ROOT / "examples" / "questions.json", tmp_path))
+    here = {"runs/default": str(run), "squad_dev.json": str(data)}
     words = [here.get(word, word) for word in shlex.split(line)[1:]]
     words[words.index("--limit") + 1] = "2"
     words[words.index("--receiver") + 1] = "a"
@@ -223,7 +234,15 @@ def test_the_page_s_command_measures_every_mode_once(
         assert latentwire(words)["receivers"] == results["receivers"]
         with pytest.raises(AssertionError):
             latentwire([*words, "--fresh_eval"])
+        data.write_text(data.read_text() + "\n")
+        with pytest.raises(AssertionError):
+            latentwire(words)
     assert "holds these results already" in capsys.readouterr().out
+
+
+def test_a_receiver_without_any_of_the_modes_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    suite.print_table({"receivers": {"a": {"text_tuned": None}}, "settings": {"lm_eval": "0", "codec": "int8"}})
+    assert "measure" in capsys.readouterr().out
 
 
 def test_worked_examples_stay_text(run: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from latentwire.cli.main import main as latentwire
 from latentwire.core.atomic import read_json, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
-from latentwire.report import view
+from latentwire.evaluation.modes import RIVALS
+from latentwire.report import card, view
 from latentwire.report.artifacts import read_runs
 from latentwire.report.page import content, write_report
 from tests.artifacts import ANSWERS, CONTEXT, log, measured, results, run_folder
@@ -241,6 +242,20 @@ def test_modes_without_a_chart_and_markup_in_names(tmp_path: Path) -> None:
     made = page(tmp_path / "run_[x](y)", out=tmp_path)
     assert not made.open and content(read_runs([tmp_path / "run_[x](y)"]))["tradeoffs"] == []
     assert r"| run\_\[x\](y) | a\*b | no\_context (no LoRA) |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_other_methods_are_shown_where_they_were_measured(tmp_path: Path) -> None:
+    assert tuple(RIVALS) == card.RIVALS
+    own = {"text": measured(0.6), "latent": measured(0.4, tuned=True), "kvpress": measured(0.3) | {"positions": 25.0}}
+    own["llmlingua_tuned"] = measured(0.2, tuned=True) | {"positions": 40.0}
+    write_json(tmp_path / "run" / "eval.json", results(a=own))
+    page(tmp_path / "run", out=tmp_path)
+    made = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "other methods" in made and "token budget</li>" not in made
+    assert "run, a, kvpress: 0.300 [0.250, 0.350] at 4<" in made  # 100 positions of text by 25
+    assert "| run | a | kvpress | 0.300 " in (tmp_path / "report.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ") for row in card._results(read_json(tmp_path / "run" / "eval.json")) if row[:3] == "| a"]
+    assert [row[1] for row in rows] == ["text", "latent", "llmlingua_tuned", "kvpress"]
 
 
 def test_an_attention_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from latentwire.core.atomic import write_json
 from latentwire.core.errors import ConfigError
 from latentwire.eval import main as eval_main
 from latentwire.evaluation.modes import MODES, RIVALS
 from latentwire.train import main as train_main
 from tests.cli.test_commands import arguments, models
+from tests.systems import saved_run
 
 __all__ = ["models"]
 
@@ -27,6 +30,23 @@ def test_a_package_that_is_missing_is_named_before_anything_is_done(
     ):
         train_main(arguments(models, out_dir=tmp_path / "run", eval_rivals="kvpress"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_was_made_with_rivals_needs_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"bootstrap": 20, "max_new_tokens": 2, "latency_samples": 0, "modes": ["latent"]}
+    run = saved_run(tmp_path, evaluation=few | {"rivals": ["kvpress"]})
+    monkeypatch.setitem(sys.modules, "kvpress", None)
+    words = ["--ckpt", str(run), "--dataset", "facts", "--samples", "2", "--quiet"]
+    results = eval_main(words)
+    assert results["manifest"]["config"]["evaluation"]["rivals"] == [] and "kvpress" not in results
+    with pytest.raises(ConfigError, match=r"evaluation.rivals: the package kvpress"):
+        eval_main([*words, "--rivals", "kvpress"])
+    results["manifest"]["config"]["evaluation"]["rivals"] = ["kvpress"]  # as the run itself may have measured it
+    write_json(run / "eval.json", results)
+    monkeypatch.setattr("latentwire.checkpoint.system.load_checkpoint", None)
+    assert eval_main(words) == results
 
 
 def test_a_run_tunes_on_what_is_selected_and_measures_both(
@@ -68,6 +88,8 @@ def test_a_run_tunes_on_what_is_selected_and_measures_both(
     rows = {(r["receiver"], r["mode"]): r for r in csv.DictReader((tmp_path / "both" / "eval.csv").open())}
     assert float(rows["llama", "kvpress"]["compression"]) == pytest.approx(results["receivers"]["llama"]["compression"])
 
+    for stage in (run / "stages").glob("baseline-*-llmlingua"):
+        shutil.rmtree(stage)  # as if another run had tuned it
     train_main(flags)  # what was tuned stays, also where it is not measured again
     assert adapter.is_file()
     assert set(json.loads((run / "eval.json").read_text())["receivers"]["llama"]) == set(plain["receivers"]["llama"])
