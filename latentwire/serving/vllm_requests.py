@@ -172,9 +172,12 @@ class Client:
         return {"model": self.text_model, "prompt": ids} | self._greedy(max_tokens)
 
     def _greedy(self, max_tokens: int) -> dict[str, Any]:
+        """Sampling as the receiver's own: vLLM would take penalties and ends of text from the model's folder."""
         return {
             "temperature": 0,
+            "repetition_penalty": 1,
             "max_tokens": max_tokens,
+            "ignore_eos": True,
             "stop_token_ids": self.prompt.stop,
             "return_token_ids": True,
         }

@@ -63,6 +63,7 @@ def parts(body: dict[str, Any]) -> tuple[Any, Any, Any]:
 def test_a_request_asks_for_the_latents_of_its_message(run: Path, client: Client, wires: list[Wire]) -> None:
     body = json.loads(json.dumps(client.body(wires[0], QUESTION, 7)))
     assert body["model"] == "b-latent" and body["max_tokens"] == 7 and body["temperature"] == 0
+    assert body["repetition_penalty"] == 1 and body["ignore_eos"]  # not what the model's folder asks for
     asked = admission_of({"checkpoint": str(run), "receiver": "b"}).admit(*parts(body))
     assert asked is not None and wires[0].latents is not None
     assert np.array_equal(asked.latents, wires[0].latents)
