@@ -23,7 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from latentwire.core.errors import ConfigError, LatentWireError, WireError
+from latentwire.core.errors import ConfigError, WireError
 from latentwire.serving.vllm_gate import admission_of
 from latentwire.serving.vllm_requests import Asked
 from latentwire.serving.vllm_slots import SlotMaker
@@ -64,6 +64,8 @@ class LatentWireConnector(KVConnectorBase_V1):
                 raise ConfigError(f"kv_connector_extra_config.{key}: missing")
         if vllm_config.parallel_config.world_size > 1:
             raise ConfigError("one worker alone is supported: no tensor or pipeline parallel")
+        if vllm_config.speculative_config is not None:  # a draft model has a cache of its own, without the message
+            raise ConfigError("speculative decoding is not supported")
         self._block = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
             self._admission = admission_of(given)
@@ -87,7 +89,7 @@ class LatentWireConnector(KVConnectorBase_V1):
             if request.skip_reading_prefix_cache:  # the scheduler would ignore what is loaded
                 raise WireError("prompt_logprobs: there is no prompt in place of a message")
             self._asked[request.request_id] = asked
-        except LatentWireError as error:
+        except Exception as error:  # whatever it is, the engine must go on
             logger.warning("request %s is refused: %s", request.request_id, error)
             self._asked[request.request_id] = None
             # A request can only fail by what it loads, so that nothing may be found in the prefix cache.
@@ -130,6 +132,8 @@ class LatentWireConnector(KVConnectorBase_V1):
         """Write the slots of this step's messages into the paged cache, before anything reads it."""
         loads = self._get_connector_metadata()
         assert isinstance(loads, Loads)
+        if not loads.loads:  # as in most steps
+            return
         layers = {
             extract_layer_index(name): layer
             for name, layer in forward_context.no_compile_layers.items()
