@@ -114,7 +114,8 @@ class Admission:
         if len(texts) != 1:
             raise WireError(f"kv_transfer_params.{KEY}: {len(texts)} texts; a request is about one")
         positions = self.positions(texts[0])
-        if not isinstance(prompt, Sequence) or list(prompt[:positions]) != [PLACEHOLDER] * positions:
+        placed = prompt[:positions] if isinstance(prompt, Sequence) else []
+        if len(placed) < positions or any(token != PLACEHOLDER for token in placed):  # a message may claim millions
             raise WireError(f"prompt: token ids are needed, the first {positions} of them {PLACEHOLDER}")
         if len(prompt) == positions:
             raise WireError("prompt: there is no question behind the message's positions")

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -35,6 +36,7 @@ from latentwire.serving.vllm_gate import WireGate
 from latentwire.serving.vllm_requests import KEY, SALT, Admission, Client, salt_of, wire_request
 from latentwire.serving.vllm_serve import serve_arguments
 from latentwire.serving.vllm_slots import SlotMaker
+from latentwire.wire.frame import Frame, LatentSection
 from scripts import vllm_compare
 from tests.systems import saved_run, small_config, small_passages
 from tests.tiny import save_tiny, tiny_model
@@ -153,6 +155,20 @@ def test_what_cannot_be_read_is_refused_with_the_reason(client: Client, wires: l
         with pytest.raises(WireError, match=reason):
             client.admission.admit(*parts(body))
     assert len({reason for _, reason in cases}) > 14
+
+
+def test_what_a_message_claims_takes_no_memory(client: Client, wires: list[Wire]) -> None:
+    """Latents that need a codebook are decoded last, so that a frame of a few bytes may say that it has any number."""
+    sender = wires[0].frame.sender
+    claims = [Frame(LatentSection(7, b"", 65_535, 16, (b"",)), None, sender, bytes(4), i < 399) for i in range(400)]
+    body = changed(client.body(wires[0], QUESTION), b"".join(Wire(frame).to_bytes() for frame in claims))
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="the first 26214001 of them"):
+            client.admission.admit(*parts(body))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_salt_is_the_message_s_own(client: Client, wires: list[Wire]) -> None:
