@@ -54,7 +54,7 @@ def prepare(ckpt: str, name: str, passages: list[Passage], new: int) -> tuple[Cl
             started = time.perf_counter()
             expected = answer_here(receiver, wire, question.text, new)
             seconds += time.perf_counter() - started
-            if client.slots:
+            if client.served.slots:
                 body = client.body(wire, question.text, new)
             else:
                 body = client.embeds_body(receiver.input_embeds(wire, question.text), new)

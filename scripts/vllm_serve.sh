@@ -30,4 +30,4 @@ fi
 [ "${1:-}" != --install ] || exit 0
 export VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
 export VLLM_CPU_OMP_THREADS_BIND="${VLLM_CPU_OMP_THREADS_BIND:-nobind}"
-exec "$place/bin/python" -m latentwire.serving.vllm_export "$@"
+exec "$place/bin/python" -m latentwire.serving.vllm_serve "$@"

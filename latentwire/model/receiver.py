@@ -371,9 +371,12 @@ class Receiver:
     @torch.no_grad()
     def input_embeds(self, message: Message, question: str) -> Tensor:
         """A question on a message as vectors at the model's input (positions, hidden_size), for an engine that takes
-        them; ConfigError where the reader makes slots, WireError where the latents cannot be read."""
+        them; ConfigError where that is not all that is read, WireError where the latents cannot be read."""
         if not isinstance(self.reader, EmbeddingReader):
             raise ConfigError("features.use_deep_prefix is on: this receiver reads slots, not vectors at its input")
+        for name, feature in self.features.items():
+            if not feature.train_only:
+                raise ConfigError(f"feature {name!r} is on: it adds what vectors at the input do not hold")
         wires = [message] if isinstance(message, Wire) else list(message)
         if reason := self.why_text(wires):
             raise WireError(f"receiver {self.name!r}: {reason}")

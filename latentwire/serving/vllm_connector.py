@@ -23,9 +23,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-from latentwire.core.errors import ConfigError, LatentWireError, WireError
-from latentwire.serving.vllm_gate import admission_of
-from latentwire.serving.vllm_requests import Asked
+from latentwire.core.errors import ConfigError, WireError
+from latentwire.serving.vllm_requests import Admission, Asked
 from latentwire.serving.vllm_slots import SlotMaker
 from latentwire.wire.codecs.base import Array
 
@@ -58,20 +57,18 @@ class LatentWireConnector(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any):
         super().__init__(vllm_config, role, kv_cache_config)
-        given = self._kv_transfer_config.kv_connector_extra_config
-        for key in ("checkpoint", "receiver"):
-            if key not in given:
-                raise ConfigError(f"kv_connector_extra_config.{key}: missing")
         if vllm_config.parallel_config.world_size > 1:
             raise ConfigError("one worker alone is supported: no tensor or pipeline parallel")
+        if vllm_config.speculative_config is not None:  # a draft model has a cache of its own, without the message
+            raise ConfigError("speculative decoding is not supported")
         self._block = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
-            self._admission = admission_of(given)
+            self._admission = Admission.of(vllm_config)
             self._asked: dict[str, Asked | None] = {}
             """Requests with a message that have not finished; None where it is refused."""
             self._waiting: list[Load] = []
         else:
-            model = vllm_config.model_config
+            given, model = self._kv_transfer_config.kv_connector_extra_config, vllm_config.model_config
             device = vllm_config.device_config.device
             self._maker = SlotMaker(given["checkpoint"], given["receiver"], model.model, model.dtype, device)
             self._failed: set[int] = set()
@@ -87,7 +84,7 @@ class LatentWireConnector(KVConnectorBase_V1):
             if request.skip_reading_prefix_cache:  # the scheduler would ignore what is loaded
                 raise WireError("prompt_logprobs: there is no prompt in place of a message")
             self._asked[request.request_id] = asked
-        except LatentWireError as error:
+        except Exception as error:  # whatever it is, the engine must go on
             logger.warning("request %s is refused: %s", request.request_id, error)
             self._asked[request.request_id] = None
             # A request can only fail by what it loads, so that nothing may be found in the prefix cache.
@@ -130,6 +127,8 @@ class LatentWireConnector(KVConnectorBase_V1):
         """Write the slots of this step's messages into the paged cache, before anything reads it."""
         loads = self._get_connector_metadata()
         assert isinstance(loads, Loads)
+        if not loads.loads:  # as in most steps
+            return
         layers = {
             extract_layer_index(name): layer
             for name, layer in forward_context.no_compile_layers.items()

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.load import bos_of, load_tokenizer
-from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.parts import codebook_stems, codebooks_in
 from latentwire.checkpoint.tensors import load_folder
-from latentwire.config import resolve_receivers
-from latentwire.core.errors import CheckpointError, ConfigError, WireError
+from latentwire.core.errors import ConfigError, WireError
 from latentwire.data.prompts import PromptFormat
-from latentwire.serving.vllm_slots import check_features
+from latentwire.serving.vllm_slots import Served
 from latentwire.wire.codecs.base import Array
 from latentwire.wire.message import Wire, read_texts
 
@@ -63,24 +62,34 @@ class Asked:
 
 
 class Admission:
-    """What requests may ask of one receiver of a checkpoint. It loads no model, only codebooks.
+    """What requests may ask of a receiver. It loads no model, only codebooks.
 
     head_len: tokens of the constant head before the latents; max_bytes: the longest messages of a request.
     """
 
-    def __init__(self, checkpoint: str | Path, receiver: str, head_len: int, max_bytes: int = MAX_BYTES):
-        folder = find_checkpoint(Path(checkpoint))
-        config = load_config_of(folder)
-        if receiver not in resolve_receivers(config.model):
-            known = ", ".join(resolve_receivers(config.model))
-            raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {known})")
-        self.sender = sender_fingerprint(folder)
-        self.d_z = config.encoder.d_z
-        self.layout = config.latent_layout
-        self.own = self.layout.own(receiver)
+    def __init__(self, served: Served, head_len: int, max_bytes: int = MAX_BYTES):
+        self.sender = sender_fingerprint(served.folder)
+        self.d_z = served.config.encoder.d_z
+        self.layout = served.config.latent_layout
+        self.own = self.layout.own(served.name)
         self.head_len = head_len
         self.max_bytes = max_bytes
-        codebooks_in(load_folder(folder, codebook_stems(folder)))
+        codebooks_in(load_folder(served.folder, codebook_stems(served.folder)))
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Admission:
+        """That of a running vLLM, from what its connector was given; ConfigError where that is not enough."""
+        connector = vllm_config.kv_transfer_config
+        given = {} if connector is None else connector.kv_connector_extra_config
+        for key in ("checkpoint", "receiver"):
+            if key not in given:
+                raise ConfigError(f"kv_connector_extra_config.{key}: missing")
+        most = given.get("max_bytes", MAX_BYTES)
+        if not isinstance(most, int) or most <= 0:
+            raise ConfigError(f"kv_connector_extra_config.max_bytes: {most!r}; a positive integer is needed")
+        served = Served.of(given["checkpoint"], given["receiver"])
+        served.need_slots()
+        return cls(served, len(served.tensors()["head"]), most)
 
     def positions(self, wires: Sequence[Wire]) -> int:
         """Positions that messages take, head included; WireError where they cannot be read here."""
@@ -105,7 +114,8 @@ class Admission:
         if len(texts) != 1:
             raise WireError(f"kv_transfer_params.{KEY}: {len(texts)} texts; a request is about one")
         positions = self.positions(texts[0])
-        if not isinstance(prompt, Sequence) or list(prompt[:positions]) != [PLACEHOLDER] * positions:
+        placed = prompt[:positions] if isinstance(prompt, Sequence) else []
+        if len(placed) < positions or any(token != PLACEHOLDER for token in placed):  # a message may claim millions
             raise WireError(f"prompt: token ids are needed, the first {positions} of them {PLACEHOLDER}")
         if len(prompt) == positions:
             raise WireError("prompt: there is no question behind the message's positions")
@@ -134,25 +144,20 @@ class Client:
     """
 
     def __init__(self, checkpoint: str | Path, receiver: str):
-        config = load_config_of(find_checkpoint(Path(checkpoint)))
-        self.slots = config.features.use_deep_prefix
-        if self.slots:
-            check_features(config)
-        models = resolve_receivers(config.model)
-        if receiver not in models:
-            raise CheckpointError(f"{checkpoint} has no receiver {receiver!r} (it has: {', '.join(models)})")
-        self.tokenizer = load_tokenizer(models[receiver])
-        self.prompt = PromptFormat(self.tokenizer, config.anchor, bos_of(self.tokenizer))
-        self.admission = Admission(checkpoint, receiver, len(self.prompt.head))
-        self.wire_model, self.text_model = served_names(receiver, config.features.use_lora)
+        self.served = Served.of(checkpoint, receiver)
+        self.tokenizer = load_tokenizer(self.served.model)
+        self.prompt = PromptFormat(self.tokenizer, self.served.config.anchor, bos_of(self.tokenizer))
+        self.admission = Admission(self.served, len(self.prompt.head))
+        self.wire_model, self.text_model = (
+            name if name in self.served.adapters else receiver for name in (f"{receiver}-latent", f"{receiver}-text")
+        )
 
     def body(self, message: Wire | Sequence[Wire], question: str, max_tokens: int = 24) -> dict[str, Any]:
         """The body of a question on a text's message, or on all its messages; WireError where they do not fit.
 
         ConfigError where the receiver reads vectors at its input: `embeds_body`.
         """
-        if not self.slots:
-            raise ConfigError("features.use_deep_prefix is off: vectors at the input go to vLLM as prompt_embeds")
+        self.served.need_slots()
         wires = [message] if isinstance(message, Wire) else list(message)
         data = b"".join(wire.to_bytes() for wire in wires)
         asked = wire_request(data, self.admission.positions(wires), self.prompt.tail(question))
@@ -172,9 +177,12 @@ class Client:
         return {"model": self.text_model, "prompt": ids} | self._greedy(max_tokens)
 
     def _greedy(self, max_tokens: int) -> dict[str, Any]:
+        """Sampling as the receiver's own: vLLM would take penalties and ends of text from the model's folder."""
         return {
             "temperature": 0,
+            "repetition_penalty": 1,
             "max_tokens": max_tokens,
+            "ignore_eos": True,
             "stop_token_ids": self.prompt.stop,
             "return_token_ids": True,
         }
@@ -182,8 +190,3 @@ class Client:
     def read(self, reply: Mapping[str, Any]) -> str:
         """The answer in a reply's JSON."""
         return self.prompt.read(reply["choices"][0]["token_ids"])
-
-
-def served_names(receiver: str, lora: bool) -> tuple[str, str]:
-    """The names under which a server answers from messages and from text."""
-    return (f"{receiver}-latent", f"{receiver}-text") if lora else (receiver, receiver)

@@ -1,7 +1,8 @@
-"""Latents to the keys and values that another engine puts into its cache. It holds a reader, and no model's weights."""
+"""What vLLM serves of a checkpoint, and what goes into its cache: keys and values by a reader, no model weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,13 +12,64 @@ from latentwire.backbone.rotary import Skeleton
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.parts import load_part, part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config
+from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.codecs.base import Array
 
-SLOTS_ALONE = {"use_lora", "use_deep_prefix", "use_gist_head", "use_latent_refiner"}
-"""Features with which all that a receiver has of a message are its slots."""
+SERVED = {"use_lora", "use_deep_prefix", "use_gist_head", "use_latent_refiner"}
+"""Features with which all that a receiver has of a message is what its reader makes."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A receiver of a checkpoint as vLLM serves it. No tensor is read for this.
+
+    model: the receiver's, as in `load_model`.
+    """
+
+    folder: Path
+    config: Config
+    name: str
+    model: str
+
+    @classmethod
+    def of(cls, checkpoint: str | Path, receiver: str) -> Served:
+        """CheckpointError where there is no such receiver, ConfigError where its features cannot be served."""
+        folder = find_checkpoint(Path(checkpoint))
+        config = load_config_of(folder)
+        models = resolve_receivers(config.model)
+        if receiver not in models or f"receivers/{receiver}.safetensors" not in read_info(folder)["files"]:
+            raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
+        for name, on in config.features:
+            if on and name not in SERVED:
+                raise ConfigError(f"features.{name}: what it adds to a message cannot be given to vLLM")
+        return cls(folder, config, receiver, models[receiver])
+
+    @property
+    def slots(self) -> bool:
+        """Whether it reads slots, not vectors at its input."""
+        return self.config.features.use_deep_prefix
+
+    def need_slots(self) -> None:
+        """ConfigError where it reads vectors at its input."""
+        if not self.slots:
+            raise ConfigError("features.use_deep_prefix is off: vectors at the input go to vLLM as prompt_embeds")
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The files of its LoRA, by the name under which a server answers with it: from messages, then from text.
+
+        Without LoRA both are answered under the receiver's own name; a checkpoint need not have a text baseline.
+        """
+        stems = {f"{self.name}-latent": f"receivers/{self.name}", f"{self.name}-text": f"baselines/{self.name}-text"}
+        files = read_info(self.folder)["files"] if self.config.features.use_lora else {}
+        return {name: stem for name, stem in stems.items() if f"{stem}.safetensors" in files}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of its reader; `head` has a row for each token of the constant head before the latents."""
+        stem = f"receivers/{self.name}"
+        return part_of(load_folder(self.folder, [stem])[stem], "reader")
 
 
 class SlotMaker:
@@ -34,11 +86,12 @@ class SlotMaker:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ):
-        tensors = reader_tensors(checkpoint, receiver)
-        config = load_config_of(find_checkpoint(Path(checkpoint)))
-        check_features(config)
+        served = Served.of(checkpoint, receiver)
+        served.need_slots()
+        tensors = served.tensors()
         self.skeleton = Skeleton(model, dtype, device)
-        self.reader = SlotReader.of(self.skeleton.anatomy, config, len(tensors["head"])).to(self.skeleton.device)
+        reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]))
+        self.reader = reader.to(self.skeleton.device)
         load_part(self.reader, tensors, f"receivers/{receiver}")
 
     @torch.no_grad()
@@ -48,26 +101,3 @@ class SlotMaker:
         counts = torch.tensor([z.shape[1]], device=z.device)
         context = self.reader.context(self.skeleton, self.reader.generate(z, counts), counts)
         return [(layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in context.cache.layers]
-
-
-def check_features(config: Config) -> None:
-    """ConfigError where a receiver needs more of a message than its slots."""
-    if not config.features.use_deep_prefix:
-        raise ConfigError("features.use_deep_prefix is off: vectors at the input go to vLLM as prompt_embeds")
-    for name, on in config.features:
-        if on and name not in SLOTS_ALONE:
-            raise ConfigError(f"features.{name}: what it adds to the message's slots cannot be given to vLLM")
-
-
-def reader_tensors(checkpoint: str | Path, receiver: str) -> dict[str, Tensor]:
-    """The tensors of a receiver's reader."""
-    folder = find_checkpoint(Path(checkpoint))
-    stem = f"receivers/{receiver}"
-    if f"{stem}.safetensors" not in read_info(folder)["files"]:
-        raise CheckpointError(f"{folder} has no receiver {receiver!r}")
-    return part_of(load_folder(folder, [stem])[stem], "reader")
-
-
-def head_length(checkpoint: str | Path, receiver: str) -> int:
-    """Tokens of the constant head before a receiver's latents."""
-    return len(reader_tensors(checkpoint, receiver)["head"])

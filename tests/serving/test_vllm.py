@@ -12,15 +12,19 @@ import shlex
 import subprocess
 import sys
 import threading
+import tracemalloc
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import numpy as np
 import pytest
 import torch
+from fastapi import Body, FastAPI, Request
+from fastapi.responses import PlainTextResponse
 from peft import PeftModel
 
 from latentwire import Receiver, Sender, Wire
@@ -28,10 +32,11 @@ from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, WireError
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
-from latentwire.serving.vllm_export import serve_arguments
-from latentwire.serving.vllm_gate import WireGate, admission_of
-from latentwire.serving.vllm_requests import KEY, SALT, Client, salt_of, wire_request
+from latentwire.serving.vllm_gate import WireGate
+from latentwire.serving.vllm_requests import KEY, SALT, Admission, Client, salt_of, wire_request
+from latentwire.serving.vllm_serve import serve_arguments
 from latentwire.serving.vllm_slots import SlotMaker
+from latentwire.wire.frame import Frame, LatentSection
 from scripts import vllm_compare
 from tests.systems import saved_run, small_config, small_passages
 from tests.tiny import save_tiny, tiny_model
@@ -56,6 +61,12 @@ def client(run: Path) -> Client:
     return Client(run, "b")
 
 
+def engine(**extra: Any) -> Any:
+    """What LatentWire looks at of vLLM's configuration."""
+    connector = SimpleNamespace(kv_connector_extra_config=extra)
+    return SimpleNamespace(kv_transfer_config=connector, model_config=SimpleNamespace(max_model_len=512))
+
+
 def parts(body: dict[str, Any]) -> tuple[Any, Any, Any]:
     return body["kv_transfer_params"], body["prompt"], body["cache_salt"]
 
@@ -63,7 +74,8 @@ def parts(body: dict[str, Any]) -> tuple[Any, Any, Any]:
 def test_a_request_asks_for_the_latents_of_its_message(run: Path, client: Client, wires: list[Wire]) -> None:
     body = json.loads(json.dumps(client.body(wires[0], QUESTION, 7)))
     assert body["model"] == "b-latent" and body["max_tokens"] == 7 and body["temperature"] == 0
-    asked = admission_of({"checkpoint": str(run), "receiver": "b"}).admit(*parts(body))
+    assert body["repetition_penalty"] == 1 and body["ignore_eos"]  # not what the model's folder asks for
+    asked = Admission.of(engine(checkpoint=str(run), receiver="b")).admit(*parts(body))
     assert asked is not None and wires[0].latents is not None
     assert np.array_equal(asked.latents, wires[0].latents)
     assert asked.positions == 1 + len(asked.latents)
@@ -145,6 +157,20 @@ def test_what_cannot_be_read_is_refused_with_the_reason(client: Client, wires: l
     assert len({reason for _, reason in cases}) > 14
 
 
+def test_what_a_message_claims_takes_no_memory(client: Client, wires: list[Wire]) -> None:
+    """Latents that need a codebook are decoded last, so that a frame of a few bytes may say that it has any number."""
+    sender = wires[0].frame.sender
+    claims = [Frame(LatentSection(7, b"", 65_535, 16, (b"",)), None, sender, bytes(4), i < 399) for i in range(400)]
+    body = changed(client.body(wires[0], QUESTION), b"".join(Wire(frame).to_bytes() for frame in claims))
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="the first 26214001 of them"):
+            client.admission.admit(*parts(body))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_salt_is_the_message_s_own(client: Client, wires: list[Wire]) -> None:
     salts = [client.body(wire, QUESTION)["cache_salt"] for wire in wires]
     assert len(set(salts)) == 3 and all(salt.startswith(SALT) and len(salt) <= 128 for salt in salts)
@@ -177,12 +203,28 @@ def features_of(folder: Path, **features: bool) -> str:
     return str(folder / "run")
 
 
-@pytest.mark.parametrize("features", [{"use_prefix": True}, {"use_latent_adapters": True}])
-def test_what_slots_alone_do_not_hold_is_refused(features: dict[str, bool], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "features",
+    [{"use_prefix": True}, {"use_latent_adapters": True}, {"use_coprocessor": True, "use_deep_prefix": False}],
+)
+def test_what_a_reader_alone_does_not_make_is_refused(features: dict[str, bool], tmp_path: Path) -> None:
     ckpt = features_of(tmp_path, **features)
     for call in (lambda: serve_arguments(ckpt, "a", tmp_path), lambda: Client(ckpt, "a")):
         with pytest.raises(ConfigError, match=f"features.{next(iter(features))}"):
             call()
+    if not features.get("use_deep_prefix", True):
+        wire = Sender.from_pretrained(ckpt).encode(small_passages(1)[0].context, "int8")
+        with pytest.raises(ConfigError, match="coprocessor"):
+            Receiver.from_pretrained(ckpt, "a").input_embeds(wire, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"), [({}, "checkpoint: missing"), ({"max_bytes": "1 MiB"}, "max_bytes: '1 MiB'")]
+)
+def test_a_connector_is_told_enough(extra: dict[str, Any], reason: str) -> None:
+    known = {"checkpoint": "runs/none", "receiver": "b"} if extra else {}
+    with pytest.raises(ConfigError, match=reason):
+        Admission.of(engine(**known, **extra))
 
 
 def test_vectors_at_the_input_are_what_the_receiver_reads(tmp_path: Path) -> None:
@@ -210,45 +252,67 @@ def test_slots_are_not_vectors_at_the_input(run: Path, wires: list[Wire]) -> Non
 # ---- the gate ----------------------------------------------------------------------------------------------------
 
 
-def posted(run: Path, bodies: list[Any], path: str = "/v1/completions") -> tuple[list[httpx2.Response], list[bytes]]:
-    """Responses of a service behind the gate, and the bodies that reached it."""
+class NeedsKey:
+    """Middleware that asks for a key, as vLLM's does with --api-key."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        known = scope["type"] != "http" or b"key" in dict(scope["headers"])
+        await (self.app if known else PlainTextResponse("who?", 401))(scope, receive, send)
+
+
+def posted(run: Path, bodies: list[Any], **headers: str) -> tuple[list[httpx2.Response], list[bytes]]:
+    """Responses of a service behind the gate, put together as vLLM does, and the bodies that reached it."""
     reached = []
+    app = FastAPI()
+    app.state.vllm_config = engine(checkpoint=str(run), receiver="b")
+    app.add_middleware(NeedsKey)
+    app.add_middleware(WireGate)
 
-    async def service(scope: Any, receive: Any, send: Any) -> None:
-        reached.append((await receive())["body"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"{}"})
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: Annotated[Any, Body()]) -> None:
+        reached.append(await request.body())
 
-    config = SimpleNamespace(kv_connector_extra_config={"checkpoint": str(run), "receiver": "b"})
-    state = SimpleNamespace(vllm_config=SimpleNamespace(kv_transfer_config=config))
-    gate = WireGate(service)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await gate(scope | {"app": SimpleNamespace(state=state)}, receive, send)
+    async def pieces(body: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1 << 16):
+            yield body[start : start + (1 << 16)]
 
     async def ask() -> list[httpx2.Response]:
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://gate") as http:
             raw = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies]
-            return [await http.post(path, content=body) for body in raw]
+            return [await http.post("/v1/completions", content=pieces(body), headers=headers) for body in raw]
 
     return asyncio.run(ask()), reached
 
 
 def test_the_gate_says_why_and_lets_the_rest_through_unchanged(run: Path, client: Client, wires: list[Wire]) -> None:
     body = client.body(wires[0], QUESTION)
-    fine = [b"no json, latentwire", b"[" * 100_000 + b"latentwire", b'["latentwire"]', b"{}", json.dumps(body).encode()]
-    answers, reached = posted(run, fine)
+    long = body | {"prompt": [0] * 600}  # vLLM refuses it, before any latents are made for it
+    fine = [b"no json, latentwire", b"[" * 100_000 + b"latentwire", b'["latentwire"]', b"{}"]
+    fine += [json.dumps(given).encode() for given in (body, body | {"echo": False}, long)]
+    answers, reached = posted(run, fine, key="mine")
     assert reached == fine and {answer.status_code for answer in answers} == {200}
     bad = [
         *refusals(body, wires[0]),
         (body | {"echo": True}, "echo"),
-        (body | {"prompt_logprobs": 1}, "prompt_logprobs"),
+        (body | {"prompt_logprobs": 0}, "prompt_logprobs"),
+        (body | {"use_beam_search": True}, "use_beam_search"),
     ]
-    answers, reached = posted(run, [given for given, _ in bad])
+    answers, reached = posted(run, [given for given, _ in bad], key="mine")
     assert not reached
     for answer, (_, reason) in zip(answers, bad, strict=True):
-        assert answer.status_code == 400 and reason in answer.json()["error"]["message"], reason
+        assert answer.status_code == 400 and reason in answer.json()["detail"], reason
+
+
+def test_the_gate_reads_nothing_of_who_has_no_key(
+    run: Path, client: Client, wires: list[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WireGate, "_why_not", lambda *given: pytest.fail("a body was looked at"))
+    answers, reached = posted(run, [body for body, _ in refusals(client.body(wires[0], QUESTION), wires[0])])
+    assert not reached and {answer.status_code for answer in answers} == {401}
 
 
 # ---- what a server is started with -------------------------------------------------------------------------------
@@ -275,6 +339,10 @@ def test_lora_is_exported_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
     assert LATENT in receiver.adapters
 
 
+def test_text_is_asked_of_the_bare_model_where_there_is_no_lora_for_it(tmp_path: Path) -> None:
+    assert Client(features_of(tmp_path, use_lora=True), "a").text_model == "a"
+
+
 def test_a_server_is_told_where_its_messages_are_read(run: Path, tmp_path: Path) -> None:
     arguments = serve_arguments(run, "b", tmp_path)
     assert arguments[:4] == ["--model", str(run.parent / "gemma3"), "--served-model-name", "b"]
@@ -289,7 +357,7 @@ def test_a_server_is_told_where_its_messages_are_read(run: Path, tmp_path: Path)
 
 
 def test_an_unknown_receiver_ends_in_one_line(run: Path) -> None:
-    command = [sys.executable, "-m", "latentwire.serving.vllm_export", "--ckpt", str(run), "--receiver", "c"]
+    command = [sys.executable, "-m", "latentwire.serving.vllm_serve", "--ckpt", str(run), "--receiver", "c"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

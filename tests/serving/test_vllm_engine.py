@@ -123,7 +123,7 @@ def server(ckpt: Path, folder: Path) -> Iterator[httpx2.Client]:
         port = free.getsockname()[1]
     words = {"--ckpt": ckpt, "--receiver": "a", "--port": port, "--num-gpu-blocks-override": BLOCKS}
     flags = [str(word) for pair in words.items() for word in pair]
-    command = [str(PYTHON), "-m", "latentwire.serving.vllm_export", *flags, "--enforce-eager"]
+    command = [str(PYTHON), "-m", "latentwire.serving.vllm_serve", *flags, "--enforce-eager"]
     environment = os.environ | {
         "LATENTWIRE_CACHE": str(folder / "cache"),
         "PYTHONPATH": str(ROOT),
@@ -204,7 +204,8 @@ def test_what_cannot_be_read_ends_its_own_request_alone(served: Served) -> None:
     expected = served.from_wire(served.wires[0], QUESTIONS[0])
     bad = refusals(body, served.wires[0])
     hidden = [json.dumps(given).replace("latentwire", "latentwir\\u0065").encode() for given, _ in bad]
-    hidden.append(json.dumps(body | {"prompt_logprobs": 1}).replace("latentwire", "latentwir\\u0065").encode())
+    for more in ({"prompt_logprobs": 1}, {"use_beam_search": True, "n": 2}):
+        hidden.append(json.dumps(body | more).replace("latentwire", "latentwir\\u0065").encode())
     assert b"latentwire" not in b"".join(hidden)
     with ThreadPoolExecutor(8) as pool:
         refused = pool.map(served.ask, [given for given, _ in bad])

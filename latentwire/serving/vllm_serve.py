@@ -1,6 +1,6 @@
 """What `vllm serve` needs to serve a checkpoint's receiver: LoRA in PEFT's layout, and the arguments.
 
-    python -m latentwire.serving.vllm_export --ckpt runs/default --receiver smollm2-135m [arguments of vllm serve]
+    python -m latentwire.serving.vllm_serve --ckpt runs/default --receiver smollm2-135m [arguments of vllm serve]
 
 writes LoRA to the user's cache and becomes vLLM's server. scripts/vllm_serve.sh makes an environment for it first.
 """
@@ -19,16 +19,14 @@ from safetensors.torch import save_file
 
 from latentwire.backbone.anatomy import describe
 from latentwire.backbone.load import load_config, resolve, resolve_dtype
-from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.parts import part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config, resolve_receivers
+from latentwire.config.sections.features import LoraConfig
 from latentwire.core.atomic import atomic_dir, write_json
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.paths import cache_dir
-from latentwire.serving.vllm_requests import served_names
-from latentwire.serving.vllm_slots import check_features
+from latentwire.serving.vllm_slots import Served
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
@@ -41,54 +39,48 @@ def serve_arguments(checkpoint: str | Path, receiver: str, out: Path | None = No
 
     CheckpointError where there is no such receiver, ConfigError where its features cannot be served.
     """
-    folder = find_checkpoint(Path(checkpoint))
-    config = load_config_of(folder)
-    models = resolve_receivers(config.model)
-    if receiver not in models:
-        raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
-    model = resolve(models[receiver])
-    slots = config.features.use_deep_prefix
-    if slots:
-        check_features(config)
+    served = Served.of(checkpoint, receiver)
+    config, model = served.config, str(resolve(served.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     connector = {
         "kv_connector": "LatentWireConnector",
         "kv_connector_module_path": "latentwire.serving.vllm_connector",
         "kv_role": "kv_consumer",
-        "kv_connector_extra_config": {"checkpoint": str(folder.resolve()), "receiver": receiver},
+        "kv_connector_extra_config": {"checkpoint": str(served.folder.resolve()), "receiver": receiver},
     }
+    gate = ("--middleware", "latentwire.serving.vllm_gate.WireGate")
     return [
-        *("--model", str(model), "--served-model-name", receiver),
+        *("--model", model, "--served-model-name", receiver),
         *("--dtype", str(resolve_dtype(config.model.dtype, device)).removeprefix("torch.")),
-        *("--max-model-len", str(min(LONGEST, describe(load_config(str(model)), receiver).max_positions))),
-        *(("--kv-transfer-config", json.dumps(connector)) if slots else ("--enable-prompt-embeds",)),
-        *(("--middleware", "latentwire.serving.vllm_gate.WireGate", "--block-size", "32") if slots else ()),
-        *_lora_arguments(folder, config, receiver, out or cache_dir() / "vllm"),
+        *("--max-model-len", str(min(LONGEST, describe(load_config(model), receiver).max_positions))),
+        *(
+            ("--kv-transfer-config", json.dumps(connector), *gate, "--block-size", "32")
+            if served.slots
+            else ("--enable-prompt-embeds",)
+        ),
+        *_lora_arguments(served, out or cache_dir() / "vllm"),
     ]
 
 
-def _lora_arguments(folder: Path, config: Config, receiver: str, out: Path) -> list[str]:
-    if not config.features.use_lora:
+def _lora_arguments(served: Served, out: Path) -> list[str]:
+    if not served.adapters:
         return []
-    stems = (f"receivers/{receiver}", f"baselines/{receiver}-text")
-    files = read_info(folder)["files"]
+    files, lora = read_info(served.folder)["files"], served.config.lora
     modules = []
-    for name, stem in zip(served_names(receiver, True), stems, strict=True):
-        if f"{stem}.safetensors" not in files:
-            continue  # a checkpoint need not have a baseline
-        content = stable_hash([files[f"{stem}.safetensors"]["sha256"], config.lora.model_dump(mode="json")])
+    for name, stem in served.adapters.items():
+        content = stable_hash([files[f"{stem}.safetensors"]["sha256"], lora.model_dump(mode="json")])
         place = out / f"{name}-{content[:12]}"
         if not place.is_dir():
-            _write_lora(part_of(load_folder(folder, [stem])[stem], "lora"), config, place)
+            _write_lora(part_of(load_folder(served.folder, [stem])[stem], "lora"), lora, place)
         modules.append(f"{name}={place}")
-    rank = next((rank for rank in RANKS if rank >= config.lora.r), config.lora.r)
+    rank = next((rank for rank in RANKS if rank >= lora.r), lora.r)
     # One place more than there are adapters: on a CPU, vLLM 0.32 computes requests without LoRA that are batched with
     # others as if they had the adapter in the last place, which therefore stays empty.
     places = str(len(modules) + 1)
     return ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", places, "--lora-modules", *modules]
 
 
-def _write_lora(tensors: dict[str, torch.Tensor], config: Config, place: Path) -> None:
+def _write_lora(tensors: dict[str, torch.Tensor], lora: LoraConfig, place: Path) -> None:
     """A LoRA in PEFT's layout, in fp32."""
     if not tensors:
         raise CheckpointError(f"{place.name}: the checkpoint has no LoRA, though features.use_lora is on")
@@ -98,12 +90,12 @@ def _write_lora(tensors: dict[str, torch.Tensor], config: Config, place: Path) -
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "r": config.lora.r,
-        "lora_alpha": config.lora.alpha,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({name.split(".")[-2] for name in tensors}),
-        "layers_to_transform": None if config.lora.first_n is None else list(range(config.lora.first_n)),
+        "layers_to_transform": None if lora.first_n is None else list(range(lora.first_n)),
     }
     with atomic_dir(place) as folder:
         named = {f"base_model.model.{name}.weight": tensor.float().contiguous() for name, tensor in tensors.items()}
@@ -113,7 +105,9 @@ def _write_lora(tensors: dict[str, torch.Tensor], config: Config, place: Path) -
 
 def main(argv: list[str] | None = None) -> None:
     """Become the server of this environment's vLLM; errors end with status 2 and one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--ckpt", required=True, help="Checkpoint or run.")
     parser.add_argument("--receiver", required=True, help="Name of the receiver.")
     known, rest = parser.parse_known_args(argv)
