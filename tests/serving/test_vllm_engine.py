@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,12 @@ def test_answers_are_the_local_receiver_s_beside_ordinary_requests(served: Serve
 
 def test_no_request_reads_another_s_message(served: Served) -> None:
     """Prompts are the same but for the message, longer than a block of the prefix cache, and asked again and again."""
-    pair = served.wires[:2]
-    bodies = [served.client.body(wire, QUESTIONS[2]) for wire in pair]
-    assert bodies[0]["prompt"] == bodies[1]["prompt"] and len(bodies[0]["prompt"]) > 64
-    expected = [served.from_wire(wire, QUESTIONS[2]) for wire in pair]
-    assert expected[0] != expected[1]
+    asked = [(served.client.body(wire, q), served.from_wire(wire, q)) for q in QUESTIONS for wire in served.wires]
+    (one, first), (other, second) = next(
+        (a, b) for a, b in combinations(asked, 2) if a[0]["prompt"] == b[0]["prompt"] and a[1] != b[1]
+    )
+    bodies, expected = [one, other], [first, second]
+    assert len(one["prompt"]) > 64
     before = served.metric("vllm:prefix_cache_hits_total")
     for _ in range(2):
         assert served.all_ids([*bodies, *bodies[::-1]]) == [*expected, *expected[::-1]]
