@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def command(
 
     Example: latentwire ablate --config configs/ablation/sample_ablation.json
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a run that fails in one of them must not leave the others waiting
+        raise ConfigError("accelerate launch: an ablation is one process; share its runs out with --shard I/N")
     plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
     chosen = choose(plan.runs, only, shard)

@@ -6,6 +6,7 @@ The workers are processes of their own, so all goes through the command and a ch
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from latentwire.cli.main import main as latentwire
-from latentwire.core.errors import ModelError
+from latentwire.core.errors import ConfigError, ModelError
 from latentwire.data.documents import Document
 from latentwire.serving import index as indexing
 from tests.cli.test_commands import fails
@@ -68,6 +69,29 @@ def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
     for name in [*(f"wires/{part}" for part in parts), "index.json"]:
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert len(indexing.Index(out).document(6)[1]) > 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_keeps_dying_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from latentwire.serving.on_ray import ray_engine
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    parts = [indexing.Part(number, [Document(str(number), "text")], [None]) for number in range(2)]
+
+    def encode(part: indexing.Part) -> indexing.Part:
+        os._exit(1)
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        rest = iter(parts)
+        with pytest.raises(ConfigError, match="--workers: 9 asked for, and the Ray cluster has room for 1"):
+            list(ray_engine(9)(encode, rest))
+        assert list(rest) == parts[1:]  # said before all texts were read
+        with pytest.raises(ModelError, match="--engine ray: a worker died 3 times, perhaps for want of memory: "):
+            list(ray_engine(1)(encode, parts[:1]))
+    finally:
+        ray.shutdown()
 
 
 def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:
