@@ -31,10 +31,6 @@ SCHEMA = pyarrow.schema(
     }
 )
 
-RESTARTS = 2
-"""How often a worker that died is started anew, and what it had under way with it. Ray's default is for ever, which is
-how long a machine without enough memory would go on."""
-
 
 def ray_engine(workers: int | None = None, device: str = "auto") -> Engine:
     """An engine for `build_index`: so many workers, by default one for each GPU of the cluster, else for each CPU.
@@ -64,15 +60,12 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Engine:
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=min(count, len(waiting))),
                 fn_constructor_args=(encode,),
-                max_restarts=RESTARTS,
-                max_task_retries=RESTARTS,
                 **{kind: 1},
             )
-            with _one_line():
-                for row in made.iter_rows():
-                    if row["error"]:
-                        raise ModelError(row["error"])
-                    yield _to_part(row)
+            for row in made.iter_rows():
+                if row["error"]:
+                    raise ModelError(row["error"])
+                yield _to_part(row)
 
     return engine
 
@@ -109,18 +102,6 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """ModelError where a worker keeps dying. What goes wrong within one is shown as it would be in one process."""
-    try:
-        yield
-    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-        said = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ModelError(
-            f"--engine ray: a worker died {RESTARTS + 1} times, perhaps for want of memory: {said}"
-        ) from error
 
 
 def _room(workers: int | None, device: str) -> tuple[str, int]:
