@@ -233,6 +233,7 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
         with pytest.raises(ConfigError, match=r"'auto' is 'cuda' here, and accelerate launch was asked for the CPU"):
             Processes.of(small_config(system={"device": "auto"}))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match=r"an ablation is one process; .* --shard I/N"):
         ablation_main(["--config", "configs/ablation/sample_ablation.json"])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
