@@ -6,9 +6,9 @@ a `Context`: a key/value cache with a mask. Scoring and generation then know onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
+from latentwire.backbone.hooks import KeysValues, attention, keys_values, outputs_of
 from latentwire.backbone.load import (
     DeviceMap,
     bos_of,
@@ -62,14 +63,6 @@ class Context:
             cache.update(layer.keys[rows], layer.values[rows], i)
         latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
         return Context(cache, self.mask[index], latents, latent_mask)
-
-
-@dataclass
-class KeysValues:
-    """Keys before RoPE and values, one entry a layer, each (batch, tokens, kv_heads, head_dim)."""
-
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
 
 
 Watch = Callable[[Tensor], Sequence[bool]]
@@ -273,44 +266,13 @@ class LanguageModel:
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def outputs_of(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-        """Layer -> its output (batch, tokens, hidden_size) in the last pass inside; layer 0 is the embedding."""
-        blocks = decoder_layers(self.model)
-        seen: dict[int, Tensor] = {}
+    def outputs_of(self, layers: Iterable[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """See `latentwire.backbone.hooks.outputs_of`."""
+        return outputs_of(self.model, layers)
 
-        def keep(index: int) -> Any:
-            return lambda module, args, out: seen.__setitem__(index, out[0] if isinstance(out, tuple) else out)
-
-        hooks = []
-        try:
-            for k in sorted(set(layers)):
-                module = self.model.get_input_embeddings() if k == 0 else blocks[k - 1]
-                hooks.append(module.register_forward_hook(keep(k)))
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    @contextmanager
-    def attention(self) -> Iterator[list[Tensor]]:
-        """Attention weights (batch, heads, Q, K) of every layer in the passes inside, one behind the other.
-
-        Fused attention keeps none, so the model computes its attention eagerly for as long.
-        """
-        usual = self.model.config._attn_implementation
-        seen: list[Tensor] = []
-        hooks = []
-        try:
-            self.model.set_attn_implementation("eager")
-            blocks: Any = decoder_layers(self.model)
-            for block in blocks:
-                hooks.append(block.self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1])))
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.model.set_attn_implementation(usual)
+    def attention(self) -> AbstractContextManager[list[Tensor]]:
+        """See `latentwire.backbone.hooks.attention`."""
+        return attention(self.model)
 
     def final_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Final hidden states of right-padded ids (batch, T): (batch, T, hidden_size)."""
@@ -331,30 +293,9 @@ class LanguageModel:
         decoder = self.model.get_decoder()
         decoder.layers = decoder.layers[:layers]
 
-    @contextmanager
-    def _capture(self) -> Iterator[KeysValues]:
-        source, out, hooks = self.anatomy.source, KeysValues(), []
-        heads, dim = self.anatomy.kv_heads, self.anatomy.head_dim
-
-        def keep_key(module: Any, args: Any, key: Tensor) -> None:
-            key = key.transpose(1, 2) if source.heads_first else key
-            out.keys.append(key.reshape(*key.shape[:2], heads, dim).to(self.device))
-
-        def keep_value(module: Any, args: Any, value: Tensor) -> None:
-            out.values.append(value.reshape(*value.shape[:2], heads, dim).to(self.device))
-
-        try:
-            for block in decoder_layers(self.model):
-                hooks.append(getattr(block.self_attn, source.key).register_forward_hook(keep_key))
-                hooks.append(getattr(block.self_attn, source.value).register_forward_hook(keep_value))
-            yield out
-        finally:
-            for hook in hooks:
-                hook.remove()
-
     def keys_values(self, ids: Tensor, mask: Tensor) -> KeysValues:
         """Keys before RoPE and values of right-padded ids (batch, T), with gradients when they are on."""
-        with self._capture() as out:
+        with keys_values(self.model, self.anatomy, self.device) as out:
             self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
         return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ def command(
 
     Example: latentwire ablate --config configs/ablation/sample_ablation.json
     """
+    if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        # A run that fails in one process is left behind, and the others would wait for that one.
+        raise ConfigError("accelerate launch: an ablation is one process; share its runs out with --shard I/N")
     plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
     chosen = choose(plan.runs, only, shard)

@@ -106,7 +106,6 @@ def build_index(
             path, here = _part(out, number), dict[bytes, bytes]()
             found = _sizes(path, rows, made_with)
             if found is None:
-                (out / INDEX).unlink(missing_ok=True)
                 here = _messages(path, made_with)
                 known = before | here | _messages(_part(out, number + 1), made_with)
                 messages = [known.get(_digest(row.text)) for row in rows]
@@ -119,6 +118,7 @@ def build_index(
 
     for part in engine(Encoding(load_sender, made_with["codec"], with_text), stale()):
         messages = [message for message in part.messages if message is not None]
+        (out / INDEX).unlink(missing_ok=True)  # only now: what fails before it leaves an older index as it was
         write_bytes(_part(out, part.number), _table(part.rows, messages, made_with))
         sizes[part.number] = sum(map(len, messages))
         progress(len(part.rows))
@@ -127,7 +127,7 @@ def build_index(
     info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
     if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
         (out / INDEX).unlink(missing_ok=True)
-        for left in sorted((out / "wires").glob("*.parquet"))[len(sizes) :]:
+        for left in {*(out / "wires").glob("*.parquet")} - {_part(out, number) for number in sizes}:
             left.unlink()
         _save_words(words, out)
         write_json(out / INDEX, info)

@@ -48,10 +48,10 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Engine:
                     continue
                 if not waiting:
                     stack.enter_context(_cluster())
+                    kind, count = _room(workers, device)  # before the rest is read, which may take long
                 waiting.append(ray.put(_to_table([_to_row(part)])))  # Ray spills to disk what memory does not hold
             if not waiting:
                 return
-            kind, count = _room(workers, device)
             ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             made = ray.data.from_arrow_refs(waiting).map_batches(

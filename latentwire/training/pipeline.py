@@ -1,10 +1,7 @@
 """A whole run: the stages in order, each skipped when it is done and resumed when it was cut off.
 
-runs/<name>/
-    config.json  manifest.json  diagnostics.jsonl       and origin.json, what it started from
-    stages/<stage>/step_000100/ ...      resumable states
-    stages/<stage>/done/                 the finished stage
-    epoch1/ epoch2/ ... last/            checkpoints for evaluation
+Several processes may share a run, on a disk that all of them see; its configuration is then that of one process with
+the accumulation of all of them, which could go on with it.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,26 +17,22 @@ from typing import Any
 from latentwire.checkpoint.parts import CODECS, codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
-from latentwire.config import Config, config_from_dict
-from latentwire.config.load import differences
-from latentwire.config.sections.running import EvaluationConfig
+from latentwire.config import Config
 from latentwire.config.sections.training import STAGES, TuningStage
-from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
-from latentwire.core.manifest import run_manifest
 from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
-from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
-from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import default_codec
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
+from latentwire.training.folder import RunFolder
 from latentwire.training.loop import Callback, Trainer
+from latentwire.training.material import Material
 from latentwire.training.module import TrainModule
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
@@ -50,35 +44,20 @@ from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
     SlotTuning,
     cached_folder,
-    data_fingerprint,
     epoch_steps,
     load_tuned,
     save_tuned,
     tuning_key,
     tuning_name,
 )
-from latentwire.training.tracking import tracker_of
 from latentwire.wire.codecs import LearnedCodec
 
-MAY_CHANGE = {
-    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
-    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
-    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "llmlingua_model"),  # a LoRA hangs on it
-    "data.eval_path",
-    "diagnostics",
-}
-"""Where a run writes and what it evaluates may change while it goes on."""
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
-Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
 class Run:
-    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded.
-
-    Several processes may share a run, on a disk that all of them see; its configuration is then that of one process
-    with the accumulation of all of them, which could go on with it.
-    """
+    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded."""
 
     def __init__(
         self,
@@ -92,39 +71,13 @@ class Run:
     ):
         self.processes = Processes.of(config)
         self.config = self.processes.widen(config)
-        self.folder = folder
+        self.folder = RunFolder(folder, self.config, self.processes)
         self.stages = stages
         self.command = list(command)
         self.fresh = fresh
         self.evaluates = evaluates
         self.origin: Origin | None = None
-        self.tracker = tracker_of(config, folder) if self.processes.is_main else None
         self.cache = Path(config.checkpoint.tuned_cache) if config.checkpoint.tuned_cache else cache_dir()
-
-    def start(self) -> None:
-        """Write the configuration and manifest, or check that the folder belongs to this very configuration.
-
-        With `fresh`, what an earlier run left in the folder is removed first.
-        """
-        path = self.folder / "config.json"
-        if self.fresh and path.is_file() and (self.folder / "manifest.json").is_file():
-            shutil.rmtree(self.folder)
-        now = self.config.model_dump(mode="json")
-        if path.is_file():
-            # Through the schema, as options that came later had their defaults then.
-            before = config_from_dict(read_json(path), str(path), {}).model_dump(mode="json")
-            changed = sorted(differences(before, now, MAY_CHANGE))
-            if changed:
-                raise ConfigError(
-                    f"{path}: this run was started with another value of {changed[0]}"
-                    f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
-                )
-        if self.origin:
-            self.origin.remember(self.folder)
-        if not path.is_file():
-            write_json(path, now)
-        made_by = run_manifest(now, self.command) | {"processes": self.processes.count}
-        write_json(self.folder / "manifest.json", made_by)
 
     def execute(self) -> LatentWire:
         """Run every stage; returns the trained system. Nothing is written before all that can be checked is checked."""
@@ -132,20 +85,19 @@ class Run:
             with self.processes.one_speaks():
                 return self._execute()
         finally:
-            if self.tracker:
-                self.tracker.close()
+            self.folder.close()
 
     def _execute(self) -> LatentWire:
         check_devices(self.config.system)
         versions_of(self.config.evaluation.rivals)
         self.origin = Origin.of(self.config)
-        if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.resolve()):
+        if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.path.resolve()):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {self.origin.folder}")
         self._check_codec()
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         if self.evaluates:  # what cannot be loaded should be known before hours of training
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
-        self.texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
+        texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         seed_everything(self.config.system.seed)
         profiled = self.config.diagnostics.profile_memory
         if profiled:
@@ -154,13 +106,10 @@ class Run:
         loaded = {"stage": "load", "memory_mb": peak_memory_mb()}
         if self.origin:
             self.origin.take_up(self.system)
-        self.prepared = self._prepare(passages)
-        self.fingerprint = data_fingerprint([p for p, _ in self.prepared])
-        if self.processes.is_main:
-            self.start()
-        self.processes.wait()
+        self.material = Material(self.system, self.config, passages, texts)
+        self.processes.by_main(partial(self.folder.start, self.command, self.origin, self.fresh))
         if profiled:
-            self._record(loaded)
+            self.folder.record(loaded)
         lora = self.config.features.use_lora
         baselines = {name: list(self._baselines(r)) for name, r in self.system.receivers.items()} if lora else {}
         if lora and self.config.losses.distils:  # the teachers
@@ -172,8 +121,7 @@ class Run:
                 self._tune(receiver, LATENT)
                 receiver.add_adapter(LATENT)  # also where slot tuning is left out
         if new:
-            with self.processes.main_first():
-                self._closed_form(new)
+            self.processes.main_first(partial(self._closed_form, new))
         trained = self._end_to_end()
         if trained:
             self._codec()
@@ -194,7 +142,7 @@ class Run:
                     raise ConfigError(f"codec.learned: {self.origin.folder} has no codebook of {kind!r}")
             there = self.origin.codebooks
         else:
-            made = "codec" in self.stages or _is_done(self._stage("codebooks"))
+            made = "codec" in self.stages or self.folder.is_done("codebooks")
             there = set(own.learned) if made else set()
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
@@ -213,59 +161,13 @@ class Run:
     @property
     def last(self) -> Path:
         """The checkpoint at the end of the run."""
-        return self.folder / "last"
-
-    # ---- data -----------------------------------------------------------------------------------------------------
-
-    def _prepare(self, passages: Sequence[Passage]) -> list[tuple[Passage, Prepared]]:
-        """Tokenize the training passages; those that are too long for data.max_context_tokens are left out."""
-        out = []
-        for passage in passages:
-            prepared = self._prepare_one(passage)
-            if prepared is not None and passage.questions:
-                out.append((passage, prepared))
-        print(
-            f"data: {len(out)} of {len(passages)} training passages have at most "
-            f"{self.config.data.max_context_tokens} tokens and fit sender and receivers",
-            flush=True,
-        )
-        return out
-
-    def _texts_for_closed_form(self) -> Iterator[Prepared]:
-        """Training passages and plain text in turn, up to closed_form.passages."""
-        left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
-        known = iter(p for _, p in self.prepared)
-        plain = iter(self.texts)
-        while left > 0:
-            before = left
-            for prepared in (next(known, None), self._next_plain(plain)):
-                if prepared is not None and left > 0:
-                    left -= 1
-                    yield prepared
-            if left == before:
-                return
-
-    def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
-        for number, text in enumerate(texts):
-            prepared = self._prepare_one(Passage(f"text-{number}", text, ()))
-            if prepared is not None and len(prepared[0].ids) > 32:
-                return prepared
-        return None
-
-    def _prepare_one(self, passage: Passage) -> Prepared | None:
-        """A passage as token ids, or None where it is longer than what is trained on."""
-        sent = self.system.sender.tokenize(passage.context)
-        if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
-            return None
-        texts = {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
-        fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
-        return (sent, texts) if fits else None
+        return self.folder.path / "last"
 
     # ---- stages ---------------------------------------------------------------------------------------------------
 
     def _tune(self, receiver: Receiver, reads: str) -> None:
         kind, stage = self._tuning_stage(reads)
-        texts = [texts[receiver.name] for _, (_, texts) in self.prepared]
+        texts = self.material.of(receiver)
         if not self._steps(epoch_steps(texts, self.config), stage):
             return
         key = self._tuning_key(receiver, texts, reads)
@@ -273,7 +175,7 @@ class Run:
         if self.processes.agreed((kept / INDEX).is_file()):  # another run may finish it while the processes look
             print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
             load_tuned(kept, receiver, reads)
-        elif kind in self.stages or _is_done(self._stage(tuning_name(receiver, reads))):
+        elif kind in self.stages or self.folder.is_done(tuning_name(receiver, reads)):
             # Only now, so that no adapter is there that was never trained.
             self._fit(SlotTuning(receiver, texts, self.config, reads), stage)
             if self.processes.is_main:
@@ -294,7 +196,7 @@ class Run:
             yield TEXT
         yield TOKEN_BUDGET
         kept = (self.last / "baselines" / f"{receiver.name}-{LLMLINGUA}.safetensors").is_file()
-        kept = kept or _is_done(self._stage(tuning_name(receiver, LLMLINGUA)))
+        kept = kept or self.folder.is_done(tuning_name(receiver, LLMLINGUA))
         if kept or LLMLINGUA in self.config.evaluation.rivals:
             yield LLMLINGUA
 
@@ -306,7 +208,7 @@ class Run:
         stage = self._tuning_stage(reads)[1]
         steps = self._steps(epoch_steps(texts, self.config), stage)
         origin = self.origin.files if self.origin and receiver.name in self.origin.known else None
-        key = tuning_key(receiver, self.config, reads, self.fingerprint, steps) | {"origin": origin}
+        key = tuning_key(receiver, self.config, reads, self.material.fingerprint, steps) | {"origin": origin}
         if stage.lr_scale != 1.0:
             key["lr_scale"] = stage.lr_scale
         if reads == LATENT and self.config.losses.distils:
@@ -318,16 +220,15 @@ class Run:
         if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
             return
-        done = self._stage("closed_form") / "done"
-        if _is_done(done.parent):
+        done = self.folder.done("closed_form")
+        if self.folder.is_done("closed_form"):
             print("closed_form: done before", flush=True)
             self.system.load_state_dict(load_folder(done))
         elif "closed_form" not in self.stages:
             self._refuse_to_go_on("closed_form")
         else:
             stage, started = self.config.curriculum.closed_form, time.perf_counter()
-            if self.tracker:
-                self.tracker.open("closed_form")
+            self.folder.track("closed_form")
             seen = 0
 
             def report(rows: int) -> None:
@@ -336,11 +237,11 @@ class Run:
                 if seen // 2000 != (seen - rows) // 2000:
                     print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
-            asked = [texts for _, (_, texts) in self.prepared[stage.held_out :][: stage.importance_passages]]
+            asked = [texts for _, texts in self.material.prepared[stage.held_out :][: stage.importance_passages]]
             sums = done.parent / "sums"
             if self.config.diagnostics.profile_memory:
                 reset_peak()
-            texts = self._texts_for_closed_form()
+            texts = self.material.for_closed_form()
             how: dict[str, Any] = {"held_out": stage.held_out, "ridge": stage.ridge, "report": report, "state": sums}
             if self.origin:
                 scores = fit_generators(self.system.sender, new, texts, **how)
@@ -350,17 +251,18 @@ class Run:
                     self.system, texts, band=stage.band, asked=asked, importance_floor=floor, **how
                 )
             seconds = round(time.perf_counter() - started, 1)
-            self._record({"stage": "closed_form", "r2": scores, "seconds": seconds, "memory_mb": peak_memory_mb()})
+            took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
+            self.folder.record({"stage": "closed_form", "r2": scores} | took)
             print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
             save_folder(done, self.system.state_dict(), {"r2": scores})
             shutil.rmtree(sums, ignore_errors=True)
 
     def _start_readers(self) -> None:
         """What readers start from where an encoder has no closed form; a part of the end-to-end stage."""
-        if "end_to_end" not in self.stages or _is_done(self._stage(EndToEnd.name)):
+        if "end_to_end" not in self.stages or self.folder.is_done(EndToEnd.name):
             return
-        done = self._stage("reader_start") / "done"
-        if _is_done(done.parent):
+        done = self.folder.done("reader_start")
+        if self.folder.is_done("reader_start"):
             self.system.load_state_dict(load_folder(done))
             return
         kind = self.config.encoder.type
@@ -369,37 +271,36 @@ class Run:
             "statistics of what they have to make",
             flush=True,
         )
-        standardise(self.system, islice(self._texts_for_closed_form(), STATISTICS_PASSAGES))
+        standardise(self.system, islice(self.material.for_closed_form(), STATISTICS_PASSAGES))
         save_folder(done, self.system.state_dict(), {})
 
     def _end_to_end(self) -> bool:
         """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""
-        if "end_to_end" not in self.stages and not _is_done(self._stage(EndToEnd.name)):
+        if "end_to_end" not in self.stages and not self.folder.is_done(EndToEnd.name):
             self._refuse_to_go_on(EndToEnd.name)
             return False
-        module = EndToEnd(self.system, [p for _, p in self.prepared], self.config)
+        module = EndToEnd(self.system, self.material.prepared, self.config)
         self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
         return True
 
     def _codec(self) -> None:
-        prepared = [p for _, p in self.prepared]
-        fitted = self._stage("codebooks") / "done"
-        if not self.config.codec.learned or not ("codec" in self.stages or _is_done(fitted.parent)):
+        asked = "codec" in self.stages
+        if not self.config.codec.learned or not (asked or self.folder.is_done("codebooks")):
             return
         if not self.config.curriculum.train_only:  # else the codebooks came with the sender
-            with self.processes.main_first():
-                self._codebooks(fitted, prepared)
-        if "codec" in self.stages or _is_done(self._stage(CodecTuning.name)):
-            self._fit(CodecTuning(self.system, prepared, self.config), self.config.curriculum.codec)
+            self.processes.main_first(self._codebooks)
+        if asked or self.folder.is_done(CodecTuning.name):
+            self._fit(CodecTuning(self.system, self.material.prepared, self.config), self.config.curriculum.codec)
 
-    def _codebooks(self, fitted: Path, prepared: Sequence[Prepared]) -> None:
-        if _is_done(fitted.parent):
+    def _codebooks(self) -> None:
+        fitted = self.folder.done("codebooks")
+        if self.folder.is_done("codebooks"):
             self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
         else:
             started = time.perf_counter()
-            scores = codec.fit(self.system, prepared, self.config)
+            scores = codec.fit(self.system, self.material.prepared, self.config)
             seconds = round(time.perf_counter() - started, 1)
-            self._record({"stage": "codebooks", **scores, "seconds": seconds})
+            self.folder.record({"stage": "codebooks", **scores, "seconds": seconds})
             for name, bits in scores["bits_per_latent"].items():
                 kept = scores["kept"][name]
                 print(f"codebook of {name}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
@@ -410,11 +311,7 @@ class Run:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""
         later = [s for s in STAGES[STAGES.index(missing) + 1 : STAGES.index("baselines")] if s in self.stages]
         if later:
-            raise ConfigError(f"--stages: {later[0]} needs {missing}{of}, which was not done in {self.folder}")
-
-    def _stage(self, name: str) -> Path:
-        """The folder of a stage: its resumable states, and done/."""
-        return self.folder / "stages" / name.replace("/", "-")
+            raise ConfigError(f"--stages: {later[0]} needs {missing}{of}, which was not done in {self.folder.path}")
 
     def _steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
         full = stage.epochs * steps_per_epoch // self.config.optimizer.accumulation
@@ -425,24 +322,16 @@ class Run:
             )
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
-    def _record(self, record: dict[str, Any]) -> None:
-        """One line of diagnostics.jsonl, which the tracker gets as well."""
-        if not self.processes.is_main:
-            return
-        append_jsonl(self.folder / "diagnostics.jsonl", record)
-        if self.tracker:
-            self.tracker.log(record)
-
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
-        folder = self._stage(module.name)
+        """Train to the end of a stage, and leave it done for all processes."""
         total = self._steps(module.steps_per_epoch, stage)
-        if _is_done(folder):
+        if self.folder.is_done(module.name):
             print(f"{module.name}: done before", flush=True)
-            module.load_state_dict(load_folder(folder / "done"))
+            module.load_state_dict(load_folder(self.folder.done(module.name)))
             return
         if not total:
             return
-        hint = "The same command goes on from there."
+        hint, folder = "The same command goes on from there.", self.folder.stage(module.name)
         trainer = Trainer(
             module, self.config, folder, total, lr_scale=stage.lr_scale, callbacks=callbacks, resume_hint=hint
         )
@@ -450,18 +339,19 @@ class Run:
         if trainer.step:
             print(f"{module.name}: goes on from step {trainer.step}", flush=True)
         if self.processes.is_main:
-            log = StepLog(self._record, self.config.diagnostics.log_every, total, trainer.step, module.name)
+            log = StepLog(self.folder.record, self.config.diagnostics.log_every, total, trainer.step, module.name)
             trainer.callbacks.append(log)
-        if self.tracker:
-            self.tracker.open(module.name)  # before the first step, or it would be in vain
+        self.folder.track(module.name)
         trainer.fit()
         if trainer.memory.enabled:
-            self._record({"stage": module.name, "memory_mb": trainer.memory.highest})
-        if not self.processes.is_main:
-            return
+            self.folder.record({"stage": module.name, "memory_mb": trainer.memory.highest})
+        self.processes.by_main(partial(self._finish, trainer))
+
+    def _finish(self, trainer: Trainer) -> None:
         trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
-        save_folder(folder / "done", module.state_dict(), {"step": trainer.step, "parameters": trained})
-        for state in folder.glob("step_*"):
+        info = {"step": trainer.step, "parameters": trained}
+        save_folder(self.folder.done(trainer.module.name), trainer.module.state_dict(), info)
+        for state in trainer.folder.glob("step_*"):
             shutil.rmtree(state)
 
 
@@ -472,8 +362,4 @@ class EpochCheckpoints(Callback):
         self.run = run
 
     def on_epoch(self, epoch: int) -> None:
-        self.run.save(self.run.folder / f"epoch{epoch}")
-
-
-def _is_done(stage: Path) -> bool:
-    return (stage / "done" / INDEX).is_file()
+        self.run.save(self.run.folder.path / f"epoch{epoch}")

@@ -11,23 +11,24 @@ gradient after a given backward pass, and the optimizer must leave alone those t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import distributed
 from torch.nn import Parameter
 
 from latentwire.config import Config
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, LatentWireError
+from latentwire.model.system import resolve_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
-"""How long the others wait for the main process. Where one has died, the launcher ends them all at once."""
+"""How long the others wait for the main process. Where one has died, the launcher ends those of its machine at once."""
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """What Accelerate may be asked for that splits the models themselves."""
 
@@ -42,7 +43,7 @@ class Processes:
 
     def __init__(self, cpu: bool = False):
         for name in SHARDED:
-            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
                 raise ConfigError(
                     f"accelerate launch: {name} splits models over processes that read different receivers at the same "
                     "time; use configs/accelerate/ddp.yaml, with model.load_4bit or system.sequential_models for "
@@ -61,6 +62,11 @@ class Processes:
             raise ConfigError(f"system.device: {device!r} is one device for {own.count} processes; use 'auto'")
         if own.count > 1 and spread is not None:
             raise ConfigError(f"system.device_map: a model that is spread out leaves no room for {own.count} processes")
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+        found = resolve_device(device) if own.count > 1 else "cpu"
+        if not found.startswith("cpu" if on_cpu else ("cpu", "cuda")):
+            asked = "accelerate launch was asked for the CPU" if on_cpu else "several processes need CUDA or the CPU"
+            raise ConfigError(f"system.device: {device!r} is {found!r} here, and {asked}; say 'cpu'")
         return own
 
     def widen(self, config: Config) -> Config:
@@ -109,11 +115,23 @@ class Processes:
         """Go on when all processes have come here."""
         self.state.wait_for_everyone()
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The main process does what is inside, and then the others, which find it done."""
-        with self.state.main_process_first():
-            yield
+    def by_main(self, work: Callable[[], object]) -> None:
+        """The main process does this and the others wait for it, however long; where it fails, all fail alike."""
+        failure: LatentWireError | None = None
+        if self.is_main:
+            try:
+                work()
+            except LatentWireError as error:
+                failure = error
+        failure = self.agreed(failure)
+        if failure is not None:
+            raise failure
+
+    def main_first(self, work: Callable[[], object]) -> None:
+        """The main process does this, and then the others, which find it done."""
+        self.by_main(work)
+        if not self.is_main:
+            work()
 
     @contextmanager
     def one_speaks(self) -> Iterator[None]:

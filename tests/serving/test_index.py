@@ -71,6 +71,19 @@ def test_documents_are_found_by_their_words_and_answered_from_their_messages(
         assert path.is_dir() or b"sells" not in path.read_bytes() or path.name == "vocab.index.json"
 
 
+def test_what_fails_before_anything_is_encoded_leaves_the_index(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+    before = state(out)
+
+    def load() -> Sender:
+        raise ModelError("not there")
+
+    with pytest.raises(ModelError, match="not there"):
+        build_index([*CORPUS, Document("new", "words")], out, load, MADE_WITH)
+    assert state(out) == before and len(Index(out)) == 6
+
+
 def test_a_build_that_was_stopped_goes_on(system: LatentWire, tmp_path: Path) -> None:
     def stopped() -> Iterator[Document]:
         yield from CORPUS[:5]

@@ -9,13 +9,14 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 from latentwire.cli.main import main as latentwire
-from latentwire.core.errors import ModelError
+from latentwire.core.errors import ConfigError, ModelError
 from latentwire.data.documents import Document
 from latentwire.serving import index as indexing
 from tests.cli.test_commands import fails
@@ -68,6 +69,19 @@ def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
     for name in [*(f"wires/{part}" for part in parts), "index.json"]:
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert len(indexing.Index(out).document(6)[1]) > 1
+
+
+def test_too_many_workers_are_refused_before_all_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from latentwire.serving import on_ray
+
+    monkeypatch.setattr(on_ray, "_cluster", nullcontext)
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    parts = [indexing.Part(number, [Document(str(number), "text")], [None]) for number in range(3)]
+    rest = iter(parts)
+    with pytest.raises(ConfigError, match="--workers: 9 asked for, and the Ray cluster has room for 2"):
+        list(on_ray.ray_engine(9)(lambda part: part, rest))
+    assert list(rest) == parts[1:]
 
 
 def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:

@@ -1,0 +1,101 @@
+"""The folder of a run, which several processes may share.
+
+runs/<name>/
+    config.json  manifest.json  diagnostics.jsonl       and origin.json, what it started from
+    stages/<stage>/step_000100/ ...      resumable states
+    stages/<stage>/done/                 the finished stage
+    epoch1/ epoch2/ ... last/            checkpoints for evaluation
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentwire.checkpoint.tensors import INDEX
+from latentwire.config import Config, config_from_dict
+from latentwire.config.load import differences
+from latentwire.config.sections.running import EvaluationConfig
+from latentwire.core.atomic import append_jsonl, read_json, write_json
+from latentwire.core.errors import ConfigError
+from latentwire.core.manifest import run_manifest
+from latentwire.training.origin import Origin
+from latentwire.training.processes import Processes
+from latentwire.training.tracking import tracker_of
+
+MAY_CHANGE = {
+    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
+    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
+    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "llmlingua_model"),  # a LoRA hangs on it
+    "data.eval_path",
+    "diagnostics",
+}
+"""Where a run writes and what it evaluates may change while it goes on."""
+
+
+class RunFolder:
+    """Where a run keeps what it has done. Only the main process writes there, and it alone has a tracker."""
+
+    def __init__(self, path: Path, config: Config, processes: Processes):
+        self.path = path
+        self.config = config
+        self.processes = processes
+        tracker = tracker_of(config, path)  # so that all processes refuse one that is not installed
+        self.tracker = tracker if processes.is_main else None
+
+    def start(self, command: Sequence[str], origin: Origin | None, fresh: bool) -> None:
+        """Write the configuration and manifest, or check that the folder belongs to this very configuration.
+
+        With `fresh`, what an earlier run left in the folder is removed first.
+        """
+        path = self.path / "config.json"
+        if fresh and path.is_file() and (self.path / "manifest.json").is_file():
+            shutil.rmtree(self.path)
+        now = self.config.model_dump(mode="json")
+        if path.is_file():
+            # Through the schema, as options that came later had their defaults then.
+            before = config_from_dict(read_json(path), str(path), {}).model_dump(mode="json")
+            changed = sorted(differences(before, now, MAY_CHANGE))
+            if changed:
+                raise ConfigError(
+                    f"{path}: this run was started with another value of {changed[0]}"
+                    f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
+                )
+        if origin:
+            origin.remember(self.path)
+        if not path.is_file():
+            write_json(path, now)
+        made_by = run_manifest(now, command) | {"processes": self.processes.count}
+        write_json(self.path / "manifest.json", made_by)
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage: its resumable states."""
+        return self.path / "stages" / name.replace("/", "-")
+
+    def done(self, name: str) -> Path:
+        """What a finished stage leaves."""
+        return self.stage(name) / "done"
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.done(name) / INDEX).is_file()
+
+    def track(self, stage: str) -> None:
+        """Begin to track a stage; before its first step, or it would be in vain."""
+        if self.tracker:
+            self.tracker.open(stage)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """One line of diagnostics.jsonl, which the tracker gets as well."""
+        if not self.processes.is_main:
+            return
+        append_jsonl(self.path / "diagnostics.jsonl", record)
+        if self.tracker:
+            self.tracker.log(record)
+
+    def close(self) -> None:
+        """End what is tracked."""
+        if self.tracker:
+            self.tracker.close()

@@ -1,0 +1,70 @@
+"""What a run trains on, as token ids: passages with their questions, and plain text for the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from latentwire.config import Config
+from latentwire.data.example import Passage
+from latentwire.model.encoding import ReceiverText
+from latentwire.model.receiver import Receiver
+from latentwire.model.system import LatentWire
+from latentwire.training.stages.normal_equations import Prepared
+from latentwire.training.stages.slot_tuning import data_fingerprint
+
+TOO_SHORT = 32
+"""Plain texts of so few tokens say little of how latents are spread."""
+
+
+class Material:
+    """Passages and texts, without those that are too long for data.max_context_tokens, the sender or a receiver.
+
+    TrainingError where no passage is left.
+    """
+
+    def __init__(self, system: LatentWire, config: Config, passages: Sequence[Passage], texts: Sequence[str]):
+        self.system = system
+        self.config = config
+        self.texts = texts
+        fitting = [(passage, self._prepare(passage)) for passage in passages]
+        asked = [(passage, prepared) for passage, prepared in fitting if prepared is not None and passage.questions]
+        print(
+            f"data: {len(asked)} of {len(passages)} training passages have at most "
+            f"{config.data.max_context_tokens} tokens and fit sender and receivers",
+            flush=True,
+        )
+        self.prepared: list[Prepared] = [prepared for _, prepared in asked]
+        self.fingerprint = data_fingerprint([passage for passage, _ in asked])
+
+    def of(self, receiver: Receiver) -> list[ReceiverText]:
+        """The passages as a receiver gets them."""
+        return [texts[receiver.name] for _, texts in self.prepared]
+
+    def for_closed_form(self) -> Iterator[Prepared]:
+        """Training passages and plain text in turn, up to closed_form.passages."""
+        left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
+        known, plain = iter(self.prepared), iter(self.texts)
+        while left > 0:
+            before = left
+            for prepared in (next(known, None), self._next_plain(plain)):
+                if prepared is not None and left > 0:
+                    left -= 1
+                    yield prepared
+            if left == before:
+                return
+
+    def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
+        for number, text in enumerate(texts):
+            prepared = self._prepare(Passage(f"text-{number}", text, ()))
+            if prepared is not None and len(prepared[0].ids) > TOO_SHORT:
+                return prepared
+        return None
+
+    def _prepare(self, passage: Passage) -> Prepared | None:
+        """A passage as token ids, or None where it is longer than what is trained on."""
+        sent = self.system.sender.tokenize(passage.context)
+        if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
+            return None
+        texts = {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
+        fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
+        return (sent, texts) if fits else None
