@@ -8,14 +8,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 
 from latentwire import Wire
 from latentwire.cli.main import main as latentwire
-from latentwire.core.errors import WireError
+from latentwire.core.errors import LatentWireError, WireError
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
 from tests.artifacts import run_folder
@@ -276,6 +278,30 @@ def test_the_commands_of_a_page_on_runs_can_be_given(
             train_main([*words[3:], "--dry-run"])
     shown = capsys.readouterr().out
     assert Path("report/report.html").is_file() if name == "report.md" else "window=" in shown
+
+
+@pytest.mark.parametrize("name", ["rivals.md", "scale_out.md"])
+def test_the_commands_of_a_page_on_other_packages_can_be_given(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as one gets without these packages, a second process and a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    rivals = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["rivals"]
+    for line in commands_of((ROOT / "docs" / name).read_text()):
+        words = shlex.split(line)
+        if words[0] == "pip":
+            assert {word for word in words[2:] if not word.startswith("--")} <= set(rivals)
+        elif words[0] == "accelerate":
+            given = launch_command_parser().parse_args(words[2:])
+            assert given.module and given.training_script == "latentwire.cli.train"
+            assert Path(given.config_file).is_file()
+            train_main([*given.training_script_args, "--dry-run"])
+        elif words[1] == "train":
+            latentwire([*words[1:], "--dry-run"])
+        else:
+            with pytest.raises(LatentWireError, match=r"runs/default|checkpoints/default|is not installed"):
+                latentwire(words[1:])
 
 
 def test_every_page_with_code_has_a_test_that_follows_it() -> None:
