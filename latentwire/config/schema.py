@@ -101,6 +101,8 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
+        if self.data.cloze and self.data.text_path is None:
+            raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
         if len(set(self.codec.learned)) < len(self.codec.learned):
             raise ValueError("codec.learned: names a codec twice")
         if self.anchor.chat_template and self.anchor.bos != "before":

@@ -9,6 +9,7 @@ from typing import Any
 
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
+from latentwire.data.cloze import cloze_passages
 from latentwire.data.example import Passage
 from latentwire.data.facts import make_facts
 from latentwire.data.hotpot import parse_hotpot
@@ -22,13 +23,25 @@ FACTS_QUESTIONS = {"train": 20_000, "validation": 2_000}
 def load_passages(config: DataConfig, split: str, limit: int | None = None) -> list[Passage]:
     """Passages of the "train" or "validation" split, with at most `limit` questions in all.
 
-    Training passages come in an order drawn with data.seed, so that a limit is a sample rather than a file's beginning.
+    Training passages come in an order drawn with data.seed, so that a limit is a sample rather than a file's beginning;
+    with data.cloze, those made from plain text are among them.
 
     `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
     that is not given, through the `datasets` library.
     """
     if config.dataset == "facts":
-        return take_questions(make_facts(config.seed, split, limit or FACTS_QUESTIONS[split]), limit)
+        passages = make_facts(config.seed, split, limit or FACTS_QUESTIONS[split])
+    else:
+        passages = _load_dataset(config, split)
+    if split == "train":
+        if config.cloze and config.text_path:
+            passages += cloze_passages(load_texts(config.text_path), config.cloze, config.seed)
+        if config.cloze or config.dataset != "facts":
+            random.Random(config.seed).shuffle(passages)
+    return take_questions(passages, limit)
+
+
+def _load_dataset(config: DataConfig, split: str) -> list[Passage]:
     key = "data.data_path" if split == "train" else "data.eval_path"
     given = config.data_path if split == "train" else config.eval_path
     if given is None:
@@ -38,9 +51,7 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
         passages = [p for path in paths for p in _read_file(config, Path(path), key)]
     if not passages:
         raise DataError(f"{key}: {given or config.dataset}: no question in it")
-    if split == "train":
-        random.Random(config.seed).shuffle(passages)
-    return take_questions(passages, limit)
+    return passages
 
 
 def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:

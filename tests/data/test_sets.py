@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from latentwire.config import Config
+from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.data import load_passages, load_texts
+from latentwire.data.cloze import cloze_questions
 from latentwire.data.facts import make_facts, split_of
 from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import rows_to_passages
@@ -146,6 +148,41 @@ def test_texts_are_paragraphs(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(DataError, match="no text in it"):
         load_texts(str(path))
+
+
+CLOZE = {
+    "In 1871 the tower was built by Edith Calloway for the town of Talden.": [
+        ("In ____ the tower was built by Edith", "1871"),
+        ("In 1871 the tower was built by ____ for the town of Talden", "Edith Calloway"),
+        ("tower was built by Edith Calloway for the town of ____", "Talden"),
+    ],
+    "Lamps were lit. Unlike the Talden of old, it came to Edith Calloway on 3 May 1902.": [
+        ("Unlike the ____ of old, it came to Edith", "Talden"),
+        ("Unlike the Talden of old, it came to ____ on 3 May 1902", "Edith Calloway"),
+        ("the Talden of old, it came to Edith Calloway on ____", "3 May 1902"),
+    ],
+    "Mira and Mira met. The end": [],
+    "nothing here has a name": [],
+}
+
+
+@pytest.mark.parametrize("text", CLOZE)
+def test_a_cloze_question_leaves_out_a_name_or_a_number(text: str) -> None:
+    assert list(cloze_questions(text)) == CLOZE[text]
+
+
+def test_cloze_passages_are_trained_on_beside_the_others(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("\n".join([*CLOZE, "He met Ada Byron, Tom Reed, Ann Lee and Joe Hill."]))
+    config = Config.model_validate({"data": {"dataset": "facts", "text_path": str(tmp_path / "text"), "cloze": 2}}).data
+    passages = load_passages(config, "train", 40)
+    made = {p.context: p.questions for p in load_passages(config, "train") if p.id.startswith("cloze")}
+    assert list(map(len, made.values())) == [2, 2, 2]  # texts that give no question are left out
+    assert all(q.answers[0] in text and q.answers[0] not in q.text for text, qs in made.items() for q in qs)
+    assert sum(len(p.questions) for p in passages) == 40
+    assert load_passages(config, "train", 40) == passages
+    assert not any(p.id.startswith("cloze") for p in load_passages(config, "validation", 40))
+    with pytest.raises(ConfigError, match=r"data\.cloze: asks for data\.text_path"):
+        config_from_dict({"data": {"cloze": 2}}, "test", {})
 
 
 def test_the_example_questions_are_sound() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from latentwire.config.sections.base import Section, flag
 
@@ -49,6 +49,9 @@ class DataConfig(Section):
     )
     text_path: str | None = Field(
         None, description="Plain text, one paragraph a line: more windows for the closed form."
+    )
+    cloze: NonNegativeInt = Field(
+        0, description="Cloze questions a paragraph of data.text_path, which are trained on like the dataset's own."
     )
     hotpot_context: Literal["supporting", "all"] = Field(
         "supporting", description="hotpot: only the paragraphs that hold supporting facts, or the distractors as well."

@@ -1,0 +1,56 @@
+"""Questions made from plain text: a name or a number is left out of the few words around it.
+
+Cloze questions as in unsupervised question answering (Lewis et al. 2019, arXiv 1906.04980), without the translation
+into real ones: any text teaches where in it something is said, and to say it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+
+from latentwire.data.example import Passage, Question
+
+BLANK = "____"
+BEFORE, AFTER = 10, 6
+"""Most words of the sentence that are shown on each side of the blank."""
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])")
+NAME = r"[A-Z][\w'\u2019-]*\w(?: (?:(?:of|the|de|van|von) )?[A-Z][\w'\u2019-]*\w){0,4}"
+NUMBER = r"\d+(?:[.,]\d+)*"
+CANDIDATE = re.compile(rf"(?<![\w.,-])(?:{NUMBER} {NAME}(?: {NUMBER})?|{NAME}(?: {NUMBER})?|{NUMBER})(?![\w-])")
+
+
+def cloze_passages(texts: Iterable[str], most: int, seed: int) -> Iterator[Passage]:
+    """Texts with at most `most` cloze questions each, drawn with `seed`; a text that gives none is left out."""
+    for number, text in enumerate(texts):
+        found = list(cloze_questions(text))
+        chosen = random.Random(f"cloze-{seed}-{number}").sample(found, min(most, len(found)))
+        if chosen:
+            questions = (Question(f"cloze-{number}-{n}", asked, (answer,)) for n, (asked, answer) in enumerate(chosen))
+            yield Passage(f"cloze-{number}", text, tuple(questions))
+
+
+def cloze_questions(text: str) -> Iterator[tuple[str, str]]:
+    """Every cloze question of a text, with its answer.
+
+    What is shown does not hold the answer, and has words on both sides of the blank or three on one.
+    """
+    for sentence in SENTENCE.split(text):
+        for found in CANDIDATE.finditer(sentence):
+            answer = found[0] if found.start() else _without_opening(found[0])
+            if not answer:
+                continue
+            before = sentence[: found.end() - len(answer)].split()[-BEFORE:]
+            after = sentence[found.end() :].rstrip(".!?").split()[:AFTER]
+            asked = " ".join([*before, BLANK, *after])
+            if answer not in asked and (len(before) + len(after) > 2 or (before and after)):
+                yield asked, answer
+
+
+def _without_opening(words: str) -> str:
+    """What begins a sentence without its first word, whose capital says nothing where none follows."""
+    first, *rest = words.split()
+    if first[0].isdigit() or (rest and rest[0][0].isupper()):
+        return words
+    return " ".join(rest[1:] if rest and rest[0][0].islower() else rest)
