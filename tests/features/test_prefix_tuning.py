@@ -73,6 +73,7 @@ def test_text_is_read_without_it() -> None:
     assert not torch.allclose(nll(receiver, z, counts), nll(plain, z, counts))
 
 
+@pytest.mark.slow
 def test_the_flag_sets_its_length_and_it_counts_as_positions(models: Path, tmp_path: Path) -> None:
     results = {}
     for length in (2, 12):
