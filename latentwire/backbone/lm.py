@@ -6,8 +6,8 @@ a `Context`: a key/value cache with a mask. Scoring and generation then know onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -292,6 +292,17 @@ class LanguageModel:
         """Keep only the first `layers` blocks: all that a sender needs."""
         decoder = self.model.get_decoder()
         decoder.layers = decoder.layers[:layers]
+
+    @contextmanager
+    def first_layers(self, layers: int) -> Iterator[None]:
+        """Run only the first `layers` blocks for a while."""
+        decoder = self.model.get_decoder()
+        whole = decoder.layers
+        self.truncate(layers)
+        try:
+            yield
+        finally:
+            decoder.layers = whole
 
     def keys_values(self, ids: Tensor, mask: Tensor) -> KeysValues:
         """Keys before RoPE and values of right-padded ids (batch, T), with gradients when they are on."""

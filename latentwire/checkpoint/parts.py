@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +27,13 @@ def part_of(group: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{part}."): v for k, v in group.items() if k.startswith(f"{part}.")}
 
 
-def load_part(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+class Part(Protocol):
+    """What has tensors in a checkpoint: a module, or LoRA on one."""
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], /) -> Any: ...
+
+
+def load_part(module: Part, tensors: dict[str, Tensor], where: str) -> None:
     """Take up a module's tensors, in fp32; CheckpointError where they do not fit."""
     try:
         module.load_state_dict({k: v.float() for k, v in tensors.items()})

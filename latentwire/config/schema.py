@@ -101,6 +101,13 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
+        if self.features.use_sender_lora:
+            if self.encoder.type != "backbone":
+                raise ValueError(
+                    f"features.use_sender_lora: only encoder.type = 'backbone' has it, not {self.encoder.type!r}"
+                )
+            if not max(self.encoder.layers):
+                raise ValueError("features.use_sender_lora: encoder.layers takes the embedding alone, which has none")
         if self.data.cloze and self.data.text_path is None:
             raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
         if len(set(self.codec.learned)) < len(self.codec.learned):

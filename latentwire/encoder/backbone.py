@@ -3,12 +3,13 @@
 Pooling contiguous windows of a pretrained LM's hidden states, rather than learned queries, follows ARC-Encoder
 (arXiv 2510.20535). A window's features are the RMS-normalised hidden states of its tokens, or of those that are hardest
 to predict (`encoder.keep`), at several depths, concatenated; the map to d_z comes from the closed-form fit and is then
-trained on answers.
+trained on answers, and with it, where that is asked for, LoRA on the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,11 @@ from latentwire.encoder.windows import most_surprising
 
 
 class BackboneEncoder(Encoder):
-    """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z)."""
+    """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z).
+
+    `adapted` switches on what is trained of the model; without it the model is frozen. Which tokens are hardest to
+    predict is for the untouched model to say.
+    """
 
     from_scratch = False
     mean: Tensor
@@ -30,12 +35,15 @@ class BackboneEncoder(Encoder):
     def __init__(self, lm: LanguageModel, config: Config):
         super().__init__()
         self.layers = config.encoder.layers
-        deepest = max(self.layers)
-        if deepest > lm.anatomy.layers:
-            raise ModelError(f"encoder.layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
+        self.deepest = max(self.layers)
+        if self.deepest > lm.anatomy.layers:
+            raise ModelError(
+                f"encoder.layers: {self.deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}"
+            )
         self.keep = config.encoder.keep
         if self.keep is None:  # else the whole model is needed, to tell what is hard to predict
-            lm.truncate(deepest)
+            lm.truncate(self.deepest)
+        self.adapted: Callable[[], AbstractContextManager[None]] | None = None
         self.lm = self.source = lm
         self.device = lm.device
         self.phases = config.encoder.read
@@ -56,21 +64,31 @@ class BackboneEncoder(Encoder):
     def too_long(self, text: SenderText) -> str | None:
         return too_many_tokens(text, self.lm.anatomy.max_positions)
 
-    @torch.no_grad()
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """Window features of each text: (M_i, d_features), fp32. Every text is read behind the sender's BOS."""
+        """Window features of each text; for an adapted model what it is going to read, as its states will change: the
+        T_i ids and behind them the places (M_i * phases) of the tokens in the windows, as one row of integers."""
+        if self.adapted is None:
+            return self.window_features(texts)
+        rows = [text.ids + [i for window in zip(*_read(text), strict=True) for i in window] for text in texts]
+        return [torch.tensor(row, device=self.device) for row in rows]
+
+    @torch.no_grad()
+    def window_features(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """What the untouched model makes of each text: (M_i, d_features), fp32. It reads behind the sender's BOS."""
         ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.device)
         with self.lm.outputs_of(self.layers) as seen:
             final = self.lm.final_states(ids, mask)
-        states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
         if self.keep is not None and len(texts) == 1:
             texts[0].remember(self._chosen(texts[0], ids, final))
-        phase_tokens, counts = stack_phases([t.chosen or t.phase_tokens for t in texts], self.device)
-        batch, phases, windows = phase_tokens.shape
-        index = phase_tokens.transpose(1, 2).reshape(batch, windows * phases)
-        rows = torch.arange(batch, device=ids.device)[:, None]
-        features = states[rows, index].reshape(batch, windows, self.d_features)
-        return [row[:count] for row, count in zip(features, counts.tolist(), strict=True)]
+        tables, counts = stack_phases([_read(text) for text in texts], self.device)
+        return self._windows(seen, tables.transpose(1, 2).flatten(1), counts.tolist())
+
+    def _windows(self, seen: dict[int, Tensor], places: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Window features (M_i, d_features) of layers' states (batch, T, hidden_size) at places (batch, M * phases)."""
+        states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        features = states[rows, places].reshape(len(places), -1, self.d_features)
+        return [row[:count] for row, count in zip(features, counts, strict=True)]
 
     @torch.no_grad()
     def choose(self, text: SenderText) -> list[list[int]]:
@@ -83,6 +101,24 @@ class BackboneEncoder(Encoder):
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """One row of features becomes one latent."""
+        if self.adapted is not None:
+            features = self._adapted_features(features, counts, self.adapted)
         rows = torch.cat(list(features)).float()
         z = (rows - self.mean) @ self.weight  # one product: its gradient is as large as the encoder itself
         return nn.utils.rnn.pad_sequence(list(z.split(list(counts))), batch_first=True)
+
+    def _adapted_features(
+        self, read: Sequence[Tensor], counts: Sequence[int], adapted: Callable[[], AbstractContextManager[None]]
+    ) -> list[Tensor]:
+        """`window_features` with gradients, of texts given by their ids and the places that are read."""
+        places = [row[len(row) - count * self.phases :] for row, count in zip(read, counts, strict=True)]
+        own = [row[: len(row) - len(at)].tolist() for row, at in zip(read, places, strict=True)]
+        ids, mask = pad_right(own, self.lm.pad_id, self.device)
+        with adapted(), self.lm.first_layers(self.deepest), self.lm.outputs_of(self.layers) as seen:
+            self.lm.final_states(ids, mask)
+        return self._windows(seen, nn.utils.rnn.pad_sequence(places, batch_first=True), counts)
+
+
+def _read(text: SenderText) -> list[list[int]]:
+    """(phases, M) indices of the tokens of each window that are read."""
+    return text.chosen or text.phase_tokens

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.config.schema import Config
+from latentwire.config.sections.features import LoraConfig
 from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.diagnostics.tensors import hand_over
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
 from latentwire.encoder.refiner import LatentRefiner
 from latentwire.encoder.text import SenderText
+from latentwire.features.lora import LoRA
 from latentwire.model.chunks import split_text
 from latentwire.model.encoding import encode_for_sender
 from latentwire.wire.codebook import Codebook
@@ -45,12 +50,15 @@ class Sender:
         self.device = encoder.device
         self.encoder = encoder.to(self.device)
         self.refiner = LatentRefiner(config).to(self.device) if config.features.use_latent_refiner else None
+        self.lora: LoRA | None = None
+        if isinstance(encoder, BackboneEncoder) and config.features.use_sender_lora:
+            self.lora = _adapt(encoder, config.lora)
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
+    def parts(self) -> dict[str, nn.Module | LoRA]:
         """What is trained of it, by name."""
-        parts: dict[str, nn.Module] = {"encoder": self.encoder}
-        return parts if self.refiner is None else parts | {"latent_refiner": self.refiner}
+        parts = {"encoder": self.encoder, "latent_refiner": self.refiner, "lora": self.lora}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def tokenize(self, text: str) -> SenderText:
         """A text of any length as token ids and windows."""
@@ -171,6 +179,17 @@ class Sender:
         if isinstance(codec, LearnedCodec) and codec.book is None:
             return codec.with_book(self.codebooks.get(codec.name))
         return codec
+
+
+def _adapt(encoder: BackboneEncoder, config: LoraConfig) -> LoRA:
+    """Give an encoder's model LoRA, in the layers up to the deepest one that is read."""
+    layers = min(config.first_n or encoder.deepest, encoder.deepest)
+    lora = LoRA(config.model_copy(update={"first_n": layers}), "sender")
+    attached = ExitStack()
+    attached.enter_context(lora.attach(encoder.lm.model))
+    encoder.adapted = lora.active
+    weakref.finalize(encoder, attached.close)  # the model outlives its encoder as it was
+    return lora
 
 
 def default_codec(config: Config) -> Codec:

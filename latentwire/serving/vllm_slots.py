@@ -17,7 +17,7 @@ from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.codecs.base import Array
 
-SERVED = {"use_lora", "use_deep_prefix", "use_gist_head", "use_latent_refiner"}
+SERVED = {"use_lora", "use_deep_prefix", "use_gist_head", "use_latent_refiner", "use_sender_lora"}
 """Features with which all that a receiver has of a message is what its reader makes."""
 
 

@@ -15,7 +15,7 @@ from latentwire.core.errors import ConfigError
 from latentwire.features import FEATURES
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
-ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner"}
+ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner", "use_sender_lora"}
 SAME_FORM = (
     "encoder",
     "queries",

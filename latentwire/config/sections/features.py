@@ -27,6 +27,11 @@ class FeaturesConfig(Section):
         False, description="Train with a head that rebuilds prompt embeddings from the latents."
     )
     use_latent_refiner: bool = Field(False, description="A small transformer on the latents before they are sent.")
+    use_sender_lora: bool = Field(
+        False,
+        description="LoRA on the sender's model, trained end to end; off leaves it frozen. Only for encoder.type = "
+        "'backbone'.",
+    )
 
 
 class LoraConfig(Section):

@@ -128,7 +128,9 @@ class OptimizerConfig(Section):
     lr_tuning: PositiveFloat = Field(1e-3, description="LoRA in slot tuning and in the tuned baselines.")
     lr_encoder: PositiveFloat = Field(1e-5, description="End to end: the linear map of the backbone encoder.")
     lr_sender: PositiveFloat = Field(
-        3e-4, description="End to end: encoders that start from scratch (byte, simple-st, stq) and the latent refiner."
+        3e-4,
+        description="End to end: encoders that start from scratch (byte, simple-st, stq), the sender's LoRA and the "
+        "latent refiner.",
     )
     lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
     batch_size: PositiveInt = Field(8, description="Passages a step.")

@@ -141,7 +141,7 @@ def fit(
     if not isinstance(encoder, BackboneEncoder):
         raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
     equations, x, y = gather(
-        passages, lambda texts: torch.cat(system.sender.features(texts)), receivers, held_out=held_out, **gathering
+        passages, lambda texts: torch.cat(encoder.window_features(texts)), receivers, held_out=held_out, **gathering
     )
     groups, phases = groups_of(receivers.values()), [r.reader.target_phases() for r in receivers.values()]
     device = encoder.weight.device

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.config.schema import Config
 from latentwire.encoder.text import SenderText
+from latentwire.features.lora import LoRA
 from latentwire.losses.terms import Terms
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
@@ -61,8 +62,12 @@ class EndToEnd:
         rates, sender = self.config.optimizer, self.system.sender
         encoder_rate = rates.lr_sender if sender.encoder.from_scratch else rates.lr_encoder
         groups = [
-            ParameterGroup(part, list(module.parameters()), encoder_rate if part == "encoder" else rates.lr_sender)
-            for part, module in sender.parts.items()
+            ParameterGroup(
+                "sender_lora" if isinstance(part, LoRA) else name,
+                list(part.trainable_parameters() if isinstance(part, LoRA) else part.parameters()),
+                encoder_rate if name == "encoder" else rates.lr_sender,
+            )
+            for name, part in sender.parts.items()
             if not self.sender_fixed
         ]
         for name, receiver in self.system.receivers.items():
