@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
-from latentwire.core.atomic import atomic_dir, read_json, write_json, write_text
+from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from latentwire.core.errors import CheckpointError
 
 HERE = {
@@ -41,8 +42,10 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
     measured = read_json(Path(results)) if results else None
+    *earlier, _ = runs = lineage(folder)
     with atomic_dir(out) as new:
-        save_folder(new, load_folder(folder), portable(read_info(folder)), dtype=torch.bfloat16, pack=True)
+        info = portable(read_info(folder) | {"earlier": [read_info(one)["manifest"] for one in earlier]})
+        save_folder(new, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
         if measured is not None:
             made = measured["manifest"]
@@ -50,13 +53,41 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
                 raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than this one")
             made |= portable({"config": made["config"], "manifest": made})["manifest"]
             write_json(new / "eval.json", measured)
-        log = folder.parent / "diagnostics.jsonl"
-        if log.is_file():
-            write_text(new / "training.jsonl", log.read_text(encoding="utf-8"))
+        if log := training_log(runs):
+            write_jsonl(new / "training.jsonl", log)
         write_text(new / "README.md", model_card(info, measured))
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
+
+
+def lineage(folder: Path) -> list[Path]:
+    """The checkpoints that led to one, itself the last: those that its run and theirs started from, as far as they are
+    still what they were."""
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.tensors import read_info
+
+    start, note = load_config_of(folder).checkpoint.init_from, folder.parent / "origin.json"
+    if not (start and note.is_file()):
+        return [folder]
+    try:
+        origin = find_checkpoint(Path(start))
+        unchanged = read_info(origin)["files"] == read_json(note)
+    except CheckpointError:
+        unchanged = False
+    return [*lineage(origin), folder] if unchanged else [folder]
+
+
+def training_log(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The records of the runs that made these checkpoints; the stages of earlier ones are named as such."""
+    records = []
+    for number, folder in enumerate(runs, 1):
+        log = folder.parent / "diagnostics.jsonl"
+        own = read_jsonl(log) if log.is_file() else []
+        if number < len(runs):
+            own = [row | {"stage": f"run {number}: {row['stage']}"} for row in own]
+        records += own
+    return records
 
 
 def portable(info: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +105,8 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
         manifest = info["manifest"]
         known = {"config": config} if manifest.get("config") else {}
         out["manifest"] = manifest | {"command": _named(manifest["command"])} | known
+    if "earlier" in info:
+        out["earlier"] = [{"command": _named(made["command"]), "git": made["git"]} for made in info["earlier"]]
     return out
 
 

@@ -63,9 +63,9 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
         "Training data: " + DATA_LICENCES[data["dataset"]] + _files(data) + ".",
         "",
-        "Training command:",
+        f"Training command{', each run from the checkpoint before it' if info.get('earlier') else ''}:",
         "",
-        f"    {' '.join(info['manifest']['command'])}",
+        *(f"    {' '.join(made['command'])}" for made in [*info.get("earlier", []), info["manifest"]]),
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))
@@ -84,7 +84,7 @@ def _metadata(models: list[str], dataset: str) -> list[str]:
 
 
 def _when(name: str, curriculum: dict[str, Any]) -> str:
-    return ", trained afterwards, the sender fixed" if name in (curriculum.get("train_only") or []) else ""
+    return ", trained last and alone, the sender fixed" if name in (curriculum.get("train_only") or []) else ""
 
 
 def _features(features: dict[str, bool]) -> str:

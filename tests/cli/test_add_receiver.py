@@ -12,6 +12,7 @@ import pytest
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.add_receiver import add_receiver, main
+from latentwire.cli.export import main as export_main
 from latentwire.cli.main import main as latentwire
 from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender
@@ -83,6 +84,16 @@ def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict
     ]
     both = eval_main(["--ckpt", str(models / "more"), "--samples", "2", "--out_dir", str(tmp_path), "--quiet"])
     assert set(both["receivers"]) == {"llama", "qwen", "gemma"} and both["joint"] is not None
+
+
+def test_an_export_tells_of_both_runs(models: Path, added: dict[str, Any], tmp_path: Path) -> None:
+    info = export_main(["--ckpt", str(models / "more"), "--out_dir", str(tmp_path / "out")])
+    assert [one["command"][2] for one in info["earlier"]] == ["latentwire.cli.train"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index("latentwire.cli.train") < card.index("latentwire add-receiver")
+    log = [json.loads(line) for line in (tmp_path / "out" / "training.jsonl").read_text().splitlines()]
+    own = [json.loads(line) for line in (models / "more" / "diagnostics.jsonl").read_text().splitlines()]
+    assert log[-len(own) :] == own and log[0]["stage"].startswith("run 1: slot_tuning/")
 
 
 def test_a_killed_run_goes_on_to_the_same_result(
