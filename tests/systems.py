@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from latentwire.backbone.text_model import TextModel, TextTokenizer
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config import Config
+from latentwire.core.errors import CheckpointError
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
@@ -95,3 +97,14 @@ def saved_run(folder: Path, **sections: dict[str, Any]) -> Path:
                 torch.nn.init.normal_(parameter, std=0.1)
     save_checkpoint(folder / "run" / "last", system)
     return folder / "run"
+
+
+def assert_kept(system: LatentWire, other: LatentWire, part: str, texts: list[str], refusal: str) -> None:
+    """A part of the sender goes through a state: another system then sends the same, and misses it where it is not."""
+    assert other.sender.encode_batch(texts) != system.sender.encode_batch(texts)
+    state = system.state_dict()
+    other.load_state_dict(state)
+    assert other.sender.encode_batch(texts) == system.sender.encode_batch(texts)
+    lacking = {k: v for k, v in state["sender"].items() if not k.startswith(f"{part}.")}
+    with pytest.raises(CheckpointError, match=refusal):
+        other.load_state_dict(state | {"sender": lacking})

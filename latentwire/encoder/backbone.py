@@ -18,7 +18,7 @@ from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError
 from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
-from latentwire.encoder.text import SenderText, stack_phases
+from latentwire.encoder.text import SenderText, row_mask, stack_phases
 from latentwire.encoder.windows import most_surprising
 
 
@@ -111,9 +111,11 @@ class BackboneEncoder(Encoder):
         self, read: Sequence[Tensor], counts: Sequence[int], adapted: Callable[[], AbstractContextManager[None]]
     ) -> list[Tensor]:
         """`window_features` with gradients, of texts given by their ids and the places that are read."""
-        places = [row[len(row) - count * self.phases :] for row, count in zip(read, counts, strict=True)]
-        own = [row[: len(row) - len(at)].tolist() for row, at in zip(read, places, strict=True)]
-        ids, mask = pad_right(own, self.lm.pad_id, self.device)
+        sizes = [count * self.phases for count in counts]
+        own = [row[: len(row) - size] for row, size in zip(read, sizes, strict=True)]
+        places = [row[len(row) - size :] for row, size in zip(read, sizes, strict=True)]
+        ids = nn.utils.rnn.pad_sequence(own, batch_first=True, padding_value=self.lm.pad_id)
+        mask = row_mask([len(row) for row in own], self.device)
         with adapted(), self.lm.first_layers(self.deepest), self.lm.outputs_of(self.layers) as seen:
             self.lm.final_states(ids, mask)
         return self._windows(seen, nn.utils.rnn.pad_sequence(places, batch_first=True), counts)

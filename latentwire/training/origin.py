@@ -112,7 +112,8 @@ class Origin:
         new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
         free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
         if only and not set(only) & self.known:
-            free |= {"features.use_lora"} if theirs.features.use_lora else {"features.use_lora", "lora"}
+            bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
+            free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
         for dotted in sorted(differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
             if {dotted, dotted.split(".")[0]} & free or dotted == "encoder.model":  # which may lie elsewhere here
                 continue

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config.load import config_from_dict
-from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.errors import ConfigError
 from latentwire.model.system import LatentWire, load_sender_state
 from latentwire.training.loop import Trainer
+from latentwire.training.origin import Origin
 from latentwire.training.stages import closed_form
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.features.test_matrix import dead_parameters
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import assert_kept, small_config, small_passages, small_system
 
 ON = {"use_sender_lora": True}
 TEXTS = [p.context for p in small_passages(3)] + ["Mira sells lamps."]
@@ -101,13 +104,7 @@ def test_it_is_a_group_of_its_own_and_resumes(tmp_path: Path) -> None:
 def test_saved_and_loaded_it_sends_the_same() -> None:
     system, other = system_with(), system_with()
     shake(system)
-    assert other.sender.encode_batch(TEXTS) != system.sender.encode_batch(TEXTS)
-    state = system.state_dict()
-    other.load_state_dict(state)
-    assert other.sender.encode_batch(TEXTS) == system.sender.encode_batch(TEXTS)
-    lacking = {k: v for k, v in state["sender"].items() if not k.startswith("lora.")}
-    with pytest.raises(CheckpointError, match="LoRA 'sender'"):
-        other.load_state_dict(state | {"sender": lacking})
+    assert_kept(system, other, "lora", TEXTS, "LoRA 'sender'")
 
 
 def test_it_comes_on_top_of_a_checkpoint_without_it() -> None:
@@ -125,3 +122,18 @@ def test_it_comes_on_top_of_a_checkpoint_without_it() -> None:
 def test_where_it_could_do_nothing_it_is_refused(encoder: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=f"features.use_sender_lora: .*{match}"):
         config_from_dict({"features": ON, "encoder": encoder}, "command line", {})
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_new_receiver_with_lora_has_its_rank(on: bool, tmp_path: Path) -> None:
+    models = {"dtype": "float32", "receivers": {name: "tiny" for name in "abc"}}
+    save_checkpoint(tmp_path, small_system(small_config(features={"use_sender_lora": on})))
+    ours = small_config(
+        features={"use_sender_lora": on, "use_lora": True},
+        lora={"r": 2},
+        model=models,
+        curriculum={"train_only": ["c"]},
+        checkpoint={"init_from": str(tmp_path)},
+    )
+    with pytest.raises(ConfigError, match=r"trained with lora.r = 4, not 2") if on else nullcontext():
+        assert Origin.of(ours)

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from latentwire.config import load_config
-from latentwire.core.errors import CheckpointError
 from latentwire.encoder.refiner import LatentRefiner
 from latentwire.encoder.registry import ENCODERS
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.features.test_matrix import dead_parameters
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import assert_kept, small_config, small_passages, small_system
 
 ROOT = Path(__file__).resolve().parents[2]
 ON = {"use_latent_refiner": True}
@@ -106,14 +105,7 @@ def test_saved_and_loaded_it_sends_the_same() -> None:
     with torch.no_grad():
         for p in system.sender.refiner.parameters():  # type: ignore[union-attr]
             p.add_(torch.randn_like(p))
-    texts = [p.context for p in small_passages(3)]
-    assert other.sender.encode_batch(texts) != system.sender.encode_batch(texts)
-    state = system.state_dict()
-    other.load_state_dict(state)
-    assert other.sender.encode_batch(texts) == system.sender.encode_batch(texts)
-    lacking = {k: v for k, v in state["sender"].items() if not k.startswith("latent_refiner.")}
-    with pytest.raises(CheckpointError, match="sender: latent_refiner"):
-        other.load_state_dict(state | {"sender": lacking})
+    assert_kept(system, other, "latent_refiner", [p.context for p in small_passages(3)], "sender: latent_refiner")
 
 
 def test_dropout_works_where_gradients_are_on_and_nowhere_else() -> None:
