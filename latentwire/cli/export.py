@@ -11,6 +11,7 @@ import click
 from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from latentwire.core.errors import CheckpointError
+from latentwire.report.artifacts import EXPORTED_LOG, LOG
 
 HERE = {
     "checkpoint": ("runs_dir", "tuned_cache", "init_from"),
@@ -42,9 +43,11 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
     measured = read_json(Path(results)) if results else None
-    *earlier, _ = runs = lineage(folder)
+    runs = lineage(folder)
     with atomic_dir(out) as new:
-        info = portable(read_info(folder) | {"earlier": [read_info(one)["manifest"] for one in earlier]})
+        info = read_info(folder)
+        earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
+        info = portable(info | {"earlier": earlier})
         save_folder(new, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
         if measured is not None:
@@ -54,7 +57,7 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
             made |= portable({"config": made["config"], "manifest": made})["manifest"]
             write_json(new / "eval.json", measured)
         if log := training_log(runs):
-            write_jsonl(new / "training.jsonl", log)
+            write_jsonl(new / EXPORTED_LOG, log)
         write_text(new / "README.md", model_card(info, measured))
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
@@ -78,14 +81,26 @@ def lineage(folder: Path) -> list[Path]:
     return [*lineage(origin), folder] if unchanged else [folder]
 
 
+def history(folder: Path) -> list[dict[str, Any]]:
+    """What is known of the runs that made a checkpoint, its own last: an exported one tells of earlier ones itself."""
+    from latentwire.checkpoint.tensors import read_info
+
+    info = read_info(folder)
+    return [*info.get("earlier", []), info["manifest"]]
+
+
 def training_log(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The records of the runs that made these checkpoints; the stages of earlier ones are named as such."""
-    records = []
-    for number, folder in enumerate(runs, 1):
-        log = folder.parent / "diagnostics.jsonl"
-        own = read_jsonl(log) if log.is_file() else []
-        if number < len(runs):
-            own = [row | {"stage": f"run {number}: {row['stage']}"} for row in own]
+    records, number = [], 0
+    for folder in runs:
+        number += len(history(folder))
+        log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
+        own = read_jsonl(log) if log else []
+        if folder != runs[-1]:
+            own = [
+                row if row["stage"].startswith("run ") else row | {"stage": f"run {number}: {row['stage']}"}
+                for row in own
+            ]
         records += own
     return records
 

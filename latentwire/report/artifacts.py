@@ -14,9 +14,9 @@ from latentwire.report.ablation import FAILED, PLAN
 from latentwire.report.compare import read_results
 
 NOT_STARTED = "not started"
-LOGS = ("diagnostics.jsonl", "training.jsonl")
-"""The log of a training run, and what it is called beside an exported checkpoint."""
-FILES = ("config.json", "manifest.json", *LOGS, "eval.json", "predictions.jsonl", "passages.jsonl", FAILED)
+LOG, EXPORTED_LOG = "diagnostics.jsonl", "training.jsonl"
+"""The log of a training run, and what it is called in an exported checkpoint."""
+FILES = ("config.json", "manifest.json", LOG, EXPORTED_LOG, "eval.json", "predictions.jsonl", "passages.jsonl", FAILED)
 
 
 @dataclass
@@ -104,7 +104,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
         if path := there.get(f"{attribute}.json"):
             setattr(run, attribute, _object(path))
     run.config = run.config or run.manifest.get("config") or {}
-    for file in LOGS:
+    for file in (LOG, EXPORTED_LOG):
         if path := there.get(file):
             run.log = read_jsonl(path)
     if path := there.get("predictions.jsonl"):

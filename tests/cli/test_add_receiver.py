@@ -13,6 +13,7 @@ from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.add_receiver import add_receiver, main
 from latentwire.cli.export import main as export_main
+from latentwire.cli.export import training_log
 from latentwire.cli.main import main as latentwire
 from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender
@@ -95,6 +96,12 @@ def test_an_export_tells_of_both_runs(models: Path, added: dict[str, Any], tmp_p
     own = [json.loads(line) for line in (models / "more" / "diagnostics.jsonl").read_text().splitlines()]
     assert log[-len(own) :] == own and log[0]["stage"].startswith("run 1: slot_tuning/")
 
+    again = export_main(["--ckpt", str(tmp_path / "out"), "--out_dir", str(tmp_path / "again")])
+    assert again["earlier"] == info["earlier"] and training_log([tmp_path / "again"]) == log
+    went_on = training_log([tmp_path / "out", models / "more" / "last"])
+    assert [row["stage"].split(":")[0] for row in went_on[len(log) - 1 : len(log) + 1]] == ["run 2", own[0]["stage"]]
+    assert went_on[: len(log) - len(own)] == log[: -len(own)] and went_on[-len(own) :] == own
+
 
 def test_a_killed_run_goes_on_to_the_same_result(
     models: Path, added: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +152,6 @@ def test_a_receiver_with_lora_joins_frozen_ones_on_an_exported_checkpoint(
     models: Path, added: dict[str, Any], tmp_path: Path
 ) -> None:
     """Packed files are taken over as they are; the rank is free where no receiver has any."""
-    from latentwire.cli.export import main as export_main
 
     short = {"end_to_end_max_steps": 1, "eval_samples": 0, "out_dir": tmp_path / "run"}
     train_main([*arguments(models, **short), "--no_use_lora"])
