@@ -33,11 +33,12 @@ class Record(Callback):
         self.records.append(record)
 
 
-def stage(lora: bool = True, **optimizer: object) -> EndToEnd:
+def stage(lora: bool = True, norms_every: int = 0, **optimizer: object) -> EndToEnd:
     config = small_config(
         features={"use_lora": lora},
         optimizer={"batch_size": 2, **optimizer},
         checkpoint={"every_steps": 3, "keep": 2},
+        diagnostics={"grad_norms_every": norms_every},
     )
     system = small_system(config)
     if lora:
@@ -106,6 +107,19 @@ def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None
     for name, receiver in module.system.receivers.items():
         norm = torch.nn.utils.get_total_norm([p.grad for p in receiver.reader.generator.parameters()])
         assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
+
+
+def test_receivers_of_one_step_share_one_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient is that of an encoding for each; taking norms loss by loss asks for the latter."""
+    norms, calls = [], []
+    encode = EndToEnd._encode
+    monkeypatch.setattr(EndToEnd, "_encode", lambda self, chosen: calls.append(chosen) or encode(self, chosen))
+    for every in (0, 1):
+        run, _ = trainer(stage(norms_every=every, accumulation=4), tmp_path / str(every), 2)
+        norms.append([run.take_step()["grad_norm/encoder"] for _ in range(2)])
+        assert len(calls) == (8 if every else 4)
+        calls.clear()
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and min(norms[0]) > 0
 
 
 class Poisoned(EndToEnd):

@@ -19,6 +19,7 @@ from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
+from latentwire.training.processes import Processes
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
@@ -36,12 +37,23 @@ class Batch(NamedTuple):
     round: int
 
 
+def one_after_another(z: Tensor, uses: int) -> list[Tensor]:
+    """`uses` stand-ins for a tensor, each to be differentiated before the next one is used: their gradients add up and
+    go back through what made it only once, with the last one's."""
+    if not z.requires_grad:
+        return [z] * uses
+    earlier = z.detach().requires_grad_()
+    z.register_hook(lambda last: last if earlier.grad is None else last + earlier.grad)
+    return [earlier] * (uses - 1) + [z]
+
+
 class EndToEnd:
     """Train module: cross-entropy on answers; micro-batch i is read by receiver i mod K.
 
     Each round of K micro-batches shows every receiver the same passages; in some rounds (`reads_text`) as text instead
     of latents, for LoRA to learn the task. What is frozen of the sender is computed once for each passage and kept
     (bf16) when `system.cache_features` is on: its features, or, with `curriculum.train_only`, the latents themselves.
+    What is trained of it runs once a round where whole rounds fall in one step (`optimizer.accumulation`).
     """
 
     name = "end_to_end"
@@ -57,6 +69,11 @@ class EndToEnd:
         self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
         self.total = 0
         self._features: dict[int, Tensor] = {}
+        mine, turns = Processes().share(config.optimizer.accumulation), len(self.names)
+        one_step = turns > 1 and mine.start % turns == 0 and len(mine) % turns == 0
+        # Norms are taken of each micro-batch's own gradient.
+        self.encodes_once = one_step and not self.sender_fixed and not config.diagnostics.grad_norms_every
+        self._round: tuple[int, list[tuple[Tensor, Tensor]]] = (-1, [])
 
     def parameter_groups(self) -> list[ParameterGroup]:
         rates, sender = self.config.optimizer, self.system.sender
@@ -108,8 +125,18 @@ class EndToEnd:
             return round_ % 2 == 0
         return random.Random(f"text-{self.config.system.seed}-{round_}").random() < stage.tail_text_prob
 
-    def latents(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents of passages (batch, M, d_z), and counts (batch,)."""
+    def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Latents of a batch's passages (batch, M, d_z), and counts (batch,)."""
+        if not self.encodes_once:
+            return self._encode(batch.chosen)
+        round_, turns = self._round
+        if round_ != batch.round or not turns:
+            z, counts = self._encode(batch.chosen)
+            turns = [(one, counts) for one in one_after_another(z, len(self.names))]
+            self._round = batch.round, turns
+        return turns.pop(0)
+
+    def _encode(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         sender, known = self.system.sender, self.features(chosen)
         made = [self.passages[i][0].latents for i in chosen]
         if not self.sender_fixed:
@@ -142,7 +169,7 @@ class EndToEnd:
         return StepOutput(terms.total, int(batch.block.mask.sum()), receiver.name, terms.metrics, terms.weighted)
 
     def _from_latents(self, receiver: Receiver, texts: list[ReceiverText], batch: Batch) -> Terms:
-        z, counts = self.latents(batch.chosen)
+        z, counts = self.latents(batch)
         z = self.sent(z, batch)
         teacher = receiver.teach(texts, batch.block, batch.progress)
         context = receiver.read_latents(z.to(receiver.lm.device), counts.to(receiver.lm.device), batch.kept)
