@@ -281,14 +281,15 @@ class Receiver:
         with self.reading(context):
             hidden = self.lm.continue_from(context, ids, mask)
         longest = int(tokens.max())
-        with self.lm.autocast():
-            logits = self.lm.logits(hidden[:, -longest - 1 : -1])
-        targets = ids[:, -longest:]
-        nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         real = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
-        correct = logits.argmax(-1).eq(targets)
+        with self.lm.autocast():  # of answers alone: logits are as wide as the vocabulary
+            logits = self.lm.logits(hidden[:, -longest - 1 : -1][real])
+        targets = ids[:, -longest:][real]
+        nll, correct = torch.zeros(real.shape, device=ids.device), torch.ones_like(real)
+        nll[real] = F.cross_entropy(logits, targets, reduction="none")
+        correct[real] = logits.argmax(-1).eq(targets)
         first = correct.gather(1, (longest - tokens)[:, None])[:, 0]
-        return AnswerScores((nll * real).sum(1), tokens, first, (correct | ~real).all(1))
+        return AnswerScores(nll.sum(1), tokens, first, correct.all(1))
 
     def answer(self, message: Message, question: str, max_new_tokens: int = 24) -> Reply:
         """The greedy answer to one question on the text behind a message; see `answer_batch`."""
