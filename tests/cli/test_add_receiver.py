@@ -152,7 +152,6 @@ def test_a_receiver_with_lora_joins_frozen_ones_on_an_exported_checkpoint(
     models: Path, added: dict[str, Any], tmp_path: Path
 ) -> None:
     """Packed files are taken over as they are; the rank is free where no receiver has any."""
-
     short = {"end_to_end_max_steps": 1, "eval_samples": 0, "out_dir": tmp_path / "run"}
     train_main([*arguments(models, **short), "--no_use_lora"])
     export_main(["--ckpt", str(tmp_path / "run"), "--out_dir", str(tmp_path / "shipped")])
