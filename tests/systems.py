@@ -42,7 +42,10 @@ def small_config(**sections: dict[str, Any]) -> Config:
     }
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values
-    return Config.model_validate(base)
+    on = base.get("features", {})
+    idle = ["adapter" if on.get("use_deep_prefix", True) else "deep_prefix"]
+    idle += [] if on.get("use_latent_refiner") else ["latent_refiner"]
+    return Config.model_validate({name: sections.get(name, {}) if name in idle else base[name] for name in base})
 
 
 def small_system(config: Config, families: tuple[str, ...] = ("llama", "gemma3"), seed: int = 0) -> LatentWire:

@@ -182,7 +182,7 @@ def test_the_commands_of_the_page_on_receivers_can_be_given(
         Path(name).write_text(json.dumps({"data": [{"paragraphs": [passage] * 6}]}))
     Path("paragraphs.txt").write_text(f"{STORY}\n" * 4)
     Path("story.txt").write_text(STORY)
-    page = page.replace("runs/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")
+    page = page.replace("checkpoints/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")
     page = page.replace("qwen", "new")
     commands = [shlex.split(line) for line in commands_of(page)]
     given: dict[tuple[str, ...], Any] = {}
@@ -300,8 +300,8 @@ def test_the_commands_of_a_page_on_other_packages_can_be_given(
         elif words[1] == "train":
             latentwire([*words[1:], "--dry-run"])
         else:
-            elsewhere = [] if "--ckpt" in words else ["--ckpt", "runs/default"]  # never the checkpoint of this checkout
-            with pytest.raises(LatentWireError, match=r"runs/default|is not installed"):
+            elsewhere = [] if "--ckpt" in words else ["--ckpt", "checkpoints/default"]  # never that of this checkout
+            with pytest.raises(LatentWireError, match=r"checkpoints/default|is not installed"):
                 latentwire([*words[1:], *elsewhere])
 
 

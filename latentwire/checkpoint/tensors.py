@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -117,6 +117,14 @@ def read_info(folder: Path) -> dict[str, Any]:
         if PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts:
             raise CheckpointError(f"{path}: {name!r} is not within the checkpoint")
     return info
+
+
+def tensor_names(folder: Path, stem: str) -> list[str]:
+    """The names of a file's tensors, none of which is read."""
+    name = f"{stem}.safetensors"
+    path = checked_file(folder, name, read_info(folder)["files"][name])
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
 
 
 def checked_file(folder: Path, name: str, expected: Mapping[str, Any]) -> Path:

@@ -11,6 +11,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_override
+from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.errors import ConfigError
 
 
@@ -67,6 +68,8 @@ def add_receiver(
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
     paths = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
     changes |= {key: value for key, value in (paths | {"data.text_path": text_path}).items() if value}
+    if eval_path and not trained.evaluation.samples:  # the run that made it left evaluation out
+        changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
     given = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path, "text_path": text_path, "steps": steps}

@@ -21,12 +21,11 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label
-from latentwire.cli.index import with_extra
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label, with_extra
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import dump_json
-from latentwire.core.errors import DataError, WireError
+from latentwire.core.errors import ConfigError, DataError, WireError
 
 
 def ask(
@@ -43,8 +42,9 @@ def ask(
         Path | None, typer.Option(metavar="DIR", help="Ask the corpus that `latentwire index` compressed.")
     ] = None,
     documents: Annotated[
-        int, typer.Option(min=1, help="With --index: documents that are found for a question and read as one text.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="With --index: documents found for a question and read as one text; default: 1."),
+    ] = None,
     text_too: TextToo = True,
     max_new_tokens: MaxNewTokens = 24,
     as_json: Json = False,
@@ -59,8 +59,12 @@ def ask(
     """
     asked = [*(questions or []), *(more or [])]
     if index is not None:
+        if not text_too:
+            raise ConfigError("--no-text: does nothing with --index, which answers from messages alone")
         asked = [*([file] if file else []), *asked]
-        return _ask_index(index, asked, receiver or [], ckpt, overrides or [], documents, max_new_tokens, as_json)
+        return _ask_index(index, asked, receiver or [], ckpt, overrides or [], documents or 1, max_new_tokens, as_json)
+    if documents is not None:
+        raise ConfigError("--documents: only with --index")
     if file is None:
         raise DataError("FILE: neither a text nor --index is named")
     if not asked:

@@ -75,6 +75,7 @@ def command(
         for reads in ("latent", "text") if config.features.use_lora else ():
             rows.append(time_stage(SlotTuning(receiver, texts, config, reads), range(steps + 1), config, rate))
     module = EndToEnd(system, prepared, config)
+    module.encodes_once = False  # each receiver's step is timed whole, the sender's part of it included
     count = len(system.receivers)
     for turn in range(count):
         rows.append(time_stage(module, range(turn, (steps + 1) * count, count), config, rate))

@@ -6,16 +6,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, label, text_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import write_bytes
-from latentwire.core.errors import DataError
-from latentwire.wire.codecs import parse_codec
-from latentwire.wire.message import Wire
+from latentwire.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from latentwire.wire.message import Wire
 
 
 def encode(
@@ -40,8 +41,15 @@ def encode(
 
     Example: latentwire encode story.txt --codec int8 -o story.lw
     """
+    from latentwire.wire.codecs import parse_codec
+    from latentwire.wire.message import Wire
+
     if codec is not None:
         parse_codec(codec)
+    if text == "only":
+        for name, value in (("--codec", codec), ("--chunk", chunk), ("--override", overrides)):
+            if value is not None:
+                raise ConfigError(f"{name}: does nothing with --text only, which sends no latents")
     for name in files or []:
         if name != "-" and not Path(name).is_file():
             raise DataError(f"{name}: no such file")

@@ -81,8 +81,9 @@ def command(
         raise ConfigError("--suite: needs --tasks")
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
-    from latentwire.cli.evaluation import evaluate_system
+    from latentwire.cli.evaluation import evaluate_system, held_out
     from latentwire.config import some_receivers
+    from latentwire.data import data_fingerprint
 
     folder = find_checkpoint(Path(ckpt))
     if not out_dir and not Path(ckpt).is_dir():
@@ -110,7 +111,7 @@ def command(
         return run_suite(
             asked, folder, config, files, wanted, out, command=command_line(), fresh=fresh_eval, quiet=quiet
         )
-    done = out / "eval.json"
+    done, passages = out / "eval.json", held_out(config)
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
         made_with = results.get("manifest", {}) if isinstance(results, dict) else {}
@@ -118,7 +119,7 @@ def command(
         same = not any(differences(made, now, ("evaluation.rivals",)))
         same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
         same = same and set(results["receivers"]) == set(some_receivers(config.model, wanted, str(folder)))
-        if same and made_with.get("checkpoint") == files:
+        if same and made_with.get("checkpoint") == files and made_with.get("data") == data_fingerprint(passages):
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results

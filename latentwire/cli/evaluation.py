@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.config import Config
+from latentwire.config.sections.running import EvaluationConfig
 from latentwire.data import load_passages
+from latentwire.data.example import Passage
 from latentwire.evaluation.evaluate import evaluate, print_table, write_results
 from latentwire.model.system import LatentWire
+
+
+def held_out(config: Config) -> list[Passage]:
+    """The passages to evaluate on: of the held-out split, with evaluation.samples questions.
+
+    A run that left evaluation out (samples 0) says nothing of how many; then it is the schema's number.
+    """
+    return load_passages(config.data, "validation", config.evaluation.samples or EvaluationConfig().samples)
 
 
 def evaluate_system(
@@ -22,8 +32,7 @@ def evaluate_system(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Evaluate on the held-out split, write the results to a folder (see `write_results`), print the table."""
-    passages = load_passages(config.data, "validation", config.evaluation.samples or None)
-    results, answers = evaluate(system, passages, config, command=command, quiet=quiet)
+    results, answers = evaluate(system, held_out(config), config, command=command, quiet=quiet)
     results["manifest"]["checkpoint"] = checkpoint  # its files with their hashes, where it was read from files
     write_results(folder, results, answers)
     if not quiet:

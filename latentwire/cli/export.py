@@ -24,8 +24,9 @@ HERE = {
 @click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
 @click.option("--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes.")
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
+@click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[str, Any]:
+def command(ckpt: str, out_dir: str, results: str | None, data_licence: str | None, debug: bool) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
     The card gets its table from an evaluation of the exported checkpoint, so export twice. Example:
@@ -47,7 +48,7 @@ def command(ckpt: str, out_dir: str, results: str | None, debug: bool) -> dict[s
     with atomic_dir(out) as new:
         info = read_info(folder)
         earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
-        info = portable(info | {"earlier": earlier})
+        info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
         save_folder(new, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
         if measured is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
-from latentwire.core.errors import DataError, WireError
+from latentwire.core.errors import ConfigError, DataError, WireError
 
 Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
 Overrides = Annotated[
@@ -59,4 +60,25 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str
         raise DataError(f"{label(name)}: not a UTF-8 text: {error.reason}") from None
 
 
-__all__ = ["DEFAULT_CHECKPOINT", "Checkpoint", "Debug", "Json", "Overrides", "label", "opened", "text_of"]
+def with_extra(name: str = "index") -> Any:
+    """The module `serving.<name>`; ConfigError where what it needs is not installed."""
+    try:
+        return importlib.import_module(f"latentwire.serving.{name}")
+    except ModuleNotFoundError as error:
+        extra = {"bm25s": "index", "pyarrow": "index", "ray": "ray"}.get(error.name or "")
+        if extra is None:
+            raise
+        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[{extra}]'") from None
+
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "Checkpoint",
+    "Debug",
+    "Json",
+    "Overrides",
+    "label",
+    "opened",
+    "text_of",
+    "with_extra",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from functools import partial
@@ -11,12 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, with_extra
 from latentwire.config.load import parse_override
 from latentwire.core.errors import ConfigError
-from latentwire.core.hashing import stable_hash
-from latentwire.data.documents import read_documents
-from latentwire.wire.codecs import parse_codec
 
 
 def index(
@@ -50,7 +46,10 @@ def index(
 
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
     from latentwire.checkpoint.tensors import read_info
+    from latentwire.core.hashing import stable_hash
+    from latentwire.data.documents import read_documents
     from latentwire.model.sender import Sender, default_codec
+    from latentwire.wire.codecs import parse_codec
 
     build_index = with_extra().build_index
     if workers and engine != "ray":
@@ -91,14 +90,3 @@ def index(
             f"{info['wire_bytes'] / info['documents']:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
         )
     return info
-
-
-def with_extra(name: str = "index") -> Any:
-    """The module `serving.<name>`; ConfigError where what it needs is not installed."""
-    try:
-        return importlib.import_module(f"latentwire.serving.{name}")
-    except ModuleNotFoundError as error:
-        extra = {"bm25s": "index", "pyarrow": "index", "ray": "ray"}.get(error.name or "")
-        if extra is None:
-            raise
-        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[{extra}]'") from None

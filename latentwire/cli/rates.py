@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
-from latentwire.cli.run import ROOT
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import git_state
-from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 
 FLOAT = "fp32"
 """The codec that the others are compared with."""
@@ -41,12 +40,14 @@ def rates(
 
     Example: latentwire rates --ckpt runs/default --data_path squad_dev.json --samples 200 -o docs/wire_rates.json
     """
+    from latentwire.wire.codecs import parse_codec
+
     for spec in codec or []:
         parse_codec(spec)
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
-    from latentwire.data import load_passages
+    from latentwire.data import data_fingerprint, load_passages
     from latentwire.evaluation.evaluate import lossless_limits
     from latentwire.evaluation.rates import rate
     from latentwire.report.rates import plot
@@ -55,23 +56,26 @@ def rates(
     changes = dict(map(parse_override, overrides or [])) | {"evaluation.samples": samples}
     config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
     passages = load_passages(config.data, "validation", samples)
-    git = git_state(ROOT)
-    how = config.model_dump(mode="json", include={"model", "data", "evaluation"})
-    how |= {"checkpoint": read_info(folder)["files"], "lm_bytes": lm_bytes}
-    how |= {"data": [[p.context, [[q.text, q.answers] for q in p.questions]] for p in passages]}
-    same = {"samples": samples, "checkpoint": stable_hash(how["checkpoint"])[:16], "made_with": stable_hash(how)[:16]}
+    git = git_state()
+    files = read_info(folder)["files"]
+    how = {"config": config.model_dump(mode="json", exclude={"checkpoint", "diagnostics"}), "checkpoint": files}
+    how |= {"lm_bytes": lm_bytes, "data": data_fingerprint(passages)}
+    same = {"samples": samples, "checkpoint": stable_hash(files)[:16], "made_with": stable_hash(how)[:16]}
     known = read_json(path) if path.is_file() else []
     if not isinstance(known, list) or not all(isinstance(row, dict) for row in known):
         raise DataError(f"{path}: not a list of rows, so it is left as it is; choose another --out")
     others = [row for row in known if not row.items() >= same.items()]  # of other checkpoints or questions: kept
     rows = [row for row in known if row not in others]
-    system = load_checkpoint(folder, config)
-    lossless = lossless_limits(config, passages) if lm_bytes else None
-    for spec in [FLOAT, *(codec or _all(system.sender.codebooks))]:
-        if any(row["codec"] == spec for row in rows):
-            continue
-        command = f"latentwire rates --ckpt {Path(ckpt).name} --codec {spec} --samples {samples}"
-        command += f" --data_path {Path(data_path).name}" if data_path else ""
+    wanted = dict.fromkeys([FLOAT, *(codec or _all(folder))])
+    missing = [spec for spec in wanted if not any(row["codec"] == spec for row in rows)]
+    system = load_checkpoint(folder, config) if missing else None
+    lossless = lossless_limits(config, passages) if missing and lm_bytes else None
+    words = ["latentwire", "rates", "--ckpt", Path(ckpt).name if Path(ckpt).is_absolute() else ckpt]
+    words += ["--samples", str(samples), *(["--data_path", Path(data_path).name] if data_path else [])]
+    words += ["--lm_bytes"] * lm_bytes + [word for change in overrides or [] for word in ("--override", change)]
+    for spec in missing:
+        assert system is not None
+        command = shlex.join([*words, "--codec", spec])
         for row in rate(system, passages, spec, config, lossless):
             float_f1 = next(
                 (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
@@ -83,7 +87,12 @@ def rates(
     return rows
 
 
-def _all(codebooks: dict[str, Any]) -> list[str]:
-    """Every codec; learned ones that the checkpoint has, in each number of layers."""
-    plain = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec) and name != FLOAT]
-    return plain + [f"{kind}:layers={n + 1}" for kind, book in codebooks.items() for n in range(len(book.layers))]
+def _all(folder: Path) -> list[str]:
+    """Every codec; learned ones that the checkpoint has codebooks of, in each number of layers."""
+    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
+    from latentwire.checkpoint.tensors import load_folder
+    from latentwire.wire.codecs import CODECS, LearnedCodec
+
+    plain = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec)]
+    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    return plain + [f"{kind}:layers={n + 1}" for kind, book in books.items() for n in range(len(book.layers))]

@@ -66,12 +66,15 @@ def command(
         raise ConfigError(f"--stages: closed_form solves encoder.type = 'backbone', not {config.encoder.type!r}")
     if stages is not None and "codec" in chosen and not config.codec.learned:
         raise ConfigError("--stages: codec trains the codecs that codec.learned names, and that is empty")
+    if stages is not None and not config.features.use_lora and (tuned := {"slot_tuning", "baselines"} & set(chosen)):
+        raise ConfigError(f"--stages: {min(tuned)} trains LoRA, and features.use_lora is off")
     folder = Path(out_dir) if out_dir else Path(config.checkpoint.runs_dir) / run_name(config_path, tag, config)
     if dry_run:
         print(dump_json(config.model_dump(mode="json")), end="")
         return {"run": str(folder), "config": config.model_dump(mode="json")}
     evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
-    return train(config, folder, stages=chosen, words=command_line(), fresh=fresh, evaluates=evaluates)
+    named = bool(out_dir or tag)
+    return train(config, folder, stages=chosen, words=command_line(), fresh=fresh, evaluates=evaluates, named=named)
 
 
 def train(
@@ -82,6 +85,7 @@ def train(
     stages: Sequence[str] = STAGES,
     fresh: bool = False,
     evaluates: bool = True,
+    named: bool = True,
 ) -> dict[str, Any]:
     """Run stages in a folder, then evaluate what was trained; returns the folder, its checkpoint, its evaluation."""
     from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
@@ -89,7 +93,8 @@ def train(
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.training.pipeline import Run
 
-    run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates)
+    run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates, named=named)
+    folder = run.folder.path
     system = run.execute()
     results = None
     if run.processes.is_main and (run.last / INDEX).is_file():

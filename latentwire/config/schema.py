@@ -32,6 +32,15 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
+OF_A_FEATURE = ("deep_prefix", "prefix", "latent_adapters", "coprocessor", "gist_head", "latent_refiner")
+"""Sections that do something only where the feature of that name is on."""
+
+
+def changed(section: Section) -> list[str]:
+    """Keys of a section that are not at their defaults."""
+    default = type(section)()
+    return [key for key in type(section).model_fields if getattr(section, key) != getattr(default, key)]
+
 
 class Config(Section):
     """One run."""
@@ -84,14 +93,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_effect(self) -> Config:
         """An option that could do nothing is refused."""
-        adapter, stage = self.adapter, self.curriculum.end_to_end
-        if self.features.use_deep_prefix:
-            changed = {"color": adapter.color != "none", "gain": adapter.gain != 1.0, "learn_gain": adapter.learn_gain}
-            for key in (key for key, value in changed.items() if value):
-                raise ValueError(
-                    f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
-                )
-        elif self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
+        adapter, stage, slots = self.adapter, self.curriculum.end_to_end, self.features.use_deep_prefix
+        for key in changed(adapter) if slots else ():
+            raise ValueError(
+                f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
+            )
+        for name in OF_A_FEATURE:
+            for key in () if getattr(self.features, f"use_{name}") else changed(getattr(self, name)):
+                raise ValueError(f"{name}.{key}: does nothing, since features.use_{name} is off")
+        if adapter.fixed_rms != AdapterConfig().fixed_rms and adapter.calibration != "fixed":
+            raise ValueError(f"adapter.fixed_rms: adapter.calibration is {adapter.calibration!r} and not 'fixed'")
+        if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
             raise ValueError(
                 f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
             )

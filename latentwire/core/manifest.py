@@ -20,7 +20,7 @@ def run_manifest(config: dict[str, Any] | None = None, command: Sequence[str] | 
         "schema": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command or []),
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
@@ -30,8 +30,9 @@ def run_manifest(config: dict[str, Any] | None = None, command: Sequence[str] | 
     }
 
 
-def git_state(folder: Path) -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit and whether tracked files differ from it; None outside a git checkout of this project."""
+    folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from latentwire.core.hashing import stable_hash
 
 
 @dataclass(frozen=True)
@@ -21,3 +24,8 @@ class Passage:
     id: str
     context: str
     questions: tuple[Question, ...]
+
+
+def data_fingerprint(passages: Sequence[Passage]) -> str:
+    """Hash of passages with their questions and answers."""
+    return stable_hash([[p.context, [[q.text, list(q.answers)] for q in p.questions]] for p in passages])

@@ -29,10 +29,14 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
     that is not given, through the `datasets` library.
     """
+    key = "data.data_path" if split == "train" else "data.eval_path"
+    given = config.data_path if split == "train" else config.eval_path
     if config.dataset == "facts":
+        if given is not None:
+            raise DataError(f"{key}: {given}: the dataset is facts, which are made up and not read; name another one")
         passages = make_facts(config.seed, split, limit or FACTS_QUESTIONS[split])
     else:
-        passages = _load_dataset(config, split)
+        passages = _load_dataset(config, split, key, given)
     if split == "train":
         if config.cloze and config.text_path:
             passages += cloze_passages(load_texts(config.text_path), config.cloze, config.seed)
@@ -41,9 +45,7 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     return take_questions(passages, limit)
 
 
-def _load_dataset(config: DataConfig, split: str) -> list[Passage]:
-    key = "data.data_path" if split == "train" else "data.eval_path"
-    given = config.data_path if split == "train" else config.eval_path
+def _load_dataset(config: DataConfig, split: str, key: str, given: str | list[str] | None) -> list[Passage]:
     if given is None:
         passages = load_from_hub(config, split, key)
     else:

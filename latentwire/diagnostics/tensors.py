@@ -19,11 +19,18 @@ class Watch:
         self.title = title
         self.shapes = shapes
         self.seen: set[tuple[Any, ...]] = set()
-        self.rms: dict[str, float] = {}
+        self.squares: dict[str, tuple[float, int]] = {}
 
-    def see(self, name: str, tensor: Any) -> None:
+    @property
+    def rms(self) -> dict[str, float]:
+        """Root mean square by name, over all that was handed over under it."""
+        return {f"{name}_rms": (total / count) ** 0.5 for name, (total, count) in self.squares.items() if count}
+
+    def see(self, name: str, tensor: Any, where: Any) -> None:
         if tensor.is_floating_point():
-            self.rms[f"{name}_rms"] = tensor.detach().float().pow(2).mean().sqrt().item()
+            numbers = (tensor if where is None else tensor[where]).detach().float()
+            total, count = self.squares.get(name, (0.0, 0))
+            self.squares[name] = total + numbers.pow(2).sum().item(), count + numbers.numel()
         key = (name, tuple(tensor.shape))
         if self.shapes and key not in self.seen:
             self.seen.add(key)
@@ -34,14 +41,15 @@ class Watch:
     def watching(self) -> Iterator[None]:
         """Watch what is handed over inside; root mean squares of an earlier time are forgotten."""
         global _watch
-        before, _watch, self.rms = _watch, self, {}
+        before, _watch, self.squares = _watch, self, {}
         try:
             yield
         finally:
             _watch = before
 
 
-def hand_over(name: str, tensor: Any) -> None:
-    """Say that a tensor goes from one part to the next."""
+def hand_over(name: str, tensor: Any, where: Any = None) -> None:
+    """Say that a tensor goes from one part to the next. where: a mask over its first dimensions, of what is no
+    padding; None where nothing is."""
     if _watch is not None:
-        _watch.see(name, tensor)
+        _watch.see(name, tensor, where)

@@ -1,7 +1,8 @@
 """The latent refiner (features.use_latent_refiner): a small transformer over the latents of a message.
 
-It stands behind the encoder, before the wire, so that every receiver profits from it. Its only way out is a gate that
-starts at zero (ReZero, Bachlechner et al. 2020, arXiv 2003.04887): at first it changes nothing.
+It stands behind the encoder, before the wire, so that every receiver profits from it. What it adds goes through a layer
+that starts at zero (as the last layer of an adapter, Houlsby et al. 2019, arXiv 1902.00751, or of LoRA): at first it
+changes nothing, and the first gradient says what to change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from latentwire.encoder.text import row_mask
 
 
 class LatentRefiner(nn.Module):
-    """z + gate * out(transformer(in(z) + place)): latents (batch, M, d_z) to latents, each seeing its whole message."""
+    """z + out(transformer(in(z) + place)): latents (batch, M, d_z) to latents, each seeing its whole message."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -35,8 +36,10 @@ class LatentRefiner(nn.Module):
             )
             for _ in range(section.layers)
         )
-        self.outer = nn.Sequential(nn.LayerNorm(section.width), nn.Linear(section.width, d_z))
-        self.gate = nn.Parameter(torch.zeros(1))
+        self.norm = nn.LayerNorm(section.width)
+        self.outer = nn.Linear(section.width, d_z)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
 
     def forward(self, z: Tensor, counts: Sequence[int]) -> Tensor:
         """z: (batch, M, d_z) right-padded, counts[i] latents in row i. Dropout works where gradients are on."""
@@ -46,4 +49,4 @@ class LatentRefiner(nn.Module):
         padding = ~row_mask(counts, z.device)
         for block in self.blocks:
             states = block(states, src_key_padding_mask=padding)
-        return z + self.gate * self.outer(states)
+        return z + self.outer(self.norm(states))

@@ -55,6 +55,11 @@ def bits_per_dimension(items: Sequence[Item]) -> float:
     return statistics.fmean(8 * len(item.message) / size for item, size in zip(items, sizes, strict=True))
 
 
+def bits_per_latent(items: Sequence[Item]) -> float:
+    """Mean bits of a message, header included, for each of its latents."""
+    return statistics.fmean(8 * len(item.message) / item.sent.latents for item in items)
+
+
 def byte_ratios(means: dict[str, Any]) -> dict[str, float | None]:
     """The wire's bytes as a multiple of those of each form of the text: below 1, the message is the smaller one."""
     return {key: value and means["wire"] / value for key, value in means.items() if key != "wire"}

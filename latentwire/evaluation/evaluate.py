@@ -18,10 +18,17 @@ from latentwire.config import Config
 from latentwire.core.atomic import write_json, write_jsonl, write_text
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import run_manifest
-from latentwire.data.example import Passage
+from latentwire.data.example import Passage, data_fingerprint
 from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
 from latentwire.evaluation.attention import attention_on_latents
-from latentwire.evaluation.efficiency import bits_per_dimension, byte_ratios, latency, message_bytes, positions
+from latentwire.evaluation.efficiency import (
+    bits_per_dimension,
+    bits_per_latent,
+    byte_ratios,
+    latency,
+    message_bytes,
+    positions,
+)
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import EVERY_MODE, MODES, RIVALS, modes_for
 from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
@@ -87,6 +94,7 @@ def evaluate(
             "bytes": (means := message_bytes(receiver, items, lossless)),
             "byte_ratios": byte_ratios(means),
             "bits_per_dimension": bits_per_dimension(items),
+            "bits_per_latent": bits_per_latent(items),
         }
     results: dict[str, Any] = {
         "schema": SCHEMA,
@@ -103,6 +111,7 @@ def evaluate(
         },
     }
     results["manifest"]["versions"] |= versions
+    results["manifest"]["data"] = data_fingerprint(passages)
     if answers.joint:
         own_answers = {n: [a.prediction for a in modes["latent"]] for n, modes in answers.by_mode.items()}
         golds = [q.answers for q in answers.questions]
@@ -151,7 +160,7 @@ def _csv(results: dict[str, Any]) -> str:
     writer = csv.writer(out)
     columns = ("f1", "em", "first_token_acc", "nll_per_token")
     head = ["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"]
-    writer.writerow([*head, "bits_per_dimension", *(f"wire_to_{kind}" for kind in BYTES_OF_TEXT)])
+    writer.writerow([*head, "bits_per_dimension", "bits_per_latent", *(f"wire_to_{kind}" for kind in BYTES_OF_TEXT)])
     for name, receiver in results["receivers"].items():
         for mode in EVERY_MODE:
             m = receiver.get(mode)
@@ -160,7 +169,11 @@ def _csv(results: dict[str, Any]) -> str:
                 if mode in RIVALS:
                     saved[mode] = receiver["positions"]["text"] / m["positions"]
                 cost = [saved.get(mode, 1), receiver["bytes"]["wire"] if mode == "latent" else ""]
-                rates = [receiver["bits_per_dimension"], *(receiver["byte_ratios"][kind] for kind in BYTES_OF_TEXT)]
+                rates = [
+                    receiver["bits_per_dimension"],
+                    receiver["bits_per_latent"],
+                    *(receiver["byte_ratios"][kind] for kind in BYTES_OF_TEXT),
+                ]
                 rates = rates if mode == "latent" else [""] * len(rates)
                 writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost, *rates])
     return out.getvalue()
@@ -207,7 +220,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     for name, receiver in results["receivers"].items():
         console.print(
             f"{name}: {receiver['compression']:.2f}x fewer positions; wire {receiver['bytes']['wire']:.0f} bytes, "
-            f"{receiver['bits_per_dimension']:.2f} bits a latent dimension: {', '.join(_ratios(receiver))}"
+            f"{receiver['bits_per_latent']:.0f} bits a latent: {', '.join(_ratios(receiver))}"
         )
     if results["joint"]:
         j = results["joint"]

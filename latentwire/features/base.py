@@ -52,8 +52,11 @@ class ReadingFeature(nn.Module):
         """Around every pass of the model that reads on from a context."""
         yield
 
+    weight = 1.0
+    """What its training loss counts."""
+
     def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor | None:
-        """A weighted training loss of the latents behind a context, given the token ids of the texts; None for none."""
+        """A training loss of the latents behind a context, given the token ids of the texts; None for none."""
         return None
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

@@ -19,7 +19,7 @@ from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
 from latentwire.encoder.refiner import LatentRefiner
-from latentwire.encoder.text import SenderText
+from latentwire.encoder.text import SenderText, row_mask
 from latentwire.features.lora import LoRA
 from latentwire.model.chunks import split_text
 from latentwire.model.encoding import encode_for_sender
@@ -94,7 +94,7 @@ class Sender:
         z = self.encoder(features, counts)
         if self.refiner is not None:
             z = self.refiner(z, counts)
-        hand_over("z", z)
+        hand_over("z", z, row_mask(counts, z.device))
         return z, torch.tensor(counts, device=self.device)
 
     # ---- messages -------------------------------------------------------------------------------------------------

@@ -79,11 +79,12 @@ class EmbeddingReader(Reader):
     def embeds(self, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Head and calibrated values at the model's input (batch, head + M, hidden_size), left-padded, with a mask."""
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
-        return left_align(head, self.calibrate(values), counts)
+        values = self.calibrate(values)
+        hand_over("embeds", values, real(values, counts))
+        return left_align(head, values, counts)
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
         embeds, mask = self.embeds(values, counts, opening)
-        hand_over("embeds", embeds)
         return lm.prefill(mask, embeds=embeds)
 
     def known_statistics(self, lm: LanguageModel) -> Statistics:

@@ -20,7 +20,7 @@ from latentwire.backbone.lm import Context, LanguageModel
 from latentwire.backbone.rotary import rotate
 from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, Statistics, left_align
+from latentwire.reader.base import Reader, Statistics, left_align, real
 from latentwire.reader.generator import Generator
 
 
@@ -52,8 +52,9 @@ class SlotReader(Reader):
     question in the text stands d positions before it here, although the question now starts right after slot M: keys
     may get negative positions, the question none, and plain `generate` needs no special position ids.
 
-    phases: tokens that are read of a window; span: tokens that it has. Where the sender chooses some, all of a window
-    stand in its middle.
+    phases: tokens that are read of a window; span: tokens that it is taken to have. Where the sender chooses some, all
+    of a window stand in its middle. With encoder.latent_len windows differ in length from text to text, which a reader
+    does not learn from the message: then slots stand encoder.window apart all the same, nearer than their tokens did.
     """
 
     phases_of: Tensor
@@ -128,8 +129,9 @@ class SlotReader(Reader):
         batch, longest = values.shape[:2]
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         head_len = head.shape[0]
-        slots, mask = left_align(head, values.view(batch, longest, *self.shape), counts)
-        hand_over("slots", slots)
+        values = values.view(batch, longest, *self.shape)
+        hand_over("slots", values, real(values, counts))
+        slots, mask = left_align(head, values, counts)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents
         within = torch.arange(self.phases) if self.phases == self.span else torch.full((self.phases,), self.span // 2)

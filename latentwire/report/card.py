@@ -37,7 +37,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     receivers = resolve_receivers(ModelConfig.model_validate(model))
     size = sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
-        *_metadata([encoder["model"], *receivers.values()], data["dataset"]),
+        *_metadata([encoder["model"], *receivers.values()], data),
         "# LatentWire checkpoint",
         "",
         f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
@@ -61,7 +61,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
         "## Training",
         "",
-        "Training data: " + DATA_LICENCES[data["dataset"]] + _files(data) + ".",
+        f"Training data: {_training_data(data, info.get('data_licence'))}.",
         "",
         f"Training command{', each run from the checkpoint before it' if info.get('earlier') else ''}:",
         "",
@@ -71,14 +71,14 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     return "\n".join(lines + (_results(results) if results else []))
 
 
-def _metadata(models: list[str], dataset: str) -> list[str]:
+def _metadata(models: list[str], data: dict[str, Any]) -> list[str]:
     """The head that the Hub reads. It is YAML, of which JSON is a part."""
     names = dict.fromkeys(ALIASES[name].hub_id if name in ALIASES else name for name in models)
     head = {
         "library_name": "latentwire",
         "tags": ["context-compression"],
         "base_model": [name for name in names if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)],
-        "datasets": [SOURCES[dataset][0]] if dataset in SOURCES else [],
+        "datasets": [] if data["data_path"] or data["dataset"] not in SOURCES else [SOURCES[data["dataset"]][0]],
     }
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value), "---", ""]
 
@@ -108,10 +108,12 @@ def _model(name: str) -> str:
     return f"{alias.hub_id}, {alias.licence}" if alias else name
 
 
-def _files(data: dict[str, Any]) -> str:
+def _training_data(data: dict[str, Any], licence: str | None) -> str:
+    """What it was trained on; of files, only whoever exports the checkpoint can say what they are."""
     paths = data["data_path"] or []
-    names = ([paths] if isinstance(paths, str) else list(paths)) + [p for p in (data["text_path"],) if p]
-    return f" ({', '.join(names)})" if names else ""
+    files = ([paths] if isinstance(paths, str) else list(paths)) + [p for p in (data["text_path"],) if p]
+    known = [] if data["data_path"] else [DATA_LICENCES[data["dataset"]]]
+    return "; ".join([*known, *([f"{', '.join(files)}: {licence or 'licences not stated'}"] if files else [])])
 
 
 def _results(results: dict[str, Any]) -> list[str]:

@@ -29,6 +29,9 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
     for key in ("dataset", "samples"):
         if a[key] != b[key]:
             raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")
+    asked = [results["manifest"].get("data") for results in (a, b)]  # older files do not say
+    if None not in asked and asked[0] != asked[1]:
+        raise LatentWireError(f"{text}: other questions were asked than in {latent}")
     shared = [name for name in a["receivers"] if name in b["receivers"]]
     if not shared:
         raise LatentWireError(f"{text}: has none of the receivers of {latent} ({', '.join(a['receivers'])})")

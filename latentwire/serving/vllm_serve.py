@@ -23,7 +23,7 @@ from latentwire.checkpoint.parts import part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config.sections.features import LoraConfig
 from latentwire.core.atomic import atomic_dir, write_json
-from latentwire.core.errors import CheckpointError, LatentWireError
+from latentwire.core.errors import LatentWireError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.paths import cache_dir
 from latentwire.serving.vllm_slots import Served
@@ -82,8 +82,6 @@ def _lora_arguments(served: Served, out: Path) -> list[str]:
 
 def _write_lora(tensors: dict[str, torch.Tensor], lora: LoraConfig, place: Path) -> None:
     """A LoRA in PEFT's layout, in fp32."""
-    if not tensors:
-        raise CheckpointError(f"{place.name}: the checkpoint has no LoRA, though features.use_lora is on")
     place.parent.mkdir(parents=True, exist_ok=True)
     described: dict[str, Any] = {
         "peft_type": "LORA",

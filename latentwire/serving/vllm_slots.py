@@ -11,7 +11,7 @@ from torch import Tensor
 from latentwire.backbone.rotary import Skeleton
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.parts import load_part, part_of
-from latentwire.checkpoint.tensors import load_folder, read_info
+from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.reader.slots import SlotReader
@@ -64,7 +64,11 @@ class Served:
         """
         stems = {f"{self.name}-latent": f"receivers/{self.name}", f"{self.name}-text": f"baselines/{self.name}-text"}
         files = read_info(self.folder)["files"] if self.config.features.use_lora else {}
-        return {name: stem for name, stem in stems.items() if f"{stem}.safetensors" in files}
+        return {  # where a receiver was added later, some may have LoRA and others not
+            name: stem
+            for name, stem in stems.items()
+            if f"{stem}.safetensors" in files and any(n.startswith("lora.") for n in tensor_names(self.folder, stem))
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of its reader; `head` has a row for each token of the constant head before the latents."""

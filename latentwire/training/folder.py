@@ -20,6 +20,7 @@ from latentwire.config.load import differences
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import stable_hash
 from latentwire.core.manifest import run_manifest
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
@@ -33,6 +34,28 @@ MAY_CHANGE = {
     "diagnostics",
 }
 """Where a run writes and what it evaluates may change while it goes on."""
+
+
+def changed_since(path: Path, config: Config) -> list[str]:
+    """The dotted keys in which the run in a folder, if there is one, was started with another configuration."""
+    file = path / "config.json"
+    if not file.is_file():
+        return []
+    # Through the schema, as options that came later had their defaults then.
+    before = config_from_dict(read_json(file), str(file), {}).model_dump(mode="json")
+    return sorted(differences(before, config.model_dump(mode="json"), MAY_CHANGE))
+
+
+def own_folder(path: Path, config: Config) -> Path:
+    """The folder for a run that nobody named: where another configuration's run is there already, one beside it."""
+    if not changed_since(path, config):
+        return path
+    own = config.model_dump(mode="json")
+    for section, _, key in (dotted.partition(".") for dotted in MAY_CHANGE):
+        (own[section] if key else own).pop(key or section)
+    beside = path.with_name(f"{path.name}-{stable_hash(own)[:8]}")
+    print(f"{path} holds a run of another configuration; this one is in {beside}", flush=True)
+    return beside
 
 
 class RunFolder:
@@ -53,22 +76,23 @@ class RunFolder:
         path = self.path / "config.json"
         if fresh and path.is_file() and (self.path / "manifest.json").is_file():
             shutil.rmtree(self.path)
+        self.check()
         now = self.config.model_dump(mode="json")
-        if path.is_file():
-            # Through the schema, as options that came later had their defaults then.
-            before = config_from_dict(read_json(path), str(path), {}).model_dump(mode="json")
-            changed = sorted(differences(before, now, MAY_CHANGE))
-            if changed:
-                raise ConfigError(
-                    f"{path}: this run was started with another value of {changed[0]}"
-                    f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
-                )
         if origin:
             origin.remember(self.path)
         if not path.is_file():
             write_json(path, now)
         made_by = run_manifest(now, command) | {"processes": self.processes.count}
         write_json(self.path / "manifest.json", made_by)
+
+    def check(self) -> None:
+        """ConfigError where the folder belongs to another configuration."""
+        changed = changed_since(self.path, self.config)
+        if changed:
+            raise ConfigError(
+                f"{self.path / 'config.json'}: this run was started with another value of {changed[0]}"
+                f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
+            )
 
     def stage(self, name: str) -> Path:
         """The folder of a stage: its resumable states."""

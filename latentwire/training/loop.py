@@ -208,9 +208,9 @@ class Trainer:
                 f"times in a row, up to step {self.step}; {self._last_good()}. A lower optimizer.lr may help"
             )
         before, passes = (n * self.accumulation // self.module.steps_per_epoch for n in (self.step - 1, self.step))
-        if passes > before:
+        for passed in range(before + 1, passes + 1):
             for callback in self.callbacks:
-                callback.on_epoch(passes)
+                callback.on_epoch(passed)
         if self.step % self.config.checkpoint.every_steps == 0 and self.bad_steps == 0:
             self.save()
 

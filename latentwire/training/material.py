@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from latentwire.config import Config
-from latentwire.data.example import Passage
+from latentwire.core.errors import TrainingError
+from latentwire.data.example import Passage, data_fingerprint
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.normal_equations import Prepared
-from latentwire.training.stages.slot_tuning import data_fingerprint
 
 TOO_SHORT = 32
 """Plain texts of so few tokens say little of how latents are spread."""
@@ -33,6 +33,10 @@ class Material:
             f"{config.data.max_context_tokens} tokens and fit sender and receivers",
             flush=True,
         )
+        if not asked:
+            raise TrainingError(
+                "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
+            )
         self.prepared: list[Prepared] = [prepared for _, prepared in asked]
         self.fingerprint = data_fingerprint([passage for passage, _ in asked])
 

@@ -30,7 +30,7 @@ from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Rec
 from latentwire.model.sender import default_codec
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
-from latentwire.training.folder import RunFolder
+from latentwire.training.folder import RunFolder, own_folder
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.material import Material
 from latentwire.training.module import TrainModule
@@ -57,7 +57,10 @@ STATISTICS_PASSAGES = 200
 
 
 class Run:
-    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded."""
+    """One run in one folder. `stages` names the stages that may be worked on now; finished ones are loaded.
+
+    named: whether the folder is what the user asked for, and not only what the configuration's file suggests.
+    """
 
     def __init__(
         self,
@@ -68,9 +71,11 @@ class Run:
         command: Sequence[str] = (),
         fresh: bool = False,
         evaluates: bool = False,
+        named: bool = True,
     ):
         self.processes = Processes.of(config)
         self.config = self.processes.widen(config)
+        folder = folder if named or fresh else own_folder(folder, self.config)
         self.folder = RunFolder(folder, self.config, self.processes)
         self.stages = stages
         self.command = list(command)
@@ -89,6 +94,8 @@ class Run:
 
     def _execute(self) -> LatentWire:
         check_devices(self.config.system)
+        if not self.fresh:
+            self.folder.check()
         versions_of(self.config.evaluation.rivals)
         self.origin = Origin.of(self.config)
         if self.origin and self.fresh and self.origin.folder.resolve().is_relative_to(self.folder.path.resolve()):
@@ -314,12 +321,7 @@ class Run:
             raise ConfigError(f"--stages: {later[0]} needs {missing}{of}, which was not done in {self.folder.path}")
 
     def _steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
-        full = stage.epochs * steps_per_epoch // self.config.optimizer.accumulation
-        if not full:
-            raise ConfigError(
-                f"optimizer.accumulation: a step of {self.config.optimizer.accumulation} micro-batches is more than "
-                f"the {stage.epochs * steps_per_epoch} that there are"
-            )
+        full = -(-stage.epochs * steps_per_epoch // self.config.optimizer.accumulation)  # to the end of the last epoch
         return full if stage.max_steps is None else min(full, stage.max_steps)
 
     def _fit(self, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:

@@ -130,6 +130,8 @@ def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
         (["ask", "gone.txt", "?"], "gone.txt: could not be read"),
         (["ask", "empty.txt", "?"], "empty.txt: no text in it"),
         (["ask", "story.txt"], "QUESTION: nothing is asked"),
+        (["ask", "story.txt", "?", "--documents", "2"], "--documents: only with --index"),
+        (["ask", "?", "--index", "x", "--no-text"], "--no-text: does nothing with --index"),
         (["ask", "story.txt", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
         (["ask", "story.txt", "?", "--receiver", "lama"], "has no receiver 'lama' (it has: llama, qwen)"),
         (["chat", "-"], "FILE: standard input is where the questions come from"),
@@ -243,8 +245,9 @@ def test_the_page_on_commands_can_be_followed(
     save_tiny("llama", tmp_path / "cache" / "models" / "smollm2-135m")
     (tmp_path / "notes.txt").write_text(STORY)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "default").symlink_to(models / "run")
+    for name in ("runs", "checkpoints"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "default").symlink_to(models / "run")
     shutil.copy(ROOT / "examples" / "questions.json", tmp_path / "squad_dev.json")
     here = {"gemma3-270m": "llama", "smollm2-135m": "qwen"}
     for words in commands:

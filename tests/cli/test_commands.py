@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.run import run_and_exit
 from latentwire.core.errors import LatentWireError
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
 from tests.tiny import save_tiny
@@ -151,6 +152,47 @@ def test_another_configuration_in_the_same_folder_is_refused(models: Path, train
         train_main(arguments(models, out_dir=models / "run", d_z=8))
 
 
+def test_a_run_that_nobody_named_does_not_run_into_another(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = arguments(models, runs_dir=tmp_path, slot_tuning_max_steps=0, baselines_max_steps=0, eval_samples=0)
+    first, second, again = (
+        Path(train_main([*flags, *words])["run"]) for words in ([], ["--lr", "1e-3"], ["--lr", "1e-3", "--keep", "1"])
+    )
+    assert first == tmp_path / "lora" and second == again and second.name.startswith("lora-")
+    assert f"{first} holds a run of another configuration; this one is in {second}" in capsys.readouterr().out
+    assert json.loads((second / "config.json").read_text())["optimizer"]["lr"] == 1e-3
+    assert train_main([*flags, "--lr", "1e-3", "--fresh"])["run"] == str(first)
+
+
+def test_the_last_epoch_is_whole_whatever_the_accumulation(models: Path, tmp_path: Path) -> None:
+    """22 micro-batches an epoch in steps of 8."""
+    flags = arguments(models, out_dir=tmp_path, samples=60, slot_tuning_max_steps=0, baselines_max_steps=0)
+    del flags[flags.index("--end_to_end_max_steps") : flags.index("--end_to_end_max_steps") + 2]
+    train_main([*flags, "--epochs", "2", "--accumulation", "16", "--eval_samples", "0"])
+    rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    assert {path.name for path in tmp_path.glob("epoch*")} == {"epoch1", "epoch2"}, rows[-1]
+
+
+def test_eval_asks_again_where_the_questions_have_changed(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hold(answer: str) -> None:
+        asked = {"context": "Mira lives in Orlin.", "qas": [{"question": "Who?", "answers": [{"text": answer}]}]}
+        (tmp_path / "held.json").write_text(json.dumps({"data": [{"paragraphs": [asked]}]}))
+
+    hold("Mira")
+    words = ["--ckpt", str(models / "run"), "--dataset", "squad", "--data_path", str(tmp_path / "held.json")]
+    words += ["--out_dir", str(tmp_path / "out")]
+    first = eval_main(words)
+    eval_main(words)
+    assert "holds these results already" in capsys.readouterr().out
+    hold("Orlin")
+    second = eval_main(words)
+    assert "holds these results already" not in capsys.readouterr().out
+    assert first["manifest"]["data"] != second["manifest"]["data"]
+
+
 def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line with which a command ends, after exit status 2."""
     with pytest.raises(SystemExit) as stop:
@@ -169,6 +211,8 @@ def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.Cap
         (["--dataset", "nowhere"], "data.dataset"),
         (["--config", "gone.json"], "gone.json: no such file"),
         (["--dataset", "squad", "--data_path", "gone.json"], "data.data_path: gone.json: no such file"),
+        (["--data_path", "gone.json"], "data.data_path: gone.json: the dataset is facts"),
+        (["--stages", "baselines", "--no_use_lora"], "--stages: baselines trains LoRA, and features.use_lora is off"),
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
         (["--no_such_flag"], "No such option"),
         (["--override", "optimizer.betas=[1.5,0.9]"], "optimizer.betas"),
@@ -255,11 +299,20 @@ def test_the_demo_shows_one_message_and_writes_its_results(
     assert results["squad"]["samples"] == 4 and (tmp_path / "eval.json").is_file()
 
 
-def test_the_benchmark_measures_every_stage(models: Path) -> None:
+def test_the_benchmark_measures_every_stage(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from latentwire.cli.bench import main as bench_main
 
     flags = arguments(models)
-    result = bench_main([*flags, "--steps", "1"])
+    encoded, forward = [], BackboneEncoder.forward
+
+    def watched(self: BackboneEncoder, *args: Any) -> Any:
+        z = forward(self, *args)
+        z.register_hook(lambda grad: encoded.append(float(grad.abs().sum())))
+        return z
+
+    monkeypatch.setattr(BackboneEncoder, "forward", watched)
+    result = bench_main([*flags, "--steps", "1", "--accumulation", "2"])
+    assert len(encoded) == 2 * 3 and min(encoded) > 0, "two steps and the one that is counted, of each receiver"
     assert [row["stage"] for row in result["stages"]] == ["slot_tuning", "baseline"] * 2 + ["end_to_end"] * 2
     for row in result["stages"]:
         assert row["tokens_per_s"] > 0 and row["gemm_share"] > 0
@@ -358,7 +411,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         measure += ["--override", f"model.{key}={models / key.replace('_id', '').replace('qwen', 'qwen3')}"]
     measure += ["--override", f"encoder.model={models / 'llama'}"]
     eval_main(["--ckpt", str(out), *measure, "--out_dir", str(tmp_path / "measured")])
-    export_main([*words, "--results", str(tmp_path / "measured" / "eval.json")])
+    export_main([*words, "--results", str(tmp_path / "measured" / "eval.json"), "--data_licence", "a story, CC0"])
     assert {"README.md", "training.jsonl", "eval.json", "checkpoint.json"} <= {p.name for p in out.iterdir()}
     card = (out / "README.md").read_text()
     assert "| llama | latent |" in card and "invented facts" in card and "latentwire.cli.train" in card

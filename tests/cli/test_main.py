@@ -141,6 +141,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["encode", "{empty}", "--text", "only", "-o", "x.lw"], "the text is empty"),
         (["encode", "{binary}", "--text", "only", "-o", "x.lw"], "not a UTF-8 text"),
         (["encode", "--text", "both"], "'both' is not one of"),
+        (["encode", __file__, "--text", "only", "--codec", "int8", "-o", "x.lw"], "--codec: does nothing with"),
         (["inspect", "gone.lw"], "gone.lw: could not be read"),
         (["inspect", "{empty}"], "no message in it"),
         (["inspect", __file__], "test_main.py: not a LatentWire message"),

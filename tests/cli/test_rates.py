@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from latentwire.checkpoint import system
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, WireError
@@ -52,7 +53,9 @@ def test_a_run_with_learned_codecs(coded: Path, models: Path, capsys: pytest.Cap
     assert read_info(coded / "last")["files"]["codecs/rvq.safetensors"]["sha256"] == before
 
 
-def test_rates_are_written_and_gone_on_with(coded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rates_are_written_and_gone_on_with(
+    coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "rates.json"
     words = ["rates", "--ckpt", str(coded), "--samples", "4", "-o", str(out)]
     few = latentwire([*words, "--codec", "int8"])
@@ -73,6 +76,12 @@ def test_rates_are_written_and_gone_on_with(coded: Path, tmp_path: Path, capsys:
     assert json.loads(out.read_text()) == rows + other
     limits = latentwire([*words, "--codec", "fp16", "--lm_bytes"])
     assert all(row["lm_bytes"] > 0 for row in limits)
+    frozen = latentwire([*words, "--codec", "fp16", "--override", "features.use_lora=false"])
+    assert frozen[0]["made_with"] != rows[0]["made_with"] and frozen[0]["nll_per_token"] != rows[0]["nll_per_token"]
+    assert frozen[-1]["command"].endswith("--override features.use_lora=false --codec fp16")
+    assert all("--lm_bytes" in row["command"].split() for row in limits)
+    monkeypatch.setattr(system, "load_checkpoint", None)  # what is known needs no model
+    assert latentwire(words) == rows
     out.write_text('{"schema": 1}')
     with pytest.raises(DataError, match="not a list of rows"):
         latentwire(words)

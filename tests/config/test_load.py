@@ -49,6 +49,13 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({"extends": "gone.json"}, [], r"gone\.json: no such file"),
         ({"extends": "c.json"}, [], r"c\.json: extends itself"),
         ([], [], r"c\.json: expected a JSON object"),
+        ({}, ["adapter.hidden=8"], r"adapter\.hidden: only the embedding reader has it"),
+        ({"features": {"use_deep_prefix": False}}, ["deep_prefix.rank=8"], r"deep_prefix\.rank: does nothing, since"),
+        ({}, ["gist_head.weight=0.5"], r"gist_head\.weight: does nothing, since features\.use_gist_head is off"),
+        ({}, ["latent_refiner.layers=1"], r"latent_refiner\.layers: does nothing"),
+        ({"features": {"use_deep_prefix": False}}, ["adapter.fixed_rms=2"], r"adapter\.fixed_rms: "),
+        ({}, ['lora={"targets": "attn_firstN:12", "first_n": 3}'], r"different numbers of layers: \[3, 12\]"),
+        ({}, ['lora.targets=["all-linear", "q_proj"]'], "names all-linear and others"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, values: object, overrides: list[str], message: str) -> None:
@@ -128,8 +135,12 @@ def test_one_lora_target_may_stand_alone(tmp_path: Path) -> None:
         ("q_proj", ["q_proj"]),
         ("q_proj,v_proj", ["q_proj", "v_proj"]),
         ("all-linear", "all-linear"),
+        ("mlp", ["gate_proj", "up_proj", "down_proj"]),
     ):
         assert main(["--lora_targets", text, "--dry-run"])["config"]["lora"]["targets"] == expected
+    for words in (["--lora_targets", "attn_firstN:12"], ["--lora_targets", "attn", "--lora_firstN", "12"]):
+        lora = main([*words, "--dry-run"])["config"]["lora"]
+        assert (lora["targets"], lora["first_n"]) == (["q_proj", "k_proj", "v_proj", "o_proj"], 12)
     assert main(["--data_path", "a.json", "--dry-run"])["config"]["data"]["data_path"] == "a.json"
 
 

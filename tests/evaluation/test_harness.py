@@ -206,7 +206,7 @@ def test_the_page_s_command_measures_every_mode_once(
     page = (ROOT / "docs" / "lm_eval.md").read_text()
     (line,) = re.findall(r"^    (latentwire eval .*)$", page.replace("\\\n", ""), re.MULTILINE)
     data = Path(shutil.copy(ROOT / "examples" / "questions.json", tmp_path))
-    here = {"runs/default": str(run), "squad_dev.json": str(data)}
+    here = {"checkpoints/default": str(run), "squad_dev.json": str(data)}
     words = [here.get(word, word) for word in shlex.split(line)[1:]]
     words[words.index("--limit") + 1] = "2"
     words[words.index("--receiver") + 1] = "a"

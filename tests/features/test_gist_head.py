@@ -50,13 +50,15 @@ def test_it_learns_to_rebuild_embeddings(family: str) -> None:
     assert seen[-1] < 0.6 * seen[0]
 
 
-def test_an_untrained_head_that_predicts_nothing_costs_its_weight() -> None:
+def test_an_untrained_head_that_predicts_nothing_costs_one() -> None:
     """The loss is a share of the embeddings' mean square, so that 1 is what predicting zero gives."""
     system = system_with("llama", "gist_head", mask_ratio=1.0, weight=0.25)
+    out = module_of(system).forward(module_of(system).batch(0))
+    assert out.terms["gist_head"].item() == pytest.approx(0.25 * out.metrics["gist_head"])
     with torch.no_grad():
         head_of(system).out.weight.zero_()
         head_of(system).out.bias.zero_()
-    assert loss_of(system, [[3, 7, 9], [4, 5]]).item() == pytest.approx(0.25)
+    assert loss_of(system, [[3, 7, 9], [4, 5]]).item() == pytest.approx(1.0)
 
 
 def test_only_the_first_tokens_are_rebuilt_and_padding_is_none_of_them() -> None:

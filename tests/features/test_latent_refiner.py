@@ -27,11 +27,11 @@ def system_with(kind: str = "backbone", on: bool = True, **section: object) -> L
 
 
 def opened(**section: object) -> LatentRefiner:
-    """A refiner whose gate is open."""
+    """A refiner that changes something."""
     torch.manual_seed(0)
     refiner = LatentRefiner(small_config(features=ON, latent_refiner=section))
     with torch.no_grad():
-        refiner.gate.fill_(1.0)
+        torch.nn.init.normal_(refiner.outer.weight, std=0.3)
     return refiner
 
 
@@ -88,7 +88,7 @@ def test_it_is_a_group_of_its_own_and_moves(tmp_path: Path) -> None:
     assert {id(p) for p in groups["latent_refiner"].parameters} == own
     trainer = Trainer(module, config, tmp_path, 3)
     records = [trainer.take_step() for _ in range(3)]
-    assert float(system.sender.refiner.gate.detach().abs()) > 0  # type: ignore[union-attr]
+    assert float(system.sender.refiner.outer.weight.detach().abs().max()) > 0  # type: ignore[union-attr]
     assert all(record["grad_norm/latent_refiner"] > 0 for record in records)
     trainer.save()
     resumed = small_system(config)

@@ -1,4 +1,4 @@
-"""Every reading feature on every family: gradients, detachment, save and load, caches, padding; and pairs."""
+"""Every feature of a receiver on every family: gradients, detachment, save and load, caches, padding; and pairs."""
 
 from __future__ import annotations
 
@@ -24,24 +24,32 @@ SMALL = {
     "latent_adapters": {"heads": 2, "width": 8},
     "coprocessor": {"len": 3, "heads": 2, "width": 8},
     "gist_head": {"heads": 2, "width": 8, "target_len": 12, "mask_ratio": 0.5},
+    "lora": {"r": 2, "alpha": 4},
+    "sender_lora": {},
+    "latent_refiner": {"width": 8, "heads": 2, "ff": 8},
 }
+TRAIN_ONLY = {name for name, kind in FEATURES.items() if kind.train_only}
 WITHOUT_SLOTS = {"coprocessor"}
 """Features that exclude the slot reader."""
 OPTIONS = {"prefix": [{}, {"projection": True}]}
 """Forms of a feature that are built differently."""
-CASES = [(name, options) for name in FEATURES for options in OPTIONS.get(name, [{}])]
+CASES = [(name, options) for name in [*FEATURES, "lora"] for options in OPTIONS.get(name, [{}])]
 ids = [name + "".join(f"-{key}" for key in options) for name, options in CASES]
 
 
 def config_with(*names: str, lora: bool = False, slots: bool | None = None, **options: object) -> Config:
     slots = not WITHOUT_SLOTS & set(names) if slots is None else slots
-    sections = {n: SMALL[n] | options for n in names}
-    on = {f"use_{n}": True for n in names} | {"use_lora": lora, "use_deep_prefix": slots}
+    sections = {n: SMALL[n] | options for n in names if n != "sender_lora"}
+    on = {"use_lora": lora, "use_deep_prefix": slots} | {f"use_{n}": True for n in names}
     return small_config(model={"dtype": "float32", "receivers": {"a": "x"}}, features=on, **sections)
 
 
 def system_with(family: str, *names: str, **kwargs: object) -> LatentWire:
-    return small_system(config_with(*names, **kwargs), (family,))  # type: ignore[arg-type]
+    config = config_with(*names, **kwargs)  # type: ignore[arg-type]
+    system = small_system(config, (family,))
+    if config.features.use_lora:
+        system.receivers["a"].add_adapter(LATENT)
+    return system
 
 
 def latents(system: LatentWire, count: int = 2, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -56,10 +64,10 @@ def module_of(system: LatentWire) -> EndToEnd:
 
 
 def shake(receiver: Receiver) -> None:
-    """Move every feature parameter off its start, gates that begin at zero included."""
+    """Move every feature parameter off its start, layers that begin at zero included."""
     torch.manual_seed(5)
     with torch.no_grad():
-        for feature in receiver.features.values():
+        for feature in (*receiver.features.values(), *receiver.adapters.values()):
             for p in feature.trainable_parameters():
                 p.add_(torch.randn_like(p) * 0.2)
 
@@ -105,7 +113,7 @@ def test_detached_it_leaves_no_trace(name: str, options: dict, family: str) -> N
     ids = torch.tensor([[3, 7, 9, 4, 12, 5]])
     # A text that is read without latents does not see the feature, attached or not.
     assert torch.equal(receiver.lm.model(ids).logits, plain.lm.model(ids).logits)
-    if not FEATURES[name].train_only:
+    if name not in TRAIN_ONLY:
         assert not torch.allclose(nll(receiver, z, counts), nll(plain, z, counts))
     receiver.close()
     assert torch.equal(nll(receiver, z, counts), nll(plain, z, counts))
@@ -115,11 +123,11 @@ def test_detached_it_leaves_no_trace(name: str, options: dict, family: str) -> N
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=ids)
-def test_a_zero_gate_or_a_zero_layer_starts_it_off_gently(name: str, options: dict) -> None:
-    """Latent adapters change nothing at first; projected and free prefixes start alike."""
+def test_a_zero_layer_starts_it_off_gently(name: str, options: dict) -> None:
+    """Latent adapters and LoRA change nothing at first; projected and free prefixes start alike."""
     system = system_with("llama", name, **options)
     z, counts = latents(system)
-    if name == "latent_adapters":
+    if name in ("latent_adapters", "lora"):
         plain = system_with("llama").receivers["a"]
         plain.reader.load_state_dict(system.receivers["a"].reader.state_dict())
         assert torch.equal(nll(system.receivers["a"], z, counts), nll(plain, z, counts))
@@ -139,12 +147,12 @@ def test_saved_and_loaded_it_reads_the_same(name: str, options: dict, family: st
     shake(receiver)
     state = system.state_dict()
     stem = f"{name}."
-    assert any(key.startswith(stem) for key in state["receivers/a"]) != FEATURES[name].train_only
+    assert any(key.startswith(stem) for key in state["receivers/a"]) != (name in TRAIN_ONLY)
     assert any(key.startswith(stem) for key in system.state_dict(training=True)["receivers/a"])
     other.load_state_dict(state)
     z, counts = latents(system)
     assert torch.equal(nll(receiver, z, counts), nll(other.receivers["a"], z, counts))
-    if not FEATURES[name].train_only:
+    if name not in TRAIN_ONLY:
         lacking = {k: v for k, v in state["receivers/a"].items() if not k.startswith(stem)}
         with pytest.raises(CheckpointError, match=name):
             other.load_state_dict(state | {"receivers/a": lacking})
@@ -162,10 +170,11 @@ def test_padding_and_company_in_a_batch_do_not_matter(name: str, options: dict, 
     alone = [nll(receiver, z[i : i + 1, : counts[i]], counts[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     tails = [receiver.prompt.tail("Where?"), receiver.prompt.tail("Who sold lamps there?"), receiver.prompt.tail("?")]
-    generated = receiver.generate(receiver.read_latents(z, counts), tails, 5)
-    for i, tail in enumerate(tails):
-        own = receiver.read_latents(z[i : i + 1, : counts[i]], counts[i : i + 1])
-        assert receiver.generate(own, [tail], 5)[0] == generated[i]
+    with receiver.using(LATENT):
+        generated = receiver.generate(receiver.read_latents(z, counts), tails, 5)
+        for i, tail in enumerate(tails):
+            own = receiver.read_latents(z[i : i + 1, : counts[i]], counts[i : i + 1])
+            assert receiver.generate(own, [tail], 5)[0] == generated[i]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,11 +188,11 @@ def test_generation_with_a_cache_equals_recomputation(name: str, options: dict, 
     tail = receiver.prompt.tail("Where is it?")
     ids, mask = torch.tensor([tail]), torch.ones(1, len(tail), dtype=torch.bool)
     context = receiver.read_latents(z, counts)
-    with receiver.reading(context):
+    with receiver.using(LATENT), receiver.reading(context):
         new = receiver.lm.generate(context, ids, mask, 6, stop=[])
     both = torch.cat([ids, new], 1)
     context = receiver.read_latents(z, counts)
-    with receiver.reading(context):
+    with receiver.using(LATENT), receiver.reading(context):
         hidden = receiver.lm.continue_from(context, both, torch.ones_like(both, dtype=torch.bool))
     assert receiver.lm.logits(hidden)[0, len(tail) - 1 : -1].argmax(-1).tolist() == new[0].tolist()
 
@@ -199,19 +208,16 @@ def test_positions_are_counted(name: str, options: dict) -> None:
 
 PAIRS = [
     (one, other, slots)
-    for one, other in itertools.combinations([*FEATURES, "lora"], 2)
+    for one, other in itertools.combinations([*FEATURES, "lora", "sender_lora", "latent_refiner"], 2)
     for slots in (True, False)
     if not (slots and WITHOUT_SLOTS & {one, other})
 ]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 @pytest.mark.parametrize(("one", "other", "slots"), PAIRS)
-def test_compatible_pairs_train_together(one: str, other: str, slots: bool) -> None:
-    names = [n for n in (one, other) if n != "lora"]
-    system = system_with("gemma3", *names, lora="lora" in (one, other), slots=slots)
-    if "lora" in (one, other):
-        system.receivers["a"].add_adapter(LATENT)
-    assert not list(dead_parameters(system))
+def test_compatible_pairs_train_together(one: str, other: str, slots: bool, family: str) -> None:
+    assert not list(dead_parameters(system_with(family, one, other, slots=slots)))
 
 
 @pytest.mark.parametrize(

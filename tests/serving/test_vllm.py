@@ -340,7 +340,10 @@ def test_lora_is_exported_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_text_is_asked_of_the_bare_model_where_there_is_no_lora_for_it(tmp_path: Path) -> None:
-    assert Client(features_of(tmp_path, use_lora=True), "a").text_model == "a"
+    """As with a frozen receiver that was added to one with LoRA."""
+    ckpt = features_of(tmp_path, use_lora=True)
+    assert Client(ckpt, "a").text_model == "a"
+    assert "--enable-lora" not in serve_arguments(ckpt, "a", tmp_path)
 
 
 def test_a_server_is_told_where_its_messages_are_read(run: Path, tmp_path: Path) -> None:
@@ -382,7 +385,7 @@ def test_the_page_s_python_asks_what_a_server_admits(
             pass
 
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    code = code.replace("runs/default", str(run)).replace("smollm2-135m", "b")
+    code = code.replace("checkpoints/default", str(run)).replace("smollm2-135m", "b")
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from latentwire.config.sections.base import Section, flag
 
@@ -34,6 +35,13 @@ class FeaturesConfig(Section):
     )
 
 
+PROJECTIONS = {
+    "attn": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj"],
+}
+"""Linear layers of a decoder block, by what they belong to."""
+
+
 class LoraConfig(Section):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
 
@@ -45,11 +53,34 @@ class LoraConfig(Section):
         0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout")
     )
     targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of the linear layers that get LoRA.", json_schema_extra=flag("lora_targets")
+        "all-linear",
+        description="Names of the linear layers that get LoRA; also attn, mlp, and attn_firstN:12 for those of the "
+        "first 12 layers.",
+        json_schema_extra=flag("lora_targets"),
     )
     first_n: PositiveInt | None = Field(
-        None, description="Only the first N layers.", json_schema_extra=flag("lora_first_n")
+        None, description="Only the first N layers.", json_schema_extra=flag("lora_firstN")
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, values: Any) -> Any:
+        """Projections in place of the names of groups of them, and `first_n` in place of _firstN:12 behind one."""
+        if not isinstance(values, dict) or not isinstance(values.get("targets"), list | str):
+            return values
+        given = values["targets"]
+        names: list[Any] = []
+        first = {values["first_n"]} if values.get("first_n") is not None else set()
+        for target in [given] if isinstance(given, str) else given:
+            found = re.fullmatch(r"(all-linear|attn|mlp)(?:_firstN:([1-9]\d*))?", str(target))
+            names += PROJECTIONS.get(found[1], [found[1]]) if found else [target]
+            first |= {int(found[2])} if found and found[2] else set()
+        if len(first) > 1:
+            raise ValueError(f"targets: {given} and first_n name different numbers of layers: {sorted(first, key=int)}")
+        if "all-linear" in names and len(names) > 1:
+            raise ValueError(f"targets: {given} names all-linear and others")
+        spelled = {"targets": "all-linear" if names == ["all-linear"] else list(dict.fromkeys(names))}
+        return values | spelled | ({"first_n": first.pop()} if first else {})
 
 
 class PrefixConfig(Section):

@@ -19,7 +19,7 @@ class GistHead(ReadingFeature):
 
     A share `gist_head.mask_ratio` of the positions is masked, drawn anew each step; the others' embeddings are shown
     to their queries, so that the head may lean on neighbours. The loss is the squared error at masked positions as a
-    share of the embeddings' mean square, times `gist_head.weight`.
+    share of the embeddings' mean square; `gist_head.weight` is its weight.
     """
 
     train_only = True
@@ -27,6 +27,7 @@ class GistHead(ReadingFeature):
     def __init__(self, config: Config, lm: LanguageModel):
         super().__init__()
         self.section = section = config.gist_head
+        self.weight = section.weight
         size = lm.anatomy.hidden_size
         self.queries = nn.Parameter(torch.randn(section.target_len, section.width) / section.width**0.5)
         self.shown = nn.Linear(size, section.width, bias=False)
@@ -51,4 +52,4 @@ class GistHead(ReadingFeature):
         )
         chosen = hidden & real
         error = (self.out(found)[chosen] - truth[chosen]).pow(2).mean()
-        return self.section.weight * error / truth[chosen].pow(2).mean()
+        return error / truth[chosen].pow(2).mean()

@@ -17,7 +17,11 @@ from latentwire.features.base import ReadingFeature, register
 
 
 class GatedCrossAttention(nn.Module):
-    """hidden + tanh(gate) * attention(norm(hidden), latents); the gate starts at zero, so that nothing changes."""
+    """hidden + tanh(gate) * out(attention(norm(hidden), latents)), gated as in Flamingo (Alayrac et al. 2022).
+
+    Flamingo starts at a gate of zero, which first has to learn to let noise through. Here the gate starts open and
+    `out` at zero, as in LoRA: nothing changes at first either, but the first gradient already says what to add.
+    """
 
     def __init__(self, hidden_size: int, d_z: int, heads: int, width: int):
         super().__init__()
@@ -26,7 +30,8 @@ class GatedCrossAttention(nn.Module):
         self.memory = nn.Linear(d_z, width, bias=False)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.out = nn.Linear(width, hidden_size, bias=False)
-        self.gate = nn.Parameter(torch.zeros(1))
+        nn.init.zeros_(self.out.weight)
+        self.gate = nn.Parameter(torch.ones(1))
 
     def forward(self, hidden: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
         """hidden: (batch, tokens, hidden_size); latents: (batch, M, d_z) with mask (batch, M)."""

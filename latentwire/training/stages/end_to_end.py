@@ -178,7 +178,7 @@ class EndToEnd:
         for name, feature in receiver.features.items():
             term = feature.loss(receiver.lm, context, [text.ids for text in texts])
             if term is not None:
-                terms.add(name, term)
+                terms.add(name, term, feature.weight)
         return terms
 
     def sent(self, z: Tensor, batch: Batch) -> Tensor:

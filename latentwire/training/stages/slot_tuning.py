@@ -25,9 +25,7 @@ from torch import Tensor
 from latentwire.backbone.load import weights_digest
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
-from latentwire.core.errors import TrainingError
 from latentwire.core.hashing import stable_hash
-from latentwire.data.example import Passage
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
@@ -167,12 +165,3 @@ def save_tuned(folder: Path, receiver: Receiver, reads: str, key: dict[str, Any]
 def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
     """Put a kept adapter on a receiver."""
     receiver.add_adapter(reads).load_state_dict(load_folder(folder)["lora"])
-
-
-def data_fingerprint(passages: Sequence[Passage]) -> str:
-    """Hash of the passages and questions that a stage sees."""
-    if not passages:
-        raise TrainingError(
-            "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
-        )
-    return stable_hash([[p.context, [[q.text, list(q.answers)] for q in p.questions]] for p in passages])
