@@ -43,6 +43,7 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
             "data.eval_path": data_path,
             "evaluation.samples": samples,
             "evaluation.modes": ["text", "text_tuned", "latent", "token_budget", "no_context"],
+            "evaluation.latency_samples": 3,
         },
     )
     print("loading the models (the first time, they are unpacked: about a minute)", flush=True)

@@ -14,9 +14,6 @@ from latentwire.core.atomic import read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import git_state
 
-FLOAT = "fp32"
-"""The codec that the others are compared with."""
-
 
 def rates(
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
@@ -48,8 +45,9 @@ def rates(
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
     from latentwire.data import data_fingerprint, load_passages
+    from latentwire.evaluation.answering import encode_items
     from latentwire.evaluation.evaluate import lossless_limits
-    from latentwire.evaluation.rates import rate
+    from latentwire.evaluation.rates import FLOAT, rate
     from latentwire.report.rates import plot
 
     folder, path = find_checkpoint(Path(ckpt)), Path(out)
@@ -69,6 +67,7 @@ def rates(
     wanted = dict.fromkeys([FLOAT, *(codec or _all(folder))])
     missing = [spec for spec in wanted if not any(row["codec"] == spec for row in rows)]
     system = load_checkpoint(folder, config) if missing else None
+    items = encode_items(system, passages, FLOAT) if system else []
     lossless = lossless_limits(config, passages) if missing and lm_bytes else None
     words = ["latentwire", "rates", "--ckpt", Path(ckpt).name if Path(ckpt).is_absolute() else ckpt]
     words += ["--samples", str(samples), *(["--data_path", Path(data_path).name] if data_path else [])]
@@ -76,7 +75,7 @@ def rates(
     for spec in missing:
         assert system is not None
         command = shlex.join([*words, "--codec", spec])
-        for row in rate(system, passages, spec, config, lossless):
+        for row in rate(system, items, spec, config, lossless):
             float_f1 = next(
                 (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
             )

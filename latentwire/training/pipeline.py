@@ -287,7 +287,8 @@ class Run:
             self._refuse_to_go_on(EndToEnd.name)
             return False
         module = EndToEnd(self.system, self.material.prepared, self.config)
-        self._fit(module, self.config.curriculum.end_to_end, [EpochCheckpoints(self)])
+        stage = self.config.curriculum.end_to_end
+        self._fit(module, stage, [EpochCheckpoints(self, stage.epochs)])
         return True
 
     def _codec(self) -> None:
@@ -305,7 +306,12 @@ class Run:
             self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
         else:
             started = time.perf_counter()
-            scores = codec.fit(self.system, self.material.prepared, self.config)
+
+            def report(number: int) -> None:
+                if number and number % 200 == 0:
+                    print(f"codebooks: {number} passages, {time.perf_counter() - started:.0f} s", flush=True)
+
+            scores = codec.fit(self.system, self.material.prepared, self.config, report)
             seconds = round(time.perf_counter() - started, 1)
             self.folder.record({"stage": "codebooks", **scores, "seconds": seconds})
             for name, bits in scores["bits_per_latent"].items():
@@ -358,10 +364,12 @@ class Run:
 
 
 class EpochCheckpoints(Callback):
-    """A checkpoint for evaluation after every epoch."""
+    """A checkpoint for evaluation after every epoch; a last step may go a little beyond the last one."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, epochs: int):
         self.run = run
+        self.epochs = epochs
 
     def on_epoch(self, epoch: int) -> None:
-        self.run.save(self.run.folder.path / f"epoch{epoch}")
+        if epoch <= self.epochs:
+            self.run.save(self.run.folder.path / f"epoch{epoch}")

@@ -166,7 +166,7 @@ def test_a_run_that_nobody_named_does_not_run_into_another(
 
 
 def test_the_last_epoch_is_whole_whatever_the_accumulation(models: Path, tmp_path: Path) -> None:
-    """22 micro-batches an epoch in steps of 8."""
+    """More micro-batches a step than an epoch has."""
     flags = arguments(models, out_dir=tmp_path, samples=60, slot_tuning_max_steps=0, baselines_max_steps=0)
     del flags[flags.index("--end_to_end_max_steps") : flags.index("--end_to_end_max_steps") + 2]
     train_main([*flags, "--epochs", "2", "--accumulation", "16", "--eval_samples", "0"])

@@ -104,7 +104,7 @@ def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
     words = arguments(models, out_dir=tmp_path / "run", learned_codecs="rvq", end_to_end_max_steps=0)
     with pytest.raises(ConfigError, match="codec needs end_to_end, which was not done"):
         train_main([*words, "--stages", "slot_tuning,closed_form,codec"])
-    words = arguments(models, out_dir=tmp_path / "run")
+    words = arguments(models, out_dir=tmp_path / "other")
     with pytest.raises(ConfigError, match=r"codec\.learned names, and that is empty"):
         train_main([*words, "--stages", "codec"])
     with pytest.raises(ConfigError, match="needs a codebook, and there will be none here"):

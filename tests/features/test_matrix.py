@@ -152,7 +152,7 @@ def test_saved_and_loaded_it_reads_the_same(name: str, options: dict, family: st
     other.load_state_dict(state)
     z, counts = latents(system)
     assert torch.equal(nll(receiver, z, counts), nll(other.receivers["a"], z, counts))
-    if name not in TRAIN_ONLY:
+    if name not in (*TRAIN_ONLY, "lora"):  # a receiver may stay frozen beside others that have LoRA
         lacking = {k: v for k, v in state["receivers/a"].items() if not k.startswith(stem)}
         with pytest.raises(CheckpointError, match=name):
             other.load_state_dict(state | {"receivers/a": lacking})

@@ -95,7 +95,7 @@ TERMS: list[tuple[str, dict[str, Any], float]] = [
 def test_each_term_adds_what_it_says_and_teaches_what_makes_the_message(
     name: str, losses: dict[str, Any], weight: float, family: str, slots: bool
 ) -> None:
-    adapter = {"calibration": "none"}
+    adapter = {} if slots else {"calibration": "none"}
     plain = stage(None, family, slots, adapter=adapter).forward(stage(None, family, slots, adapter=adapter).batch(0))
     module = stage(losses, family, slots, adapter=adapter)
     out = module.forward(module.batch(0))
@@ -266,7 +266,7 @@ def test_first_layer_values_are_those_of_a_token_in_any_text(family: str) -> Non
 
 def test_slot_tuning_learns_from_the_teacher_and_baselines_stay_plain() -> None:
     everything = {key: value for _, options, _ in TERMS for key, value in options.items()}
-    module = stage(everything, adapter={"calibration": "none"})
+    module = stage(everything)
     receiver, texts, _ = first_batch(module)
     tuning = SlotTuning(receiver, texts, module.config)
     out = tuning.forward(tuning.batch(0))

@@ -83,7 +83,8 @@ ANCHORS = [
 def test_both_readers_read_every_form_of_prompt_as_the_text_is_read(anchor: dict, slots: bool) -> None:
     """At window 1 a reader is given the text itself, so the whole prompt must be what Transformers makes of its ids."""
     for family in ("llama", "gemma3"):
-        more = {"features": {"use_deep_prefix": slots}, "adapter": {"calibration": "none"}, "anchor": anchor}
+        adapter = {} if slots else {"calibration": "none"}
+        more = {"features": {"use_deep_prefix": slots}, "adapter": adapter, "anchor": anchor}
         receiver = receiver_of(family, 1, more)
         text = texts_of(receiver, family, 1)[0]
         tail, answer = receiver.prompt.tail("Where is it?"), receiver.prompt.gold("Talden")

@@ -66,7 +66,7 @@ def test_text_between_head_and_latents_is_read_as_in_a_text(family: str, slots: 
         model={"dtype": "float32", "receivers": {"a": "t"}},
         encoder={"window": 1},
         features={"use_deep_prefix": slots},
-        adapter={"calibration": "none"},
+        adapter={} if slots else {"calibration": "none"},
     )
     receiver = small_system(config, (family,)).receivers["a"]
     lm, head, reader = receiver.lm, receiver.prompt.head, receiver.reader
@@ -95,7 +95,8 @@ def test_the_same_wire_is_read_by_receivers_with_other_tokenizers() -> None:
 @pytest.mark.parametrize("gain", [1.0, 3.0])
 @pytest.mark.parametrize("calibration", ["embed_rms", "fixed", "train_stats", "none"])
 def test_calibration_and_gain_set_the_size_of_what_is_read(calibration: str, gain: float) -> None:
-    adapter = {"calibration": calibration, "fixed_rms": 0.5, "hidden": 0, "gain": gain}
+    adapter = {"calibration": calibration, "hidden": 0, "gain": gain}
+    adapter |= {"fixed_rms": 0.5} if calibration == "fixed" else {}
     system = small_system(small_config(features={"use_deep_prefix": False}, adapter=adapter), ("llama",))
     receiver = system.receivers["a"]
     prepared = [system.prepare(p) for p in small_passages(6)]

@@ -7,7 +7,7 @@ live with what the codes leave of the latents, of all payload layers or of the f
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,16 @@ def metric_of(receiver: Receiver, asked: Sequence[ReceiverText], floor: float) -
 
 
 @torch.no_grad()
-def latents_of(system: LatentWire, passages: Sequence[Prepared]) -> tuple[Tensor, Starts]:
-    """Latents of passages one behind the other (N, d_z), and which of them are the first of their passage (N,)."""
+def latents_of(
+    system: LatentWire, passages: Sequence[Prepared], report: Callable[[int], None] = lambda number: None
+) -> tuple[Tensor, Starts]:
+    """Latents of passages one behind the other (N, d_z), and which of them are the first of their passage (N,).
+
+    report: is told how many passages are done.
+    """
     rows, starts = [], []
-    for batch in batched(passages, 8):
+    for number, batch in enumerate(batched(passages, 8)):
+        report(8 * number)
         z, counts = system.sender.latents_of([sent for sent, _ in batch])
         for one, count in zip(z.cpu(), counts.tolist(), strict=True):
             rows.append(one[:count])
@@ -51,7 +57,12 @@ def latents_of(system: LatentWire, passages: Sequence[Prepared]) -> tuple[Tensor
     return torch.cat(rows), np.concatenate(starts)
 
 
-def fit(system: LatentWire, passages: Sequence[Prepared], config: Config) -> dict[str, dict[str, float]]:
+def fit(
+    system: LatentWire,
+    passages: Sequence[Prepared],
+    config: Config,
+    report: Callable[[int], None] = lambda number: None,
+) -> dict[str, dict[str, float]]:
     """Find a codebook for every codec of codec.learned; returns `bits_per_latent` by codec, and which share of the
     weighted variance is `kept`, on the last tenth of the passages, which nothing was found on."""
     own, form = config.codec, config.curriculum.closed_form
@@ -64,7 +75,7 @@ def fit(system: LatentWire, passages: Sequence[Prepared], config: Config) -> dic
         ]
     ).mean(0)
     few = max(1, len(passages) // 10)
-    z, starts = latents_of(system, passages[:-few] or passages)
+    z, starts = latents_of(system, passages[:-few] or passages, report)
     aside, aside_starts = latents_of(system, passages[-few:])
     torch.manual_seed(config.system.seed)
     rotation = principal_rotation(z, metric, min(own.width, z.shape[1], len(z)))
