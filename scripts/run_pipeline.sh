@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole way to a checkpoint that can be passed on: train and evaluate, export, evaluate the export, write its card.
 #   CONFIG=configs/default.json EVAL_PATH=squad_dev.json RUN=runs/default OUT=checkpoints/mine \
-#       bash scripts/run_pipeline.sh --data_path squad_train.json
+#       DATA_LICENCE="SQuAD 1.1, CC BY-SA 4.0" bash scripts/run_pipeline.sh --data_path squad_train.json
 #   --hero      Llama-3.1-8B-Instruct and Qwen2.5-7B-Instruct on SQuAD (CUDA)
 #   --dry-run   print the configuration of the training and stop
 # Anything else goes to latentwire.cli.train.
@@ -17,7 +17,8 @@ held_out="${EVAL_PATH:-}"
 python -m latentwire.cli.train --config "$config" --out_dir "$run" ${held_out:+--eval_path "$held_out"} \
     ${args[@]+"${args[@]}"}
 case " ${args[*]-} " in *" --dry-run "*) exit ;; esac
-python -m latentwire.cli.export --ckpt "$run" --out_dir "$out"
+export=(python -m latentwire.cli.export --ckpt "$run" --out_dir "$out" ${DATA_LICENCE:+--data_licence "$DATA_LICENCE"})
+"${export[@]}"
 python -m latentwire.cli.eval --ckpt "$out" --out_dir "$run/exported" ${held_out:+--data_path "$held_out"}
-python -m latentwire.cli.export --ckpt "$run" --out_dir "$out" --results "$run/exported/eval.json"
+"${export[@]}" --results "$run/exported/eval.json"
 python scripts/compare_baselines.py --latent "$run/exported/eval.json" --text "$run/eval.json"

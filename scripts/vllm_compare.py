@@ -4,7 +4,7 @@ Each passage is encoded once; every question is answered from its message by the
 vLLM, all at once; then by vLLM from the text itself. Answers are compared token by token. docs/vllm.md shows how to
 read the figures.
 
-    python scripts/vllm_compare.py http://127.0.0.1:8000 --ckpt runs/default --receiver smollm2-135m \
+    python scripts/vllm_compare.py http://127.0.0.1:8000 --ckpt checkpoints/default --receiver smollm2-135m \
         --data_path squad_dev.json --questions 50
 """
 

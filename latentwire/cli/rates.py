@@ -35,7 +35,7 @@ def rates(
     Rows that the file has already, made with the very same, are not measured again; the others stay in it, but not in
     the plot.
 
-    Example: latentwire rates --ckpt runs/default --data_path squad_dev.json --samples 200 -o docs/wire_rates.json
+    Example: latentwire rates --ckpt checkpoints/default --data_path squad_dev.json -o docs/wire_rates.json
     """
     from latentwire.wire.codecs import parse_codec
 

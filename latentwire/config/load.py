@@ -39,10 +39,13 @@ def parse_override(text: str) -> tuple[str, Any]:
 def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:
     """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key.
 
-    Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds.
+    Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds; who
+    changes LoRA's targets to those of the first layers means these layers.
     """
     values = json.loads(json.dumps(values))
     limits = {key.removesuffix("epochs") + "max_steps": None for key in changes if key.endswith(".epochs")}
+    if "_firstN:" in str(changes.get("lora.targets")):
+        limits["lora.first_n"] = None
     for dotted, value in (limits | dict(changes)).items():
         _set(values, dotted, value, where)
     try:

@@ -32,9 +32,6 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
-OF_A_FEATURE = ("deep_prefix", "prefix", "latent_adapters", "coprocessor", "gist_head", "latent_refiner")
-"""Sections that do something only where the feature of that name is on."""
-
 
 def changed(section: Section) -> list[str]:
     """Keys of a section that are not at their defaults."""
@@ -98,9 +95,12 @@ class Config(Section):
             raise ValueError(
                 f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
             )
-        for name in OF_A_FEATURE:
-            for key in () if getattr(self.features, f"use_{name}") else changed(getattr(self, name)):
-                raise ValueError(f"{name}.{key}: does nothing, since features.use_{name} is off")
+        for name in type(self).model_fields:
+            section = getattr(self, name)
+            # LoRA's section is also that of the sender's.
+            for key in () if name == "lora" or getattr(self.features, f"use_{name}", True) else changed(section):
+                default = type(section).model_fields[key].default
+                raise ValueError(f"{name}.{key}: does nothing, as features.use_{name} is off; leave it at {default!r}")
         if adapter.fixed_rms != AdapterConfig().fixed_rms and adapter.calibration != "fixed":
             raise ValueError(f"adapter.fixed_rms: adapter.calibration is {adapter.calibration!r} and not 'fixed'")
         if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:

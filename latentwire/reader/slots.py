@@ -54,7 +54,8 @@ class SlotReader(Reader):
 
     phases: tokens that are read of a window; span: tokens that it is taken to have. Where the sender chooses some, all
     of a window stand in its middle. With encoder.latent_len windows differ in length from text to text, which a reader
-    does not learn from the message: then slots stand encoder.window apart all the same, nearer than their tokens did.
+    does not learn from the message: then slots stand encoder.window apart all the same, nearer or
+    farther than their tokens did.
     """
 
     phases_of: Tensor

@@ -1,6 +1,6 @@
 """What `vllm serve` needs to serve a checkpoint's receiver: LoRA in PEFT's layout, and the arguments.
 
-    python -m latentwire.serving.vllm_serve --ckpt runs/default --receiver smollm2-135m [arguments of vllm serve]
+    python -m latentwire.serving.vllm_serve --ckpt checkpoints/default --receiver smollm2-135m [arguments of vllm serve]
 
 writes LoRA to the user's cache and becomes vLLM's server. scripts/vllm_serve.sh makes an environment for it first.
 """

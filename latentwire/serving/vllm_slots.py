@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class Served:
         if not self.slots:
             raise ConfigError("features.use_deep_prefix is off: vectors at the input go to vLLM as prompt_embeds")
 
-    @property
+    @cached_property
     def adapters(self) -> dict[str, str]:
         """The files of its LoRA, by the name under which a server answers with it: from messages, then from text.
 

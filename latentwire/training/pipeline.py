@@ -75,7 +75,8 @@ class Run:
     ):
         self.processes = Processes.of(config)
         self.config = self.processes.widen(config)
-        folder = folder if named or fresh else own_folder(folder, self.config)
+        with self.processes.one_speaks():
+            folder = folder if named else own_folder(folder, self.config)
         self.folder = RunFolder(folder, self.config, self.processes)
         self.stages = stages
         self.command = list(command)

@@ -18,6 +18,7 @@ from latentwire.cli.run import run_and_exit
 from latentwire.core.errors import LatentWireError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
+from latentwire.report.card import model_card
 from latentwire.train import main as train_main
 from tests.tiny import save_tiny
 
@@ -162,7 +163,7 @@ def test_a_run_that_nobody_named_does_not_run_into_another(
     assert first == tmp_path / "lora" and second == again and second.name.startswith("lora-")
     assert f"{first} holds a run of another configuration; this one is in {second}" in capsys.readouterr().out
     assert json.loads((second / "config.json").read_text())["optimizer"]["lr"] == 1e-3
-    assert train_main([*flags, "--lr", "1e-3", "--fresh"])["run"] == str(first)
+    assert train_main([*flags, "--lr", "1e-3", "--fresh"])["run"] == str(second)
 
 
 def test_the_last_epoch_is_whole_whatever_the_accumulation(models: Path, tmp_path: Path) -> None:
@@ -413,6 +414,9 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     eval_main(["--ckpt", str(out), *measure, "--out_dir", str(tmp_path / "measured")])
     export_main([*words, "--results", str(tmp_path / "measured" / "eval.json"), "--data_licence", "a story, CC0"])
     assert {"README.md", "training.jsonl", "eval.json", "checkpoint.json"} <= {p.name for p in out.iterdir()}
+    info = json.loads((out / "checkpoint.json").read_text())
+    info["config"]["data"]["data_path"] = "story.json"
+    assert "Training data: story.json: a story, CC0." in model_card(info, None)
     card = (out / "README.md").read_text()
     assert "| llama | latent |" in card and "invented facts" in card and "latentwire.cli.train" in card
     for name in ("README.md", "eval.json", "checkpoint.json"):

@@ -50,12 +50,22 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({"extends": "c.json"}, [], r"c\.json: extends itself"),
         ([], [], r"c\.json: expected a JSON object"),
         ({}, ["adapter.hidden=8"], r"adapter\.hidden: only the embedding reader has it"),
-        ({"features": {"use_deep_prefix": False}}, ["deep_prefix.rank=8"], r"deep_prefix\.rank: does nothing, since"),
-        ({}, ["gist_head.weight=0.5"], r"gist_head\.weight: does nothing, since features\.use_gist_head is off"),
+        ({"features": {"use_deep_prefix": False}}, ["deep_prefix.rank=8"], r"deep_prefix\.rank: does nothing, as"),
+        (
+            {},
+            ["gist_head.weight=0.5"],
+            r"gist_head\.weight: does nothing, as features\.use_gist_head is off; leave it at 0\.1",
+        ),
         ({}, ["latent_refiner.layers=1"], r"latent_refiner\.layers: does nothing"),
         ({"features": {"use_deep_prefix": False}}, ["adapter.fixed_rms=2"], r"adapter\.fixed_rms: "),
-        ({}, ['lora={"targets": "attn_firstN:12", "first_n": 3}'], r"different numbers of layers: \[3, 12\]"),
+        (
+            {},
+            ['lora={"targets": "attn_firstN:12", "first_n": 3}'],
+            r"attn_firstN:12 names another number of layers than first_n = 3",
+        ),
         ({}, ['lora.targets=["all-linear", "q_proj"]'], "names all-linear and others"),
+        ({}, ['lora.targets=["attn_firstN:12", "mlp"]'], "a group of the first layers stands alone"),
+        ({}, ["lora.targets=attn", "lora.first_n=[3]"], r"lora\.first_n"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, values: object, overrides: list[str], message: str) -> None:
@@ -138,7 +148,13 @@ def test_one_lora_target_may_stand_alone(tmp_path: Path) -> None:
         ("mlp", ["gate_proj", "up_proj", "down_proj"]),
     ):
         assert main(["--lora_targets", text, "--dry-run"])["config"]["lora"]["targets"] == expected
-    for words in (["--lora_targets", "attn_firstN:12"], ["--lora_targets", "attn", "--lora_firstN", "12"]):
+    several = str(ROOT / "configs" / "softprompt_multi.json")  # which names other layers
+    for words in (
+        ["--lora_targets", "attn_firstN:12"],
+        ["--lora_targets", "attn", "--lora_firstN", "12"],
+        ["--lora_targets", "attn_firstN:12", "--lora_firstN", "12"],
+        ["--config", several, "--lora_targets", "attn_firstN:12"],
+    ):
         lora = main([*words, "--dry-run"])["config"]["lora"]
         assert (lora["targets"], lora["first_n"]) == (["q_proj", "k_proj", "v_proj", "o_proj"], 12)
     assert main(["--data_path", "a.json", "--dry-run"])["config"]["data"]["data_path"] == "a.json"

@@ -196,7 +196,7 @@ def test_slots_are_those_of_the_receiver(family: str, tmp_path: Path) -> None:
 
 
 def features_of(folder: Path, **features: bool) -> str:
-    """A checkpoint of these features, of which the index alone matters here."""
+    """A checkpoint of these features, none of it trained, and without LoRA."""
     model = str(save_tiny("llama", folder / "llama"))
     config = small_config(model={"receivers": {"a": model}}, encoder={"model": model}, features=features)
     save_checkpoint(folder / "run" / "last", LatentWire.build(config))

@@ -68,19 +68,22 @@ class LoraConfig(Section):
         """Projections in place of the names of groups of them, and `first_n` in place of _firstN:12 behind one."""
         if not isinstance(values, dict) or not isinstance(values.get("targets"), list | str):
             return values
-        given = values["targets"]
-        names: list[Any] = []
-        first = {values["first_n"]} if values.get("first_n") is not None else set()
-        for target in [given] if isinstance(given, str) else given:
-            found = re.fullmatch(r"(all-linear|attn|mlp)(?:_firstN:([1-9]\d*))?", str(target))
-            names += PROJECTIONS.get(found[1], [found[1]]) if found else [target]
-            first |= {int(found[2])} if found and found[2] else set()
-        if len(first) > 1:
-            raise ValueError(f"targets: {given} and first_n name different numbers of layers: {sorted(first, key=int)}")
+        given, number = values["targets"], values.get("first_n")
+        given = [given] if isinstance(given, str) else given
+        found = [re.fullmatch(r"(all-linear|attn|mlp)(?:_firstN:([1-9]\d*))?", str(target)) for target in given]
+        first = next((int(match[2]) for match in found if match and match[2]), None)
+        if first is not None and len(given) > 1:
+            raise ValueError(f"targets: {given}: a group of the first layers stands alone")
+        if first is not None and str(number or first) != str(first):
+            raise ValueError(f"targets: {given[0]} names another number of layers than first_n = {number}")
+        pairs = zip(given, found, strict=True)
+        names = [
+            name for target, match in pairs for name in (PROJECTIONS.get(match[1], [match[1]]) if match else [target])
+        ]
         if "all-linear" in names and len(names) > 1:
             raise ValueError(f"targets: {given} names all-linear and others")
         spelled = {"targets": "all-linear" if names == ["all-linear"] else list(dict.fromkeys(names))}
-        return values | spelled | ({"first_n": first.pop()} if first else {})
+        return values | spelled | ({"first_n": first} if first else {})
 
 
 class PrefixConfig(Section):
