@@ -131,6 +131,7 @@ def command(
         command=command_line(),
         checkpoint=files,
         quiet=quiet,
+        passages=passages,
     )
 
 

@@ -30,9 +30,13 @@ def evaluate_system(
     command: Sequence[str] = (),
     checkpoint: dict[str, Any] | None = None,
     quiet: bool = False,
+    passages: Sequence[Passage] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate on the held-out split, write the results to a folder (see `write_results`), print the table."""
-    results, answers = evaluate(system, held_out(config), config, command=command, quiet=quiet)
+    """Evaluate on the held-out split, write the results to a folder (see `write_results`), print the table.
+
+    passages: the held-out split, where it is loaded already.
+    """
+    results, answers = evaluate(system, passages or held_out(config), config, command=command, quiet=quiet)
     results["manifest"]["checkpoint"] = checkpoint  # its files with their hashes, where it was read from files
     write_results(folder, results, answers)
     if not quiet:

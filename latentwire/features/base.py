@@ -38,6 +38,8 @@ class ReadingFeature(nn.Module):
     """Whether it only adds a training loss and is not needed to read a message."""
     positions = 0
     """Positions that it adds to what the receiver reads; they count as such in every compression figure."""
+    weight = 1.0
+    """What its training loss counts."""
 
     def attach(self, model: nn.Module) -> AbstractContextManager[None]:
         """Attach to a model; leaving the context restores the base model exactly."""
@@ -51,9 +53,6 @@ class ReadingFeature(nn.Module):
     def reading(self, context: Context) -> Iterator[None]:
         """Around every pass of the model that reads on from a context."""
         yield
-
-    weight = 1.0
-    """What its training loss counts."""
 
     def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor | None:
         """A training loss of the latents behind a context, given the token ids of the texts; None for none."""

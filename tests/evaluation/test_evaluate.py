@@ -51,6 +51,7 @@ def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots:
         assert own["byte_ratios"]["utf8"] == pytest.approx(size["wire"] / size["utf8"])
         assert own["byte_ratios"]["lm_bytes"] is None
         assert 16 < own["bits_per_dimension"] < 20
+        assert own["bits_per_latent"] == pytest.approx(16 * own["bits_per_dimension"])
     assert {"agreement", "oracle_f1", "f1"} <= set(read["joint"])
     assert read["latent"]["f1"] == pytest.approx(sum(read["receivers"][n]["latent"]["f1"] for n in "ab") / 2)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
