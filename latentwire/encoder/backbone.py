@@ -21,6 +21,9 @@ from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
 from latentwire.encoder.text import SenderText, row_mask, stack_phases
 from latentwire.encoder.windows import most_surprising
 
+TOGETHER = 64
+"""Texts of one batch, where choices are made ahead."""
+
 
 class BackboneEncoder(Encoder):
     """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z).
@@ -94,6 +97,19 @@ class BackboneEncoder(Encoder):
     def choose(self, text: SenderText) -> list[list[int]]:
         ids, mask = pad_right([text.ids], self.lm.pad_id, self.device)
         return self._chosen(text, ids, self.lm.final_states(ids, mask))
+
+    @torch.no_grad()
+    def choose_ahead(self, texts: Sequence[SenderText]) -> None:
+        if self.keep is None:
+            return
+        by_length = sorted(texts, key=lambda text: len(text.ids))
+        for start in range(0, len(by_length), TOGETHER):
+            batch = by_length[start : start + TOGETHER]
+            ids, mask = pad_right([text.ids for text in batch], self.lm.pad_id, self.device)
+            surprisal = self.lm.surprisal(self.lm.final_states(ids, mask).flatten(0, 1), ids.flatten()).view(ids.shape)
+            surprisal[:, 0] = float("inf")
+            for text, row in zip(batch, surprisal.tolist(), strict=True):
+                text.remember(most_surprising(text.phase_tokens, row, self.phases))
 
     def _chosen(self, text: SenderText, ids: Tensor, final: Tensor) -> list[list[int]]:
         surprisal = self.lm.surprisal(final[0], ids[0]).tolist()

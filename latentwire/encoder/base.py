@@ -52,6 +52,11 @@ class Encoder(nn.Module, ABC):
         """(keep, N) indices of the tokens that are read of each window, where `encoder.keep` leaves some out."""
         raise NotImplementedError
 
+    def choose_ahead(self, texts: Sequence[SenderText]) -> None:
+        """Make the choices of many texts in batches, where there are choices to make. What nearly ties in such a batch
+        may be chosen otherwise than for a text by itself."""
+        return
+
     @abstractmethod
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """Latents (batch, M, d_z) in fp32, right-padded: counts[i] of them in row i."""

@@ -38,6 +38,8 @@ class Material:
                 "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
             )
         self.prepared: list[Prepared] = [prepared for _, prepared in asked]
+        if system.sender.device.type != "cpu":  # which one text at a time would leave idle
+            system.sender.encoder.choose_ahead([sent for sent, _ in self.prepared])
         self.fingerprint = data_fingerprint([passage for passage, _ in asked])
 
     def of(self, receiver: Receiver) -> list[ReceiverText]:

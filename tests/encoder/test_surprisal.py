@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from latentwire.core.errors import ConfigError
+from latentwire.encoder import backbone
 from latentwire.encoder.windows import follow, most_surprising
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
@@ -78,6 +79,16 @@ def test_features_are_those_of_the_chosen_tokens_alone_or_in_a_batch() -> None:
         first = states[text.chosen[0]]
         first = first * torch.rsqrt(first.pow(2).mean(-1, keepdim=True) + 1e-6)
         torch.testing.assert_close(features[:, : first[0].numel()], first.flatten(1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("together", [2, 64])
+def test_choices_made_ahead_are_those_of_each_text_by_itself(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "TOGETHER", together)
+    system, texts = system_with(), [passage.context for passage in small_passages(5)]
+    ahead, alone = ([system.sender.prepare(text) for text in texts] for _ in range(2))
+    system.sender.encoder.choose_ahead(ahead)
+    assert all("chosen" in vars(text) for text in ahead)
+    assert [text.chosen for text in ahead] == [text.chosen for text in alone]
 
 
 def test_slots_stand_in_the_middle_of_their_window() -> None:
