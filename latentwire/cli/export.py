@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,11 @@ def _named(value: Any) -> Any:
         return value
     key, sign, rest = value.partition("=")
     if sign and "/" not in key:  # an override
-        return f"{key}={_named(rest)}"
+        try:
+            paths = json.loads(rest)
+        except ValueError:
+            paths = rest
+        return f"{key}={json.dumps(_named(paths)) if isinstance(paths, list) else _named(rest)}"
     is_path = "/" in value and (value.startswith(("/", "./", "../", "~")) or Path(value).exists())
     return Path(value).name if is_path else value
 

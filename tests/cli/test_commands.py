@@ -398,6 +398,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from latentwire.cli.export import main as export_main
+    from latentwire.cli.export import portable
 
     (tmp_path / "held.json").write_text(
         json.dumps(
@@ -425,6 +426,11 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     config = json.loads((out / "checkpoint.json").read_text())["config"]
     assert not {"device", "require_cuda"} & set(config["system"])
     assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
+    info["manifest"]["command"] = ['data.data_path=["/a/one.json", "/a/two.json"]', "curriculum.train_only=null"]
+    assert portable(info)["manifest"]["command"] == [
+        'data.data_path=["one.json", "two.json"]',
+        "curriculum.train_only=null",
+    ]
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(measured))
