@@ -12,6 +12,7 @@ from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Override
 from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_override
 from latentwire.config.sections.running import EvaluationConfig
+from latentwire.config.sections.training import TuningStage
 from latentwire.core.errors import ConfigError
 
 
@@ -66,6 +67,10 @@ def add_receiver(
     }
     if dataset and dataset != trained.data.dataset:
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
+    if dataset or data_path:  # the texts beside the checkpoint's own data do not belong to these
+        changes |= {"data.text_path": None, "data.cloze": 0}
+    if not trained.curriculum.baselines.max_steps:  # the run that made it took them over from an earlier one
+        changes["curriculum.baselines.max_steps"] = TuningStage().max_steps
     paths = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
     changes |= {key: value for key, value in (paths | {"data.text_path": text_path}).items() if value}
     if eval_path and not trained.evaluation.samples:  # the run that made it left evaluation out

@@ -64,7 +64,7 @@ def command(
 
     With --suite, tasks of a harness are run instead, their context passed as latents; writes lm_eval.json.
 
-    Example: latentwire eval --ckpt checkpoints/default --dataset squad --data_path dev.json --samples 200
+    Example: latentwire eval --ckpt checkpoints/default --dataset squad --data_path dev.json --out runs/dev
     """
     of_suite = {
         "--tasks": tasks,

@@ -15,7 +15,7 @@ from latentwire.core.errors import CheckpointError
 from latentwire.report.artifacts import EXPORTED_LOG, LOG
 
 HERE = {
-    "checkpoint": ("runs_dir", "tuned_cache", "init_from"),
+    "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),
     "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
 }
 """Options of a run that say where and on what it was made; others have another place and another machine."""

@@ -60,6 +60,10 @@ def run_and_exit(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         _stopped()
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
+            help = "a smaller optimizer.batch_size or system.grad_ckpt may help"
+            print(f"error: {str(error).splitlines()[0]} ({help})", file=sys.stderr)
+            sys.exit(2)
         # Typer's click and click itself raise the same kinds; neither is loaded only to name them.
         if type(error).__name__ == "Abort":
             _stopped()

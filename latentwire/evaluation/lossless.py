@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from latentwire.backbone.lm import LanguageModel
 
@@ -27,10 +26,7 @@ def lm_bytes(lm: LanguageModel, texts: Sequence[str]) -> list[int]:
         else:
             ids = [lm.bos_id, *ids]
         row = torch.tensor([ids], device=lm.device)
-        nothing = lm.prefill(row[:, :0].bool())
-        hidden = lm.continue_from(nothing, row, torch.ones_like(row, dtype=torch.bool))
-        with lm.autocast():
-            logits = lm.logits(hidden[0, :-1])
-        bits += float(F.cross_entropy(logits, row[0, 1:], reduction="sum")) / math.log(2)
+        nats = lm.surprisal(lm.final_states(row, torch.ones_like(row))[0], row[0])[1:]
+        bits += float(nats.sum()) / math.log(2)
         out.append(math.ceil(bits / 8))
     return out

@@ -13,4 +13,4 @@ def answer_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def first_token_accuracy(logits: Tensor, targets: Tensor, first: Tensor) -> Tensor:
     """Share of answers whose first token is the most likely one; first (tokens,) marks the answers' beginnings."""
-    return (logits.argmax(-1) == targets)[first].float().mean()
+    return (logits[first].argmax(-1) == targets[first]).float().mean()

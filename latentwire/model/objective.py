@@ -36,10 +36,12 @@ def answer_terms(own: Predictions, block: QuestionBlock, losses: LossesConfig) -
     logits, labels = own.logits, block.labels[block.labels != -100]
     assert logits is not None
     place, spans = (t[block.labels != -100] for t in (block.place, block.spans))
+    copied = bool(spans.any())
+    answers = ~spans if copied else slice(None)  # to choose is to copy, and logits are as wide as the vocabulary
     terms = Terms()
-    terms.add("answer_ce", answer_cross_entropy(logits[~spans], labels[~spans]))
+    terms.add("answer_ce", answer_cross_entropy(logits[answers], labels[answers]))
     terms.metrics["first_acc"] = first_token_accuracy(logits.detach(), labels, (place == 0) & ~spans).item()
-    if spans.any():
+    if copied:
         terms.add("copy_ce", answer_cross_entropy(logits[spans], labels[spans]), losses.copy_weight)
     return terms
 

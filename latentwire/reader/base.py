@@ -71,9 +71,6 @@ class Reader(nn.Module, ABC):
         """What the receiver is given of generated values or targets (batch, M, d_out), in the same shape."""
         return values
 
-    def forward(self, lm: LanguageModel, z: Tensor, counts: Tensor) -> Context:
-        return self.context(lm, self.generate(z, counts), counts)
-
     # ---- what losses compare with ----------------------------------------------------------------------------------
 
     @abstractmethod

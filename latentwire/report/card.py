@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
@@ -65,7 +66,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
         f"Training command{', each run from the checkpoint before it' if info.get('earlier') else ''}:",
         "",
-        *(f"    {' '.join(made['command'])}" for made in [*info.get("earlier", []), info["manifest"]]),
+        *(f"    {shlex.join(made['command'])}" for made in [*info.get("earlier", []), info["manifest"]]),
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))

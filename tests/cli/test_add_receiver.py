@@ -67,6 +67,21 @@ def test_it_reads_messages_that_were_sent_before_it_came(models: Path, added: di
             assert rows == latentwire(["decode", message, "--ckpt", str(models / "run"), *ask])
 
 
+def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
+    models: Path, added: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also from a run that left baselines out and had texts that are not here."""
+    old = tmp_path / "old"
+    shutil.copytree(models / "run" / "last", old)
+    info = json.loads((old / "checkpoint.json").read_text())
+    info["config"]["data"] |= {"text_path": "gone.txt", "cloze": 4}
+    info["config"]["curriculum"]["baselines"]["max_steps"] = 0
+    (old / "checkpoint.json").write_text(json.dumps(info))
+    run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", steps=1))
+    used = load_config_of(Path(run["checkpoint"]))
+    assert (used.data.text_path, used.data.cloze, used.curriculum.baselines.max_steps) == (None, 0, 200)
+
+
 def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict[str, Any], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (models / "more" / "diagnostics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"] for row in rows))

@@ -290,6 +290,19 @@ def test_ctrl_c_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert stop.value.code == 130 and capsys.readouterr().err == "stopped\n"
 
 
+def test_a_full_device_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation")
+
+    monkeypatch.setattr("latentwire.cli.validate.check", full)
+    assert fails_at_usage(["validate", "x.json"], capsys) == (
+        "error: CUDA out of memory. Tried to allocate 2 GiB. (a smaller optimizer.batch_size or system.grad_ckpt may "
+        "help)\n"
+    )
+
+
 def test_configurations_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, ablation = str(ROOT / "configs" / "smoke" / "lora.json"), str(ROOT / "configs/ablation/sample_ablation.json")
     rows = latentwire(["validate", good, ablation, "--json"])

@@ -114,6 +114,18 @@ def test_every_shipped_ablation_is_valid(path: Path) -> None:
     assert load_ablation(path).runs
 
 
+@pytest.mark.parametrize(
+    ("stage", "limit"),
+    [({}, 300), ({"lr_scale": 0.5}, 300), ({"epochs": 2}, None), ({"epochs": 2, "max_steps": 7}, 7)],
+)
+def test_a_stage_has_its_own_limit_unless_a_file_asks_for_epochs(
+    stage: dict[str, float], limit: int | None, tmp_path: Path
+) -> None:
+    config = load_config(write(tmp_path / "c.json", {"curriculum": {"slot_tuning": stage}}))
+    assert config.curriculum.slot_tuning.max_steps == limit
+    assert load_config(None, ["curriculum.end_to_end.lr_scale=2"]).curriculum.end_to_end.max_steps == 1000
+
+
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["--override", "curriculum.end_to_end.epochs=3"]])
 def test_epochs_that_are_asked_for_lift_the_limit_of_a_file(words: list[str]) -> None:
     from latentwire.train import main

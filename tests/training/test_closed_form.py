@@ -13,7 +13,7 @@ from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.stages.closed_form import Bands, fit, importance_of, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
-from latentwire.training.stages.normal_equations import NormalEquations, Prepared
+from latentwire.training.stages.normal_equations import NormalEquations, Prepared, cholesky
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -107,6 +107,14 @@ def test_nothing_left_to_fit_on_is_named() -> None:
     system = small_system(config)
     with pytest.raises(TrainingError, match=r"curriculum\.closed_form\.held_out"):
         fit(system, [system.prepare(p) for p in small_passages(2)], held_out=2, ridge=0.1)
+
+
+def test_a_ridge_too_small_for_the_text_is_named() -> None:
+    matrix = torch.ones(4, 4) + torch.eye(4)
+    factor = cholesky(matrix)
+    torch.testing.assert_close(factor @ factor.T, matrix)
+    with pytest.raises(TrainingError, match=r"curriculum\.closed_form\.ridge: too small"):
+        cholesky(torch.ones(4, 4) - torch.eye(4))
 
 
 def test_a_stopped_fit_goes_on_from_its_sums(tmp_path: Path) -> None:

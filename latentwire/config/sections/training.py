@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from latentwire.config.sections.base import Beta, Section, Share
 
@@ -67,19 +67,36 @@ class LossesConfig(Section):
         return self.kd_weight > 0 or self.state_kd_weight > 0
 
 
+def _most_steps(default: int) -> Any:
+    return Field(default, ge=0, description="Stop after so many steps; 0 skips the stage.")
+
+
 class TuningStage(Section):
-    """Length and rates of one gradient stage."""
+    """Length and rates of one gradient stage. Epochs that come without a limit of steps mean all of these epochs."""
 
     epochs: PositiveInt = Field(
         1, description="Passes over the training passages. As a flag or override, it lifts a file's max_steps."
     )
-    max_steps: int | None = Field(None, ge=0, description="Stop after so many steps; 0 skips the stage.")
+    max_steps: int | None = _most_steps(200)
     lr_scale: PositiveFloat = Field(1.0, description="Multiplies every learning rate of the stage.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_alone(cls, values: Any) -> Any:
+        alone = isinstance(values, dict) and "epochs" in values
+        return {"max_steps": None} | values if alone else values
+
+
+class SlotTuningStage(TuningStage):
+    """The stage in which each receiver is tuned on its own slots."""
+
+    max_steps: int | None = _most_steps(300)
 
 
 class EndToEndStage(TuningStage):
     """The stage with the wire, which may begin with and keep some reading of the text itself."""
 
+    max_steps: int | None = _most_steps(1000)
     warmup_text_steps: NonNegativeInt = Field(
         0, description="Steps in which receivers read the text and the latents in turn, so that LoRA learns the task."
     )
@@ -110,11 +127,11 @@ class CurriculumConfig(Section):
         min_length=1,
         description="Train only these receivers: the sender and the others stay as checkpoint.init_from has them.",
     )
-    slot_tuning: TuningStage = TuningStage(max_steps=300)
+    slot_tuning: SlotTuningStage = SlotTuningStage()
     closed_form: ClosedFormStage = ClosedFormStage()
-    end_to_end: EndToEndStage = EndToEndStage(max_steps=1000)
-    codec: TuningStage = TuningStage(max_steps=200)
-    baselines: TuningStage = TuningStage(max_steps=200)
+    end_to_end: EndToEndStage = EndToEndStage()
+    codec: TuningStage = TuningStage()
+    baselines: TuningStage = TuningStage()
 
 
 STAGES = tuple(name for name, field in CurriculumConfig.model_fields.items() if isinstance(field.default, Section))

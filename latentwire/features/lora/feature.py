@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -44,6 +45,7 @@ class LoRA:
         except ValueError as error:
             raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}") from error
         self.model = model
+        _remember_layers(model)
         for layer in self._layers():
             layer.cast_input_dtype_enabled = False  # autocast does it, without a copy of the input in fp32
             for part in (layer.lora_A[self.adapter], layer.lora_B[self.adapter]):
@@ -55,7 +57,7 @@ class LoRA:
             self._detach(model)
 
     def _detach(self, model: nn.Module) -> None:
-        for name, layer in list(_lora_layers(model)):
+        for name, layer in _lora_layers(model):
             if self.adapter in layer.lora_A:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
@@ -63,6 +65,7 @@ class LoRA:
             if not layer.lora_A:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        _remember_layers(model)
         self.model = None
 
     @contextmanager
@@ -132,8 +135,20 @@ def linear_names(model: nn.Module) -> list[str]:
     return sorted(found)
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer))
+_LAYERS: WeakKeyDictionary[nn.Module, list[tuple[str, LoraLayer]]] = WeakKeyDictionary()
+"""The LoRA layers of each model, by name: adapters are switched several times a step."""
+
+
+def _remember_layers(model: nn.Module) -> None:
+    """To be called when adapters have come or gone. PEFT leaves only the newest one trainable; here all of them are."""
+    _LAYERS[model] = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    for _, layer in _LAYERS[model]:
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return _LAYERS.get(model, [])
 
 
 def _active(model: nn.Module) -> str | None:
@@ -145,6 +160,9 @@ def _active(model: nn.Module) -> str | None:
 @contextmanager
 def _switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
     before = _active(model)
+    if before == adapter:
+        yield
+        return
     _switch(model, adapter)
     try:
         yield
@@ -153,10 +171,9 @@ def _switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
 
 
 def _switch(model: nn.Module, adapter: str | None) -> None:
+    """Not by PEFT's `enable_adapters` and `set_adapter`: they also take gradients off what they switch off, while a
+    backward pass may still be due, and going through all tensors for it takes a tenth of a second."""
     for _, layer in _lora_layers(model):
-        layer.enable_adapters(adapter is not None)
+        layer._disable_adapters = adapter is None
         if adapter is not None:
-            layer.set_adapter(adapter)
-        # PEFT takes gradients off what it switches off, but a backward pass may still be due.
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)
+            layer._active_adapter = [adapter]

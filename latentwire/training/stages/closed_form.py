@@ -26,7 +26,14 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.normal_equations import NormalEquations, Prepared, gather, group_mean, groups_of
+from latentwire.training.stages.normal_equations import (
+    NormalEquations,
+    Prepared,
+    cholesky,
+    gather,
+    group_mean,
+    groups_of,
+)
 
 
 @dataclass
@@ -79,12 +86,12 @@ def solve(
     for inputs, targets in bands.blocks(len(xx)) if bands else everything:
         block = xx[inputs, inputs].clone()
         block.diagonal().add_(ridge * block.diagonal().mean())
-        weight[inputs, targets] = torch.cholesky_solve(xy[inputs, targets], torch.linalg.cholesky(block))
+        weight[inputs, targets] = torch.cholesky_solve(xy[inputs, targets], cholesky(block))
     # With X'X = LL', the predictions' Gram matrix is (L'W)'(L'W): its leading right singular vectors are the directions
     # of the targets in which the predictions vary most.
     xx.diagonal().add_(1e-4 * xx.diagonal().mean())
     each = torch.ones_like(scale) if importance is None else (importance * scale.pow(2)).sqrt()
-    fitted = torch.linalg.cholesky(xx).T @ (weight * each)
+    fitted = cholesky(xx).T @ (weight * each)
     rank = min(rank, *fitted.shape)
     torch.manual_seed(0)  # its random start must not depend on what ran before
     v = torch.svd_lowrank(fitted, q=min(rank + 64, *fitted.shape), niter=2)[2][:, :rank]

@@ -20,8 +20,7 @@ from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 from latentwire.training.processes import Processes
-
-Prepared = tuple[SenderText, dict[str, ReceiverText]]
+from latentwire.training.stages.normal_equations import Prepared
 
 
 class Batch(NamedTuple):

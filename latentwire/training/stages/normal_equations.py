@@ -24,6 +24,17 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower factor of a matrix that ridge has made positive definite; TrainingError where it has not."""
+    try:
+        return torch.linalg.cholesky(matrix)
+    except torch.linalg.LinAlgError:
+        raise TrainingError(
+            "curriculum.closed_form.ridge: too small for so little text; a larger one or more "
+            "curriculum.closed_form.passages are needed"
+        ) from None
+
+
 class NormalEquations:
     """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
 

@@ -136,6 +136,8 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
     digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
     if any(digests.values()):
         key["weights"] = digests
+    if config.model.load_4bit:
+        key["load_4bit"] = True
     if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:
         key["more_positions"] = receiver.extra_positions
     if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
