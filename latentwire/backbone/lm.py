@@ -279,14 +279,16 @@ class LanguageModel:
         return self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
 
     def surprisal(self, final: Tensor, ids: Tensor) -> Tensor:
-        """-log p in nats of each of ids (T,) behind those before it, from the final hidden states (T, hidden_size);
-        infinite for the first one. The logits of a few hundred positions at a time are in memory."""
+        """-log p in nats of each of ids (..., T) behind those before it, from the final hidden states (..., T,
+        hidden_size); infinite for the first one. The logits of a few hundred positions at a time are in memory."""
+        before, wanted = final[..., :-1, :].flatten(0, -2), ids[..., 1:].flatten()
         with self.autocast():
             parts = [
-                F.cross_entropy(self.logits(states), wanted, reduction="none")
-                for states, wanted in zip(final[:-1].split(256), ids[1:].split(256), strict=True)
+                F.cross_entropy(self.logits(states), tokens, reduction="none")
+                for states, tokens in zip(before.split(256), wanted.split(256), strict=True)
             ]
-        return torch.cat([torch.full((1,), float("inf"), device=ids.device), *parts])
+        nats = torch.cat(parts).view(*ids.shape[:-1], ids.shape[-1] - 1)
+        return F.pad(nats, (1, 0), value=float("inf"))
 
     def truncate(self, layers: int) -> None:
         """Keep only the first `layers` blocks: all that a sender needs."""

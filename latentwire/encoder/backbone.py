@@ -106,9 +106,8 @@ class BackboneEncoder(Encoder):
         for start in range(0, len(by_length), TOGETHER):
             batch = by_length[start : start + TOGETHER]
             ids, mask = pad_right([text.ids for text in batch], self.lm.pad_id, self.device)
-            surprisal = self.lm.surprisal(self.lm.final_states(ids, mask).flatten(0, 1), ids.flatten()).view(ids.shape)
-            surprisal[:, 0] = float("inf")
-            for text, row in zip(batch, surprisal.tolist(), strict=True):
+            surprisal = self.lm.surprisal(self.lm.final_states(ids, mask), ids).tolist()
+            for text, row in zip(batch, surprisal, strict=True):
                 text.remember(most_surprising(text.phase_tokens, row, self.phases))
 
     def _chosen(self, text: SenderText, ids: Tensor, final: Tensor) -> list[list[int]]:

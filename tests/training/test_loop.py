@@ -20,6 +20,7 @@ from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
 from latentwire.training.schedule import lr_factor
 from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.slot_tuning import tuning_key
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -242,3 +243,11 @@ def test_features_are_computed_once_where_they_are_kept(kept: bool) -> None:
     second = [f.float() for f in module.features([1, 0])]
     assert len(calls) == (2 if kept else 4)
     torch.testing.assert_close(first, second[::-1], atol=0, rtol=0)
+
+
+def test_what_was_tuned_on_four_bits_is_not_taken_for_the_whole_model() -> None:
+    receiver = small_system(small_config()).receivers["a"]
+    plain, packed = (
+        tuning_key(receiver, small_config(model={"load_4bit": on}), "text", "data", 1) for on in (False, True)
+    )
+    assert plain != packed
