@@ -93,6 +93,10 @@ class LanguageModel:
         self.anatomy = describe(model.config, name)
         # A model's own defaults (repetition penalties and the like) would leak into what is asked for: greedy answers.
         model.generation_config = GenerationConfig()
+        # `generate` gives the head a slice of its prefill, for which torch would copy the head's weights once a row.
+        model.get_output_embeddings().register_forward_pre_hook(
+            lambda head, args: (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+        )
 
     @classmethod
     def load(

@@ -137,6 +137,17 @@ def test_embedding_replay_generates_what_the_text_generates(family: str) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_reads_dense_rows(family: str) -> None:
+    """From a slice of the prefill, torch multiplies 500 times as slowly: it copies the head's weights for each row."""
+    receiver = receiver_of(family, window=4)
+    seen: list[torch.Tensor] = []
+    receiver.lm.model.get_output_embeddings().register_forward_hook(lambda head, args, out: seen.append(args[0]))
+    texts = texts_of(receiver, "llama", 4)
+    receiver.generate(receiver.read_own(texts), [receiver.prompt.tail(p.questions[0].text) for p in PASSAGES], 2)
+    assert seen and all(rows.stride() == torch.empty(rows.shape).stride() for rows in seen)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_slots_do_not_depend_on_padding(family: str) -> None:
     receiver = receiver_of(family, window=4)
