@@ -129,7 +129,8 @@ def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
 def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:
     """Write eval.json, eval.csv, predictions.jsonl and passages.jsonl, each whole or not at all.
 
-    A line of passages.jsonl is a passage and the characters of its windows; predictions.jsonl numbers them from 0.
+    A line of passages.jsonl is a passage and the characters of its windows; predictions.jsonl numbers them from 0. There
+    `nll` is in nats, of all `tokens` of the first gold answer.
     """
     rows = []
     for i, question in enumerate(answers.questions):
@@ -152,6 +153,7 @@ def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> No
 
 def _answered(answer: Answer) -> dict[str, Any]:
     row: dict[str, Any] = {"prediction": answer.prediction, "f1": answer.f1, "em": answer.em}
+    row |= {"nll": round(answer.nll, 4), "tokens": answer.tokens}
     return row if answer.attention is None else row | {"attention": answer.attention}
 
 
