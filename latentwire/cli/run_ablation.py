@@ -67,7 +67,8 @@ def command(
             changes = " ".join(f"{key}={json.dumps(value)}" for key, value in run.changes.items())
             print(f"{run.name}: {changes}{' (done)' if is_done(folder / run.name, run) else ''}")
         return {"folder": str(folder), "runs": [run.name for run in chosen]}
-    write_json(folder / PLAN, {"name": plan.name, "runs": [{"name": r.name, "differs": r.differs} for r in plan.runs]})
+    runs = [{"name": r.name, "differs": r.differs, "against": r.against} for r in plan.runs]
+    write_json(folder / PLAN, {"name": plan.name, "runs": runs})
     failed = {}
     for number, run in enumerate(chosen, 1):
         print(f"\n== {run.name} ({number} of {len(chosen)}) ==", flush=True)

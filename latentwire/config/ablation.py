@@ -4,7 +4,8 @@
       "base": "../smoke/base.json",                       a configuration, relative to this file
       "overrides": {"data.samples": 120},                 changes to it in every run
       "runs": {"frozen": {}, "lora": {"features.use_lora": true}},
-      "sweep": {"encoder.window": [4, 8]}
+      "sweep": {"encoder.window": [4, 8]},
+      "against": {"lora*": "frozen_window=4"}             what the table compares question by question
     }
 
 Every named run is made once for each point of the sweep's grid: here frozen_window=4, frozen_window=8, lora_window=4
@@ -13,12 +14,13 @@ and lora_window=8. Without `runs`, the grid is swept over the base; without a sw
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,16 +47,23 @@ class Ablation(Section):
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="Dotted key -> its values; every run is made at every point of the grid."
     )
+    against: dict[str, str] = Field(
+        {}, description="Run, or pattern with * and ? -> the run whose answers its own are compared with, one by one."
+    )
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its name, what sets it apart from the others, all that it changes in the base, and the whole."""
+    """One run: its name, what sets it apart from the others, all that it changes in the base, and the whole.
+
+    against: the run whose answers the table compares with its own.
+    """
 
     name: str
     differs: Changes
     changes: Changes
     config: Config
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,19 @@ def load_ablation(
     twice = [label for label, count in Counter(run.name for run in runs).items() if count > 1]
     if twice:
         raise ConfigError(f"{path}: two runs would be called {twice[0]!r}")
-    return Plan(path.stem, base, tuple(runs))
+    names = [run.name for run in runs]
+    for pattern, other in ablation.against.items():
+        if other not in names:
+            raise ConfigError(f"{path}: against.{pattern}: no run is called {other!r} (there are: {', '.join(names)})")
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"{path}: against.{pattern}: no such run (there are: {', '.join(names)})")
+    return Plan(path.stem, base, tuple(replace(run, against=_against(run.name, ablation.against)) for run in runs))
+
+
+def _against(name: str, against: Mapping[str, str]) -> str | None:
+    """The run that the first fitting pattern names; where that is the run itself, none."""
+    found = next((other for pattern, other in against.items() if fnmatch.fnmatch(name, pattern)), None)
+    return None if found == name else found
 
 
 def _check_keys_apart(path: Path, ablation: Ablation, grid: Mapping[str, Any], overrides: Changes) -> None:

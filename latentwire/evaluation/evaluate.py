@@ -129,8 +129,8 @@ def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
 def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:
     """Write eval.json, eval.csv, predictions.jsonl and passages.jsonl, each whole or not at all.
 
-    A line of passages.jsonl is a passage and the characters of its windows; predictions.jsonl numbers them from 0. There
-    `nll` is in nats, of all `tokens` of the first gold answer.
+    A line of passages.jsonl is a passage and the characters of its windows; predictions.jsonl numbers them from 0, and
+    has of each answer the NLL in nats of the first gold answer's tokens.
     """
     rows = []
     for i, question in enumerate(answers.questions):

@@ -1,4 +1,4 @@
-"""Answer metrics as in the official SQuAD v1.1 script, and intervals. No torch."""
+"""Answer metrics as in the official SQuAD v1.1 script. No torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -34,23 +32,3 @@ def _f1(prediction: list[str], gold: list[str]) -> float:
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
     """1 where the normalised prediction equals an accepted answer, else 0."""
     return float(normalize_answer(prediction) in {normalize_answer(gold) for gold in golds})
-
-
-def bootstrap_ci(
-    values: Sequence[float], clusters: Sequence[int] | None = None, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean (Efron 1979).
-
-    With `clusters`, whole clusters are drawn: questions on one passage are not independent.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    groups = np.arange(len(array)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums = np.bincount(groups, weights=array)
-    sizes = np.bincount(groups)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

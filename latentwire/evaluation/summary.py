@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from latentwire.evaluation.metrics import bootstrap_ci, exact_match, f1_score, normalize_answer
+from latentwire.core.intervals import bootstrap_ci
+from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
 
 
 class ScoredAnswer(Protocol):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.atomic import read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_text
+from latentwire.report.paired import differences
 
 SCHEMA = 1
 PLAN, FAILED = "ablation.json", "failed.json"
@@ -26,6 +27,7 @@ STAGE = "end_to_end"
 MEASURES = ("f1", "f1_ci", "em", "em_ci", "nll_per_token", "first_token_acc")
 COLUMNS = ("em", "nll_per_token", "first_token_acc", "compression", "wire_bytes", "trained_parameters", "step_s")
 HEADINGS = ("EM", "NLL/token", "first token", "compression", "wire bytes", "trained parameters", "step s")
+DIFFERENCES = ("f1_apart", "f1_apart_low", "f1_apart_high", "nll_apart", "nll_apart_low", "nll_apart_high")
 FORMATS = ("{:.3f}", "{:.3f}", "{:.3f}", "{:.2f}x", "{:.0f}", "{:,}", "{:.2f}")
 
 
@@ -44,10 +46,14 @@ def write_report(folder: Path) -> dict[str, Any]:
 
 
 def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
-    """One run: how far it came, and what was measured of each receiver that reads latents."""
+    """One run: how far it came, and what was measured of each receiver that reads latents.
+
+    A receiver's `difference` is that from the run which the plan sets this one against: see `paired.differences`.
+    """
     run = folder / planned["name"]
     row: dict[str, Any] = {"run": planned["name"], "differs": planned["differs"], "status": "unfinished", "error": None}
     row |= {"dataset": None, "samples": None, "commit": None, "cpu": None, "receivers": {}}
+    row["against"] = against = planned.get("against")
     if (run / FAILED).is_file():
         return row | {"status": "failed", "error": read_json(run / FAILED)["error"]}
     if not (run / "eval.json").is_file():
@@ -56,6 +62,7 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
+    apart = differences(run, folder / against) if against else {}
     steps = [r for r in _lines(run / "diagnostics.jsonl") if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
@@ -65,6 +72,7 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
             "wire_bytes": receiver["bytes"]["wire"],
             "trained_parameters": trained_parameters(run, name),
             "step_s": statistics.median(seconds) if seconds else None,
+            "difference": apart.get(name),
         }
     return row
 
@@ -92,13 +100,20 @@ def as_csv(table: dict[str, Any]) -> str:
     """One row for each run and receiver, numbers in full; runs without results have one row too."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["run", "status", "receiver", "f1", "f1_low", "f1_high", *COLUMNS, "differs"])
+    writer.writerow(["run", "status", "receiver", "f1", "f1_low", "f1_high", *COLUMNS, *DIFFERENCES, "differs"])
     for run in table["runs"]:
         differs = json.dumps(run["differs"])
         for name, m in run["receivers"].items():
-            writer.writerow([run["run"], run["status"], name, m["f1"], *m["f1_ci"], *(m[c] for c in COLUMNS), differs])
+            d = m["difference"]
+            apart = (
+                [""] * len(DIFFERENCES)
+                if d is None
+                else [d["f1"], *d["f1_ci"], d["nll_per_token"], *d["nll_per_token_ci"]]
+            )
+            measures = [m["f1"], *m["f1_ci"], *(m[c] for c in COLUMNS), *apart]
+            writer.writerow([run["run"], run["status"], name, *measures, differs])
         if not run["receivers"]:
-            writer.writerow([run["run"], run["status"], *[""] * (len(COLUMNS) + 4), differs])
+            writer.writerow([run["run"], run["status"], *[""] * (len(COLUMNS) + len(DIFFERENCES) + 4), differs])
     return out.getvalue()
 
 
@@ -112,21 +127,40 @@ def as_markdown(table: dict[str, Any]) -> str:
         for run in done
     ):
         lines += [text, ""]
-    lines += [f"| run | receiver | F1 [95 %] | {' | '.join(HEADINGS)} |", f"|---|---|{'---|' * (len(HEADINGS) + 1)}"]
+    compared = any(run["against"] for run in table["runs"])
+    headings = ["F1 [95 %]", *(["F1 apart", "NLL apart"] if compared else []), *HEADINGS]
+    lines += [f"| run | receiver | {' | '.join(headings)} |", f"|---|---|{'---|' * len(headings)}"]
     for run in table["runs"]:
         for name, m in run["receivers"].items():
-            f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
-            cells = [
+            cells = [f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"]
+            if compared:
+                cells += [_apart(m["difference"], key) for key in ("f1", "nll_per_token")]
+            cells += [
                 "" if m[column] is None else form.format(m[column])
                 for column, form in zip(COLUMNS, FORMATS, strict=True)
             ]
-            lines.append(f"| {run['run']} | {name} | {f1} | {' | '.join(cells)} |")
+            lines.append(f"| {run['run']} | {name} | {' | '.join(cells)} |")
         if not run["receivers"]:
             said = f"{run['status']}: {run['error']}" if run["error"] else run["status"]
-            lines.append(f"| {run['run']} | {said.replace('|', '/')} |{' |' * (len(HEADINGS) + 1)}")
+            lines.append(f"| {run['run']} | {said.replace('|', '/')} |{' |' * len(headings)}")
+    if compared:
+        lines += [
+            "",
+            "Apart: from the run that it is set against, on the same questions, with the paired 95 % interval.",
+        ]
     lines += ["", f"Trained parameters and step time are those of the stage `{STAGE}`. What each run changes:", ""]
-    lines += [f"- {run['run']}: {_words(run['differs'])}" for run in table["runs"]]
+    for run in table["runs"]:
+        lines.append(
+            f"- {run['run']}: {_words(run['differs'])}" + (f"; against {run['against']}" if run["against"] else "")
+        )
     return "\n".join(lines) + "\n"
+
+
+def _apart(difference: dict[str, Any] | None, key: str) -> str:
+    if difference is None:
+        return ""
+    low, high = difference[f"{key}_ci"]
+    return f"{difference[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _words(differs: dict[str, Any]) -> str:

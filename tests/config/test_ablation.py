@@ -43,6 +43,13 @@ def test_every_named_run_is_made_at_every_point(tmp_path: Path) -> None:
     assert (last.config.data.samples, last.config.data.seed, last.config.encoder.d_z) == (7, 5, 8)
 
 
+def test_the_first_pattern_says_what_a_run_is_set_against(tmp_path: Path) -> None:
+    runs = {"base": {}, "lora": {"features.use_lora": True}, "slots": {"lora.r": 2}, "slots_b": {"lora.r": 4}}
+    path = write(tmp_path, runs=runs, against={"slots*": "slots", "*": "base"})
+    assert [run.against for run in load_ablation(path).runs] == [None, "base", None, "slots"]
+    assert {run.against for run in load_ablation(write(tmp_path, runs=runs)).runs} == {None}
+
+
 def test_a_sweep_alone_runs_alone_and_nothing_at_all(tmp_path: Path) -> None:
     grid = {"lora.r": [2], "optimizer.lr": [0.1, 1e-4]}
     assert [r.name for r in load_ablation(write(tmp_path, sweep=grid)).runs] == ["r=2_lr=0.1", "r=2_lr=0.0001"]
@@ -84,6 +91,8 @@ def test_the_command_line_adds_to_the_file_and_wins(tmp_path: Path) -> None:
         ({"overrides": {"evaluation.modes": ["text"]}}, {}, r"run 'base': evaluation\.modes: .*'latent'"),
         ({"base": "gone.json"}, {}, r"gone\.json: no such file"),
         ({"runs": {"x": 3}}, {}, r"study\.json: runs\.x: "),
+        ({"against": {"*": "gone"}}, {}, r"study\.json: against\.\*: no run is called 'gone' \(there are: base\)"),
+        ({"against": {"lora*": "base"}}, {}, r"study\.json: against\.lora\*: no such run"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, values: Any, overrides: Any, message: str) -> None:

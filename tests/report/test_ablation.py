@@ -109,6 +109,44 @@ def test_the_plot_is_a_picture_and_is_left_out_where_nothing_is_done(folder: Pat
     assert not (empty / "plot.png").exists() and "unfinished" in (empty / "table.md").read_text()
 
 
+def test_answers_are_compared_pair_by_pair(folder: Path) -> None:
+    def answers(f1: list[float], nll: list[float]) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": str(i),
+                "question": "?",
+                "passage": i // 2,
+                "a": {"latent": {"f1": f, "nll": n, "tokens": 1 + i % 2}},
+            }
+            for i, (f, n) in enumerate(zip(f1, nll, strict=True))
+        ]
+
+    runs = [{"name": "wide", "differs": {}, "against": "frozen"}, {"name": "frozen", "differs": {}, "against": None}]
+    write(folder / "ablation.json", {"name": "study", "runs": runs})
+    hard = [0.0, 0.9, 0.1, 0.5]
+    write(folder / "frozen" / "predictions.jsonl", *answers(hard, [9.0, 1.0, 3.0, 5.0]))
+    assert write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is None  # the other has no answers yet
+    better = answers([f + 0.1 for f in hard], [8.7, 0.4, 2.7, 4.4])
+    write(folder / "wide" / "predictions.jsonl", *better)
+    wide, frozen = write_report(folder)["runs"]
+    # The same gain everywhere: however much questions differ, the pairs do not. 0.3 nats a token.
+    assert wide["receivers"]["a"]["difference"] == {
+        "f1": pytest.approx(0.1),
+        "f1_ci": pytest.approx([0.1, 0.1]),
+        "nll_per_token": pytest.approx(-0.3),
+        "nll_per_token_ci": pytest.approx([-0.3, -0.3]),
+    }
+    assert wide["receivers"]["b"]["difference"] is frozen["receivers"]["a"]["difference"] is None
+    assert "| +0.100 [+0.100, +0.100] | -0.300 [-0.300, -0.300] |" in (folder / "table.md").read_text()
+    row = next(csv.DictReader((folder / "table.csv").open()))
+    assert float(row["nll_apart_high"]) == pytest.approx(-0.3) and float(row["f1_apart"]) == pytest.approx(0.1)
+    older = answers([0.0] * 4, [0.0] * 4)
+    del older[0]["a"]["latent"]["nll"]
+    for other in (better[:-1], [row | {"question": "another"} for row in better], older):
+        write(folder / "wide" / "predictions.jsonl", *other)
+        assert write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is None
+
+
 def test_no_torch_is_needed(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from latentwire.report.ablation import write_report; "

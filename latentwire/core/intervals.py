@@ -1,0 +1,32 @@
+"""Intervals of means, by the bootstrap. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_ci(
+    values: Sequence[float],
+    clusters: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean (Efron 1979), or with `weights` of sum(values) / sum(weights).
+
+    With `clusters`, whole clusters are drawn: questions on one passage are not independent.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    groups = np.arange(len(array)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums = np.bincount(groups, weights=array)
+    sizes = np.bincount(groups, weights=weights)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(0, len(sums), len(sums))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,46 @@
+"""What sets one run's answers apart from another's, question by question. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentwire.core.atomic import read_json, read_jsonl
+from latentwire.core.intervals import bootstrap_ci
+
+MODE = "latent"
+
+
+def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
+    """Receiver -> F1 and NLL a token of the answers in `folder` less those in `other`, with paired 95 % intervals.
+
+    Only receivers that both runs have. Empty where one of them is not evaluated yet, where they were asked other
+    questions, or where their predictions.jsonl is older than the NLL in it.
+    """
+    files = [run / name for run in (folder, other) for name in ("eval.json", "predictions.jsonl")]
+    if not all(path.is_file() for path in files):
+        return {}
+    receivers = [list(read_json(run / "eval.json")["receivers"]) for run in (folder, other)]
+    ours, theirs = (read_jsonl(run / "predictions.jsonl") for run in (folder, other))
+    if [(row["id"], row["question"]) for row in ours] != [(row["id"], row["question"]) for row in theirs]:
+        return {}
+    passages = [row["passage"] for row in ours]
+    found = {}
+    for name in receivers[0]:
+        if name not in receivers[1]:
+            continue
+        pairs = [(a[name][MODE], b[name][MODE]) for a, b in zip(ours, theirs, strict=True)]
+        if all("nll" in answer for pair in pairs for answer in pair):
+            found[name] = _difference(pairs, passages)
+    return found
+
+
+def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], passages: list[int]) -> dict[str, Any]:
+    f1 = [a["f1"] - b["f1"] for a, b in pairs]
+    nll, tokens = [a["nll"] - b["nll"] for a, b in pairs], [a["tokens"] for a, _ in pairs]
+    return {
+        "f1": sum(f1) / len(f1),
+        "f1_ci": list(bootstrap_ci(f1, passages)),
+        "nll_per_token": sum(nll) / sum(tokens),
+        "nll_per_token_ci": list(bootstrap_ci(nll, passages, tokens)),
+    }
