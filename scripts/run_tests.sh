@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the linters and all tests; makes its own .venv where there is none.
 #   --quick     only the fast tests, without linters
-#   --coverage  also measure coverage
+#   --coverage  also measure coverage, which must be 90 % of all lines
 # Anything else goes to pytest.
 set -euo pipefail
 # shellcheck source=scripts/setup_env.sh
@@ -12,7 +12,7 @@ args=()
 for word in "$@"; do
     case "$word" in
         --quick) quick=1 ;;
-        --coverage) args+=(--cov=latentwire --cov-report=term-missing:skip-covered) ;;
+        --coverage) args+=(--cov=latentwire --cov-report=term-missing:skip-covered --cov-fail-under=90) ;;
         *) args+=("$word") ;;
     esac
 done

@@ -11,7 +11,7 @@ from griffe2md import default_config, render_object_docs
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("core", "config", "data", "backbone", "encoder", "wire", "reader", "features", "losses", "model"),
-    *("checkpoint", "training", "evaluation", "report"),
+    *("diagnostics", "checkpoint", "training", "evaluation", "rivals", "report", "serving", "cli"),
 )
 """Folders in the order in which data flows."""
 HEAD = """# API reference

@@ -141,11 +141,16 @@ def resolve_attention(name: str, device: str | torch.device) -> str:
     return "eager" if torch.device(device).type == "cpu" else "sdpa"
 
 
-def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+def check_four_bits(device: str | torch.device) -> None:
+    """ModelError where a device or this installation cannot load models in 4 bits."""
     if not torch.cuda.is_available() or torch.device(device).type != "cuda":
         raise ModelError("model.load_4bit: 4-bit loading needs a CUDA device (system.device); none is in use")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("model.load_4bit: bitsandbytes is not installed; get it with: pip install bitsandbytes")
+
+
+def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    check_four_bits(device)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
     return {"quantization_config": quantization, "device_map": {"": device}}
 

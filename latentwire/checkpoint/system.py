@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (
 def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
     """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
     config = config or load_config_of(folder)
-    check_devices(config.system)
+    check_devices(config)
     state = load_folder(folder)
     system = LatentWire.build(config, only)
     _take_up(system, folder, state)

@@ -5,7 +5,7 @@
       "overrides": {"data.samples": 120},                 changes to it in every run
       "runs": {"frozen": {}, "lora": {"features.use_lora": true}},
       "sweep": {"encoder.window": [4, 8]},
-      "against": {"lora*": "frozen_window=4"}             what the table compares question by question
+      "against": {"lora_window=4": "frozen_window=4"}             what the table compares question by question
     }
 
 Every named run is made once for each point of the sweep's grid: here frozen_window=4, frozen_window=8, lora_window=4

@@ -72,7 +72,8 @@ class Config(Section):
         """What excludes each other is refused here, before any model is loaded."""
         if self.features.use_coprocessor and self.features.use_deep_prefix:
             raise ValueError(
-                "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already"
+                "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already; "
+                "turn that off (--no_use_deep_prefix)"
             )
         for name in ("latent_adapters", "coprocessor", "gist_head", "queries", "latent_refiner"):
             section = getattr(self, name)

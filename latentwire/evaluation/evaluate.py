@@ -121,7 +121,7 @@ def evaluate(
 
 def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
     """The lossless limit of each passage. The system's own sender may have only the layers that it needs."""
-    device = check_devices(config.system)
+    device = check_devices(config)
     whole = LanguageModel.load(config.encoder.model, dtype=config.model.dtype, device=device)
     return lm_bytes(whole, [passage.context for passage in passages])
 

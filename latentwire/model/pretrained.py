@@ -49,4 +49,4 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
 def _device(config: Config) -> str:
     if config.system.threads:
         torch.set_num_threads(config.system.threads)
-    return check_devices(config.system)
+    return check_devices(config)

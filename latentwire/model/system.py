@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.load import check_four_bits
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.parts import CODECS, codebooks_in, load_part, merge, part_of
 from latentwire.config import Config, resolve_receivers
-from latentwire.config.sections.running import SystemConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
@@ -38,7 +38,7 @@ class LatentWire:
         default_codec(config)  # what is wrong with it should be known before anything is loaded
         if config.system.threads:
             torch.set_num_threads(config.system.threads)
-        device = check_devices(config.system)
+        device = check_devices(config)
         turns = Turns() if config.system.sequential_models else None
         models = resolve_receivers(config.model)
         sender = Sender(build_encoder(config, device), config)
@@ -115,8 +115,9 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
             receiver.add_adapter(adapter).load_state_dict(lora)
 
 
-def check_devices(system: SystemConfig) -> str:
-    """The device of `system.device`; ConfigError where what the section asks for is not on this machine."""
+def check_devices(config: Config) -> str:
+    """The device of `system.device`; ConfigError or ModelError where what is asked for is not on this machine."""
+    system = config.system
     device = resolve_device(system.device)
     if system.require_cuda and torch.device(device).type != "cuda":
         found = "no CUDA device was found" if system.device == "auto" else f"system.device is {system.device!r}"
@@ -125,6 +126,8 @@ def check_devices(system: SystemConfig) -> str:
         for place in dict.fromkeys(system.device_map.values()):
             if place != "disk":
                 _usable(place, "system.device_map")
+    if config.model.load_4bit:
+        check_four_bits(device)
     return device
 
 

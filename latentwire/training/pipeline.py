@@ -94,7 +94,7 @@ class Run:
             self.folder.close()
 
     def _execute(self) -> LatentWire:
-        check_devices(self.config.system)
+        check_devices(self.config)
         if not self.fresh:
             self.folder.check()
         versions_of(self.config.evaluation.rivals)

@@ -288,6 +288,25 @@ def test_4_bits_need_cuda_and_bitsandbytes(tmp_path: Path, monkeypatch: pytest.M
     one_line(lambda: load_model(folder, **PLAIN, device="cuda", load_4bit=True), "model.load_4bit", "bitsandbytes")
 
 
+def test_4_bits_reach_from_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(save_tiny("llama", tmp_path / "m"))
+    given: dict[str, Any] = {}
+    usual = load.AutoModelForCausalLM.from_pretrained
+
+    def spy(path: Path, **kwargs: Any) -> Any:
+        given.update(kwargs)
+        del kwargs["quantization_config"], kwargs["device_map"]
+        return usual(path, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", spy)
+    load_model(folder, **PLAIN, device="cuda", load_4bit=True, kind=load.AutoModelForCausalLM)
+    asked = given["quantization_config"]
+    assert asked.load_in_4bit and asked.bnb_4bit_quant_type == "nf4" and asked.bnb_4bit_compute_dtype == PLAIN["dtype"]
+    assert given["device_map"] == {"": "cuda"}
+
+
 @pytest.mark.parametrize(
     ("known", "expected"),
     [

@@ -31,7 +31,7 @@ SMALL = {
 TRAIN_ONLY = {name for name, kind in FEATURES.items() if kind.train_only}
 WITHOUT_SLOTS = {"coprocessor"}
 """Features that exclude the slot reader."""
-OPTIONS = {"prefix": [{}, {"projection": True}]}
+OPTIONS = {"prefix": [{}, {"projection": True}], "gist_head": [{}, {"mask_ratio": 1.0}]}
 """Forms of a feature that are built differently."""
 CASES = [(name, options) for name in [*FEATURES, "lora"] for options in OPTIONS.get(name, [{}])]
 ids = [name + "".join(f"-{key}" for key in options) for name, options in CASES]

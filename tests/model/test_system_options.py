@@ -260,15 +260,16 @@ def test_a_device_map_that_cannot_be_met_is_named(tmp_path: Path) -> None:
         (["system.require_cuda=true", "system.device=cpu"], "system.require_cuda: system.device is 'cpu'"),
         (['system.device_map={"": "cuda:0"}'], "system.device_map: 'cuda:0' cannot be used: "),
         (['system.device_map={"": 0}'], "system.device_map: 0 cannot be used: "),
+        (["model.load_4bit=true"], "model.load_4bit: 4-bit loading needs a CUDA device"),
     ],
 )
 def test_a_missing_device_is_said_before_anything_is_loaded(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_devices(load_config(None, overrides).system)
+    with pytest.raises((ConfigError, ModelError)) as caught:
+        check_devices(load_config(None, overrides))
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     words = [word for o in overrides for word in ("--override", o)]
     # Not even the data is looked for.
-    with pytest.raises(ConfigError, match=message.split(":")[0]):
+    with pytest.raises((ConfigError, ModelError), match=message.split(":")[0]):
         train_main([*words, "--dataset", "squad", "--data_path", "gone.json", "--tag", "x"])
 
 

@@ -30,7 +30,7 @@ class GistHead(ReadingFeature):
         self.weight = section.weight
         size = lm.anatomy.hidden_size
         self.queries = nn.Parameter(torch.randn(section.target_len, section.width) / section.width**0.5)
-        self.shown = nn.Linear(size, section.width, bias=False)
+        self.shown = nn.Linear(size, section.width, bias=False) if section.mask_ratio < 1.0 else None
         self.memory = nn.Linear(config.encoder.d_z, section.width)
         self.block = query_block(section.width, section.heads)
         self.out = nn.Linear(section.width, size)
@@ -43,7 +43,9 @@ class GistHead(ReadingFeature):
             truth = lm.embed(ids).float()  # (batch, tokens, hidden_size)
         hidden = torch.rand(ids.shape, device=ids.device) < self.section.mask_ratio
         hidden |= ~(hidden & real).any(1, keepdim=True)  # at least one target a text
-        queries = self.queries[: ids.shape[1]] + self.shown(truth * ~hidden[..., None])
+        queries = self.queries[: ids.shape[1]].expand(*ids.shape, -1)
+        if self.shown is not None:
+            queries = queries + self.shown(truth * ~hidden[..., None])
         found = self.block(
             queries,
             self.memory(latents.float()),
