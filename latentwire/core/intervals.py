@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 
 def bootstrap_ci(
     values: Sequence[float],
@@ -19,6 +17,8 @@ def bootstrap_ci(
 
     With `clusters`, whole clusters are drawn: questions on one passage are not independent.
     """
+    import numpy as np  # a listing of runs starts without it
+
     array = np.asarray(values, dtype=np.float64)
     groups = np.arange(len(array)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums = np.bincount(groups, weights=array)
