@@ -17,6 +17,8 @@ from accelerate.commands.launch import launch_command_parser
 
 from latentwire import Wire
 from latentwire.cli.main import main as latentwire
+from latentwire.config.ablation import load_ablation
+from latentwire.config.sections.features import FeaturesConfig
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
@@ -303,6 +305,15 @@ def test_the_commands_of_a_page_on_other_packages_can_be_given(
             elsewhere = [] if "--ckpt" in words else ["--ckpt", "checkpoints/default"]  # never that of this checkout
             with pytest.raises(LatentWireError, match=r"checkpoints/default|is not installed"):
                 latentwire([*words[1:], *elsewhere])
+
+
+def test_the_page_of_techniques_has_every_run_of_its_ablation() -> None:
+    text = (ROOT / "docs" / "features.md").read_text()
+    (command,) = re.findall(r"^    latentwire ablate --config (\S+)$", text, re.MULTILINE)
+    names = [run.name for run in load_ablation(ROOT / command).runs]
+    rows = re.findall(r"^\| `(\w+)` \| (SmolLM2|Gemma) \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted((name, receiver) for name in names for receiver in ("SmolLM2", "Gemma"))
+    assert not {name for name in FeaturesConfig.model_fields if f"features.{name}" not in text}
 
 
 def test_every_page_with_code_has_a_test_that_follows_it() -> None:
