@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentwire.backbone.lm import Context
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import load_folder
-from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from tests.features.test_matrix import dead_parameters, module_of
 from tests.systems import small_config, small_passages, small_system
@@ -54,13 +54,18 @@ def shaken(part: str, family: str) -> LatentWire:
     return system
 
 
+def read(system: LatentWire, texts: list[str]) -> Context:
+    """Texts as the receiver reads them from their latents, in one batch."""
+    z, counts = system.sender.latents_of([system.sender.prepare(text) for text in texts])
+    return system.receivers["a"].read_latents(z, counts)
+
+
 @torch.no_grad()
 def nll(system: LatentWire, texts: list[str]) -> Tensor:
     """Of the same answer, read from the latents of some texts in one batch."""
     receiver = system.receivers["a"]
-    z, counts = system.sender.latents_of([system.sender.prepare(text) for text in texts])
     tail = receiver.prompt.tail("Where?")
-    return receiver.score(receiver.read_latents(z, counts), [(tail, [5, 6, 7])] * len(texts)).nll
+    return receiver.score(read(system, texts), [(tail, [5, 6, 7])] * len(texts)).nll
 
 
 def reloaded(system: LatentWire, part: str, family: str, folder: Path) -> LatentWire:
@@ -105,15 +110,10 @@ def test_generation_with_a_cache_equals_recomputation(part: str, family: str) ->
     receiver = system.receivers["a"]
     tail = receiver.prompt.tail("Where is it?")
     ids = torch.tensor([tail])
-    new = receiver.lm.generate(read(system, receiver), ids, torch.ones_like(ids), 6, stop=[])
+    new = receiver.lm.generate(read(system, TEXTS[:1]), ids, torch.ones_like(ids), 6, stop=[])
     both = torch.cat([ids, new], 1)
-    hidden = receiver.lm.continue_from(read(system, receiver), both, torch.ones_like(both, dtype=torch.bool))
+    hidden = receiver.lm.continue_from(read(system, TEXTS[:1]), both, torch.ones_like(both, dtype=torch.bool))
     assert receiver.lm.logits(hidden)[0, len(tail) - 1 : -1].argmax(-1).tolist() == new[0].tolist()
-
-
-def read(system: LatentWire, receiver: Receiver) -> Any:
-    z, counts = system.sender.latents_of([system.sender.prepare(TEXTS[0])])
-    return receiver.read_latents(z, counts)
 
 
 @every_family
