@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
+from click.testing import CliRunner
 from pyarrow import parquet
 
 from latentwire import Receiver, Sender
@@ -19,6 +20,7 @@ from latentwire.data.documents import Document, read_documents
 from latentwire.model.system import LatentWire
 from latentwire.serving import index as indexing
 from latentwire.serving.index import Index, answer_from, build_index
+from scripts.measure_index import main as measure_index
 from tests.cli.test_commands import fails
 from tests.systems import saved_run, small_config, small_passages, small_system
 
@@ -221,3 +223,29 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Index(tmp_path / "x").document(3)[1][0].text == TEXTS[3]
     words[1] = str(tmp_path / "gone")
     assert "gone: no such file or folder" in fails(latentwire, words, capsys)
+
+
+def test_the_figures_of_an_index(tmp_path: Path) -> None:
+    run = saved_run(tmp_path)
+    paragraphs = [
+        {
+            "context": p.context,
+            "qas": [{"id": q.id, "question": q.text, "answers": [{"text": q.answers[0]}]} for q in p.questions],
+        }
+        for p in small_passages(6)
+    ]
+    (tmp_path / "q.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    (tmp_path / "t.txt").write_text("\n".join([TEXTS[0], *(f"Snow fell on peak number {n}." for n in range(9))]))
+    words = ["--ckpt", run, "--data_path", tmp_path / "q.json", "--text_path", tmp_path / "t.txt"]
+    words += [tmp_path / "out", "--paragraphs", 4, "--questions", 7]
+    done = CliRunner().invoke(measure_index, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["documents"] == report["encoded"] == 10  # what is a passage already is not counted twice
+    assert (report["searched"], report["answered"]) == (12, 7)
+    rates = list(report["hit_rate"].values())
+    assert rates == sorted(rates) and rates[0] >= 0.5 and rates[-1] <= 1  # every second question names its passage
+    found = [way for receiver in report["receivers"].values() for way in receiver.values()]
+    assert len(found) == 2 * 3 and all(way["f1_ci"][0] <= way["f1"] <= way["f1_ci"][1] for way in found)
+    gone = CliRunner().invoke(measure_index, [*map(str, words), "--ckpt", str(tmp_path / "gone")])
+    assert gone.exit_code == 1 and "gone" in gone.output and "Traceback" not in gone.output
