@@ -50,16 +50,23 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
 def read_text(name: str) -> str:
     """The text of a file or pipe; DataError where there is none."""
     text = "".join(text_of(name))
-    if not text:
+    if not text.strip():
         raise DataError(f"{label(name)}: no text in it")
     return text
 
 
+def check_questions(asked: Sequence[str]) -> None:
+    """DataError where nothing is asked."""
+    if not asked or not all(question.strip() for question in asked):
+        raise DataError("QUESTION: nothing is asked (latentwire chat FILE asks for questions)")
+
+
 def summary(name: str, conversation: Conversation) -> str:
     """What became of a text, in one line."""
-    count, size = len(conversation.messages["latents"]), conversation.bytes
+    count, latents, size = len(conversation.messages["latents"]), conversation.latents, conversation.bytes
     return (
-        f"{name}: {size['text']} bytes of text -> {count} message{'s' * (count != 1)}, {conversation.latents} latents, "
+        f"{name}: {size['text']} bytes of text -> {count} message{'s' * (count != 1)}, {latents} "
+        f"latent{'s' * (latents != 1)}, "
         f"{size['latents']} bytes, in {conversation.encode_s:.2f} s"
     )
 

@@ -15,6 +15,7 @@ from latentwire.cli.answers import (
     Silent,
     TextToo,
     ask_all,
+    check_questions,
     open_checkpoint,
     printable,
     read_text,
@@ -67,8 +68,7 @@ def ask(
         raise ConfigError("--documents: only with --index")
     if file is None:
         raise DataError("FILE: neither a text nor --index is named")
-    if not asked:
-        raise DataError("QUESTION: nothing is asked (latentwire chat FILE asks for questions)")
+    check_questions(asked)
     text = read_text(file)
     system = open_checkpoint(ckpt, receiver or [], overrides or [])
     from latentwire.model.asking import Conversation
@@ -111,15 +111,14 @@ def _ask_index(
     as_json: bool,
 ) -> dict[str, Any]:
     """Answers from the messages of a corpus, found by the words of each question. No sender is loaded."""
-    if not asked:
-        raise DataError("QUESTION: nothing is asked")
+    check_questions(asked)
     indexing = with_extra()
     index = indexing.Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     checkpoint, changes = find_checkpoint(Path(ckpt)), dict(map(parse_override, overrides))
     chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
-    if index.info["text"] == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
+    if index.info.get("text", "none") == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
         raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")
     from latentwire.model.receiver import Receiver
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentwire.cli.answers import check_questions
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, opened
 from latentwire.config.load import parse_override
 from latentwire.core.errors import WireError
@@ -32,8 +33,7 @@ def decode(
 
     Example: latentwire decode story.lw --receiver gemma3-270m --question "Who is the keeper?"
     """
-    from latentwire.model.receiver import Receiver
-
+    check_questions(question)
     changes = dict(map(parse_override, overrides or []))
     out = []
     with opened(file) as stream:
@@ -42,6 +42,8 @@ def decode(
         if first is None:
             raise WireError("no message in it")
         _check(first, ckpt, changes)
+        from latentwire.model.receiver import Receiver
+
         reader = Receiver.from_pretrained(ckpt, receiver, changes)
         for number, wires in enumerate(chain([first], texts), 1):
             (replies,) = reader.answer_batch([wires], [question], max_new_tokens)

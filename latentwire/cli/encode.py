@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, label, text_of
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, codec_of, label, text_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
@@ -41,18 +41,22 @@ def encode(
 
     Example: latentwire encode story.txt --codec int8 -o story.lw
     """
-    from latentwire.wire.codecs import parse_codec
+    from latentwire.checkpoint.index import find_checkpoint
     from latentwire.wire.message import Wire
 
-    if codec is not None:
-        parse_codec(codec)
     if text == "only":
         for name, value in (("--codec", codec), ("--chunk", chunk), ("--override", overrides)):
             if value is not None:
                 raise ConfigError(f"{name}: does nothing with --text only, which sends no latents")
     for name in files or []:
-        if name != "-" and not Path(name).is_file():
+        if name != "-" and not Path(name).exists():
             raise DataError(f"{name}: no such file")
+        if Path(name).is_dir():
+            raise DataError(f"{name}: a folder (latentwire index compresses the texts in one)")
+    if text != "only":
+        folder = find_checkpoint(Path(ckpt))
+        if codec is not None:
+            codec_of(codec, folder)
     if out == "-" and sys.stdout.isatty():
         raise DataError("--out: a message is binary; name a file, or send standard output to one")
     texts = chain.from_iterable(_texts(name, lines) for name in files or ["-"])
@@ -79,15 +83,20 @@ def encode(
 
 def _texts(name: str, lines: bool) -> Iterator[Iterable[str]]:
     """The texts of a file, each in pieces."""
+    pieces = text_of(name)
     if not lines:
-        yield text_of(name)
+        start = ""
+        while not start.strip() and (piece := next(pieces, None)) is not None:
+            start += piece
+        if start.strip():
+            yield chain([start], pieces)
         return
     rest = ""
-    for piece in text_of(name):
+    for piece in pieces:
         *whole, rest = (rest + piece).split("\n")
-        yield from ([line] for line in whole if line.strip())
+        yield from ([line.strip()] for line in whole if line.strip())
     if rest.strip():
-        yield [rest]
+        yield [rest.strip()]
 
 
 def _send(texts: Iterator[Iterable[str]], ckpt: str, overrides: list[str], **how: Any) -> Iterator[Wire]:

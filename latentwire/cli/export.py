@@ -13,7 +13,9 @@ from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json, write_jsonl, write_text
 from latentwire.core.errors import CheckpointError
 from latentwire.report.artifacts import EXPORTED_LOG, LOG
+from latentwire.report.results import checked, read_results
 
+RESULTS, CARD = "eval.json", "README.md"
 HERE = {
     "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),
     "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
@@ -40,30 +42,51 @@ def command(ckpt: str, out_dir: str, results: str | None, data_licence: str | No
     import torch
 
     from latentwire.checkpoint.system import find_checkpoint
-    from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
+    from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
     from latentwire.report.card import model_card
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
-    measured = read_json(Path(results)) if results else None
+    check_target(out, folder)
+    measured = read_results(Path(results)) if results else None
     runs = lineage(folder)
     with atomic_dir(out) as new:
         info = read_info(folder)
         earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
-        info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
+        with checked(folder / INDEX):
+            info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
         save_folder(new, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
+        with checked(Path(results or folder / INDEX)):
+            if measured is not None:
+                made = measured["manifest"]
+                if made.get("checkpoint") != info["files"]:
+                    raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than this one")
+                made |= portable({"config": made["config"], "manifest": made})["manifest"]
+            card = model_card(info, measured)
         if measured is not None:
-            made = measured["manifest"]
-            if made.get("checkpoint") != info["files"]:
-                raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than this one")
-            made |= portable({"config": made["config"], "manifest": made})["manifest"]
-            write_json(new / "eval.json", measured)
+            write_json(new / RESULTS, measured)
         if log := training_log(runs):
             write_jsonl(new / EXPORTED_LOG, log)
-        write_text(new / "README.md", model_card(info, measured))
+        write_text(new / CARD, card)
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
+
+
+def check_target(out: Path, source: Path) -> None:
+    """CheckpointError where an export would take the place of anything but an earlier one."""
+    from latentwire.checkpoint.tensors import INDEX, read_info
+
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CheckpointError(f"--out: {out} is a file; an export is a folder")
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(f"--out: {out} holds the checkpoint that is exported; name another folder")
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    own = {INDEX, CARD, RESULTS, EXPORTED_LOG, *(read_info(out)["files"] if INDEX in there else ())}
+    if foreign := sorted(there - own):
+        raise CheckpointError(f"--out: {out} holds {foreign[0]}, which is no part of an export; name another folder")
 
 
 def lineage(folder: Path) -> list[Path]:

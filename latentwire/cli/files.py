@@ -7,12 +7,16 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
 from latentwire.core.errors import ConfigError, DataError, WireError
+
+if TYPE_CHECKING:
+    from latentwire.wire.codecs import Codec
 
 Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
 Overrides = Annotated[
@@ -45,7 +49,7 @@ def label(name: str) -> str:
 
 def text_of(name: str) -> Iterator[str]:
     """The UTF-8 text of a file or of standard input in pieces, as they come."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     with opened(name) as stream:
         read = getattr(stream, "read1", stream.read)  # what a pipe has now, rather than a full piece
         while block := read(PIECE):
@@ -58,6 +62,17 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
         raise DataError(f"{label(name)}: not a UTF-8 text: {error.reason}") from None
+
+
+def codec_of(spec: str, folder: Path) -> Codec:
+    """The codec of that name; WireError where there is none, or it needs a codebook that a checkpoint does not have."""
+    from latentwire.checkpoint.index import codebooks_of
+    from latentwire.wire.codecs import LearnedCodec, parse_codec
+
+    codec = parse_codec(spec)
+    if isinstance(codec, LearnedCodec) and codec.name not in codebooks_of(folder):
+        raise WireError(f"codec {codec.name}: {folder} has no codebook for it")
+    return codec
 
 
 def with_extra(name: str = "index") -> Any:
@@ -77,6 +92,7 @@ __all__ = [
     "Debug",
     "Json",
     "Overrides",
+    "codec_of",
     "label",
     "opened",
     "text_of",

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, with_extra
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, with_extra
 from latentwire.config.load import parse_override
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, DataError
+from latentwire.data.documents import ROW_FILES, read_documents
 
 
 def index(
@@ -24,8 +25,10 @@ def index(
         Literal["none", "beside"], typer.Option(help="Keep the texts beside their latents, or latents alone.")
     ] = "none",
     lines: Annotated[bool, typer.Option("--lines", help="Every line of a text file is a document.")] = False,
-    text_key: Annotated[str, typer.Option("--text_key", metavar="KEY", help="Key or column of the text.")] = "text",
-    id_key: Annotated[str, typer.Option("--id_key", metavar="KEY", help="Key or column of the id.")] = "id",
+    text_key: Annotated[
+        str | None, typer.Option("--text_key", metavar="KEY", help="Key or column of the text. [text]")
+    ] = None,
+    id_key: Annotated[str | None, typer.Option("--id_key", metavar="KEY", help="Key or column of the id. [id]")] = None,
     engine: Annotated[
         Literal["process", "ray"], typer.Option(help="Encode in this process, or with workers on a Ray cluster.")
     ] = "process",
@@ -47,10 +50,17 @@ def index(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
-    from latentwire.data.documents import read_documents
     from latentwire.model.sender import Sender, default_codec
-    from latentwire.wire.codecs import parse_codec
 
+    if not documents.exists():
+        raise DataError(f"{documents}: no such file or folder")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out: {out} is a file; an index is a folder")
+    rows = documents.suffix.lower() in ROW_FILES
+    if lines and rows:
+        raise ConfigError(f"--lines: every row of {documents} is a document already")
+    if (text_key or id_key) and documents.is_file() and not rows:
+        raise ConfigError(f"{'--text_key' if text_key else '--id_key'}: {documents} is a text, which has no keys")
     build_index = with_extra().build_index
     if workers and engine != "ray":
         raise ConfigError("--workers: only with --engine ray")
@@ -60,7 +70,7 @@ def index(
     config = load_config_of(folder, changes)
     made_with = {
         "sender": sender_fingerprint(folder).hex(),
-        "codec": str(parse_codec(codec) if codec else default_codec(config)),
+        "codec": str(codec_of(codec, folder) if codec else default_codec(config)),
         "text": text,
         "chunk": str(config.data.max_context_tokens),
         "encoder": stable_hash(
@@ -73,7 +83,7 @@ def index(
     started = time.perf_counter()
     with tqdm(unit="document", disable=None) as bar:
         info = build_index(
-            read_documents(documents, lines=lines, text_key=text_key, id_key=id_key),
+            read_documents(documents, lines=lines, text_key=text_key or "text", id_key=id_key or "id"),
             out,
             partial(Sender.from_pretrained, folder.resolve(), changes),
             made_with,
@@ -85,8 +95,9 @@ def index(
     if as_json:
         print(json.dumps(info))
     else:
+        count = info["documents"]
         print(
-            f"{out}: {info['documents']} documents, {info['encoded']} of them encoded now, "
-            f"{info['wire_bytes'] / info['documents']:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
+            f"{out}: {count} document{'s' * (count != 1)}, {info['encoded']} of them encoded now, "
+            f"{info['wire_bytes'] / count:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
         )
     return info

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, codec_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
@@ -37,10 +37,8 @@ def rates(
 
     Example: latentwire rates --ckpt checkpoints/default --data_path squad_dev.json -o docs/wire_rates.json
     """
-    from latentwire.wire.codecs import parse_codec
-
-    for spec in codec or []:
-        parse_codec(spec)
+    if Path(out).suffix == ".png" or Path(out).is_dir():
+        raise DataError(f"--out: {out}: a file for the rows, beside which the plot becomes a .png")
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
@@ -51,6 +49,8 @@ def rates(
     from latentwire.report.rates import plot
 
     folder, path = find_checkpoint(Path(ckpt)), Path(out)
+    for spec in codec or []:
+        codec_of(spec, folder)
     changes = dict(map(parse_override, overrides or [])) | {"evaluation.samples": samples}
     config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
     passages = load_passages(config.data, "validation", samples)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import click
 
 HERE = Path(__file__).resolve().parents[2]
-ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path()
+ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path.cwd()
 """The checkout that has checkpoints, configurations and examples, or the working directory where there is none."""
 DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
 CHECKPOINT = "Checkpoint, a run's folder (its last one), or ORG/NAME[@REVISION] on the Hub."

@@ -7,8 +7,8 @@ import glob
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,22 +32,35 @@ def _one_line(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it, which then takes its place."""
+    """Write a file through a temporary one beside it, which then takes its place and keeps who may read it.
+
+    What a link leads to is written, not the link; a pipe or a device, which nothing can take the place of, as it is.
+    """
     path = Path(path)
     with _one_line(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = _beside(path, "new")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
+                if path.exists():
+                    os.chmod(temporary, path.stat().st_mode)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
-                os.unlink(name)
+                temporary.unlink()
             raise
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A hidden name beside a path that nothing has yet."""
+    return path.parent / f".{path.name}.{kind}-{secrets.token_hex(4)}"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -80,7 +93,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise LatentWireError(f"{path}: could not be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LatentWireError(f"{path}: not valid JSON: {error}") from error
 
 
@@ -102,7 +115,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate([*lines, last], 1):
         try:
             row = json.loads(line) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number > len(lines):
                 break
             raise LatentWireError(f"{path}: line {number}: not valid JSON: {error}") from error
@@ -148,11 +161,11 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     with _one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path, "new")
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
+        temporary = _beside(path, "new")
+        temporary.mkdir()
     try:
         with _one_line(path):
             yield temporary
-            os.chmod(temporary, 0o755)
             if not path.exists():
                 os.replace(temporary, path)
             elif not _exchange(temporary, path):
@@ -174,7 +187,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+    old = _beside(path, "old")
+    old.mkdir()
     os.replace(path, old / path.name)
     try:
         os.replace(temporary, path)

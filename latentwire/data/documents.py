@@ -12,6 +12,9 @@ from latentwire.core.errors import DataError
 
 TEXT_FILES = (".txt", ".md", ".rst")
 """Files of a folder that are taken as texts."""
+JSON_FILES = (".jsonl", ".ndjson")
+ROW_FILES = (*JSON_FILES, ".parquet")
+"""Files of which every row is a document."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def read_documents(
     else:
         raise DataError(f"{path}: no such file or folder")
     for file, name in named:
-        if file.suffix.lower() in (".jsonl", ".ndjson"):
+        if file.suffix.lower() in JSON_FILES:
             found = _of_rows(file, _json_lines(file), text_key, id_key)
         elif file.suffix.lower() == ".parquet":
             found = _of_rows(file, _parquet_rows(file, text_key, id_key), text_key, id_key)
@@ -53,7 +56,7 @@ def read_documents(
 
 def _text_lines(file: Path) -> Iterator[str]:
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             yield from stream
     except OSError as error:
         raise DataError(f"{file}: could not be read: {error.strerror or error}") from error
@@ -66,7 +69,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{file}: row {number}: not valid JSON: {error}") from None
 
 

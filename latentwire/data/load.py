@@ -61,7 +61,7 @@ def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{key}: {path}: not a readable JSON file: {error}") from None
     dataset = config.dataset
     try:

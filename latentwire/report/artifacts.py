@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from latentwire.core.atomic import read_json, read_jsonl
 from latentwire.core.errors import LatentWireError
 from latentwire.report.ablation import FAILED, PLAN
-from latentwire.report.compare import read_results
+from latentwire.report.results import checked, read_results
 
 NOT_STARTED = "not started"
 LOG, EXPORTED_LOG = "diagnostics.jsonl", "training.jsonl"
@@ -126,14 +125,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LatentWireError(f"{path}: not a JSON object")
     return value
-
-
-@contextmanager
-def checked(path: Path) -> Iterator[None]:
-    """One clear line, with the file's name, where what is read inside is not in the form that a run writes."""
-    try:
-        yield
-    except KeyError as error:
-        raise LatentWireError(f"{path}: {error} is missing in it") from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise LatentWireError(f"{path}: not in the form that a run writes: {error}") from error

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json
 from latentwire.core.errors import LatentWireError
+from latentwire.report.results import checked, read_results
 
 BASELINES = ("text_tuned", "text")
 """In this order: a receiver with LoRA is compared with the text read with a LoRA tuned on the same data."""
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """An eval.json of the schema that this version writes."""
-    results = read_json(path)
-    if not isinstance(results, dict) or results.get("schema") != 1 or "receivers" not in results:
-        raise LatentWireError(f"{path}: not an eval.json of schema 1")
-    return results
 
 
 def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
@@ -26,16 +18,17 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
     LatentWireError where the files measure different questions, have no receiver in common, or lack a mode.
     """
     a, b = read_results(latent), read_results(text)
-    for key in ("dataset", "samples"):
-        if a[key] != b[key]:
-            raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")
-    asked = [results["manifest"].get("data") for results in (a, b)]  # older files do not say
-    if None not in asked and asked[0] != asked[1]:
-        raise LatentWireError(f"{text}: other questions were asked than in {latent}")
-    shared = [name for name in a["receivers"] if name in b["receivers"]]
-    if not shared:
-        raise LatentWireError(f"{text}: has none of the receivers of {latent} ({', '.join(a['receivers'])})")
-    return [_row(name, a["receivers"][name], b["receivers"][name], latent, text) for name in shared]
+    with checked(latent if latent == text else Path(f"{latent} or {text}")):
+        for key in ("dataset", "samples"):
+            if a[key] != b[key]:
+                raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")
+        asked = [results["manifest"].get("data") for results in (a, b)]  # older files do not say
+        if None not in asked and asked[0] != asked[1]:
+            raise LatentWireError(f"{text}: other questions were asked than in {latent}")
+        shared = [name for name in a["receivers"] if name in b["receivers"]]
+        if not shared:
+            raise LatentWireError(f"{text}: has none of the receivers of {latent} ({', '.join(a['receivers'])})")
+        return [_row(name, a["receivers"][name], b["receivers"][name], latent, text) for name in shared]
 
 
 def baselines_for(latent: dict[str, Any]) -> tuple[str, ...]:

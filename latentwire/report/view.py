@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from latentwire.report.artifacts import RunFiles, answers_in, checked
+from latentwire.report.artifacts import RunFiles, answers_in
 from latentwire.report.card import MODES, mode_label
 from latentwire.report.compare import baseline_of
+from latentwire.report.results import checked
 
 TIMES = ("encode", "prefill", "first_token", "answer")
 BYTES = ("wire", "utf8", "zstd", "packed_ids", "lm_bytes")

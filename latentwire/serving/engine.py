@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.config import resolve_receivers
-from latentwire.core.errors import CheckpointError, LatentWireError
+from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
 from latentwire.serving.batching import Batcher
@@ -166,6 +166,8 @@ def ends_of(
     """
     folder = find_checkpoint(Path(ckpt))
     known = list(resolve_receivers(load_config_of(folder, changes).model))
+    if names and role == "sender":
+        raise ConfigError("--receiver: does nothing with --role sender, which loads none")
     for name in names or []:
         if name not in known:
             raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(known)})")

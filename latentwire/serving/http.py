@@ -6,18 +6,19 @@ import asyncio
 import io
 import json
 import logging
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -37,11 +38,21 @@ MESSAGES = "application/octet-stream"
 FAILED = "the service failed at this request; its log says more"
 
 
+def _of_base64(text: Any) -> bytes:
+    """The bytes behind base64, which may be broken into lines; ValueError for anything else in it."""
+    if not isinstance(text, str):
+        raise ValueError("not a string")
+    return b64decode("".join(text.split()), validate=True)
+
+
+Base64 = Annotated[bytes, BeforeValidator(_of_base64, json_schema_input_type=str)]
+
+
 class Questions(BaseModel):
     """Questions on one text, given by its messages."""
 
     model_config = ConfigDict(extra="forbid")
-    wire: Base64Bytes = Field(description="The text's messages, one behind the other, in base64.")
+    wire: Base64 = Field(description="The text's messages, one behind the other, in base64.")
     questions: list[str] = Field(min_length=1)
     receiver: str | None = Field(None, description="May be left out where the service has one receiver.")
     max_new_tokens: int = Field(24, ge=1)
@@ -51,6 +62,8 @@ class Questions(BaseModel):
     @classmethod
     def _unicode(cls, questions: list[str]) -> list[str]:
         for question in questions:
+            if not question.strip():
+                raise ValueError("nothing is asked")
             question.encode()  # JSON can escape half a character, which is a ValueError here
         return questions
 
@@ -113,8 +126,10 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
                 content = (await request.body()).decode()
             except UnicodeDecodeError as error:
                 raise HTTPException(400, f"the body is not a UTF-8 text: {error.reason}") from None
-            if not content:
+            if not content.strip():
                 raise HTTPException(400, "the text is empty")
+            for name in set(request.query_params) - {"codec", "text"}:
+                raise HTTPException(422, f"{name}: there is no such parameter")
             job = engine.encode(content, task)
             try:
                 wires = await _while_there(request, asyncio.wrap_future(job))
@@ -253,7 +268,7 @@ def _hex(fingerprint: bytes | None) -> str | None:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
+    where = "" if first["type"] == "json_invalid" else ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse({"error": f"{where or 'body'}: {first['msg']}"}, 422)
 
 

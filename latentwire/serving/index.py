@@ -19,7 +19,7 @@ import pyarrow
 from pyarrow import parquet
 
 from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
-from latentwire.core.errors import DataError, ModelError
+from latentwire.core.errors import DataError, ModelError, WireError
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
@@ -236,10 +236,12 @@ class Index:
         if not (self.folder / INDEX).is_file():
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
         self.info: dict[str, Any] = read_json(self.folder / INDEX)
+        if not isinstance(self.info, dict) or not {"documents", "sender"} <= self.info.keys():
+            raise DataError(f"{self.folder / INDEX}: not that of an index")
         try:
             self._statistics = bm25s.BM25.load(self.folder / "bm25", mmap=True, show_progress=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{folder}: its word statistics could not be read: {error}") from error
+        except Exception as error:  # whatever may stand in these files in place of what the package wrote
+            raise DataError(f"{self.folder / 'bm25'}: its word statistics could not be read: {error}") from error
 
     def __len__(self) -> int:
         return int(self.info["documents"])
@@ -261,10 +263,14 @@ class Index:
         path = _part(self.folder, part)
         try:
             group = parquet.ParquetFile(path).read_row_group(row // GROUP, ["id", "wire"])
-        except (OSError, pyarrow.ArrowException) as error:
+            name, data = (group[column][row % GROUP].as_py() for column in ("id", "wire"))
+        except (OSError, LookupError, pyarrow.ArrowException) as error:
             raise DataError(f"{path}: could not be read: {str(error).splitlines()[0]}") from error
-        (message,) = read_texts(io.BytesIO(group["wire"][row % GROUP].as_py()))
-        return group["id"][row % GROUP].as_py(), message
+        try:
+            (message,) = read_texts(io.BytesIO(data))
+        except (TypeError, ValueError, WireError) as error:
+            raise DataError(f"{path}: document {name!r}: not the messages of one text: {error}") from error
+        return name, message
 
 
 def answer_from(

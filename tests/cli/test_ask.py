@@ -129,7 +129,9 @@ def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
     [
         (["ask", "gone.txt", "?"], "gone.txt: could not be read"),
         (["ask", "empty.txt", "?"], "empty.txt: no text in it"),
+        (["ask", "blank.txt", "?"], "blank.txt: no text in it"),
         (["ask", "story.txt"], "QUESTION: nothing is asked"),
+        (["ask", "story.txt", " "], "QUESTION: nothing is asked"),
         (["ask", "story.txt", "?", "--documents", "2"], "--documents: only with --index"),
         (["ask", "?", "--index", "x", "--no-text"], "--no-text: does nothing with --index"),
         (["ask", "story.txt", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
@@ -149,6 +151,7 @@ def test_a_mistake_ends_in_one_line(
 ) -> None:
     monkeypatch.chdir(story.parent)
     (story.parent / "empty.txt").touch()
+    (story.parent / "blank.txt").write_text(" \n")
     ckpt = [] if "--ckpt" in words else ["--ckpt", str(models / "run")]
     assert message in fails(latentwire, [*words, *ckpt], capsys)
 

@@ -436,7 +436,34 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     (tmp_path / "other.json").write_text(json.dumps(measured))
     wrong = fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
     assert "the evaluation of another checkpoint" in wrong
+    for text in (
+        "[]",
+        "{}",
+        '{"schema": 1, "receivers": {}}',
+        '{"schema": 1, "receivers": {}, "manifest": {"config": null}}',
+    ):
+        (tmp_path / "other.json").write_text(text)
+        assert "other.json: " in fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
     assert (out / "README.md").read_text() == card  # and the export that was there is whole
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_alone(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli.export import main as export_main
+
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(models / "run", run)
+    for _ in range(2):
+        export_main(["--ckpt", str(run), "--out_dir", str(out)])
+    (out / "thesis").mkdir()
+    (out / "thesis" / "one.txt").write_text("years")
+    wrong = fails(export_main, ["--ckpt", str(run), "--out_dir", str(out)], capsys)
+    assert "holds thesis/one.txt, which is no part of an export" in wrong and (out / "thesis" / "one.txt").is_file()
+    for target in (run, run / "last", tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        wrong = fails(export_main, ["--ckpt", str(run), "--out_dir", str(target)], capsys)
+        assert "holds the checkpoint that is exported" in wrong and sorted(tmp_path.rglob("*")) == before
 
 
 def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(

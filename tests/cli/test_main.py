@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,16 @@ def test_every_line_may_be_a_text(
     assert latentwire(["encode", *[str(tmp_path / "lines.txt")] * 2, *words])["messages"] == 2
 
 
+def test_a_pipe_is_a_text_like_any_other(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(b"\xef\xbb\xbf Mira sings. \r\n\n Jon\n"))
+    writer.start()
+    latentwire(["encode", str(tmp_path / "pipe"), "--lines", "--text", "only", "-o", str(tmp_path / "out.lw")])
+    writer.join(10)
+    with open(tmp_path / "out.lw", "rb") as stream:
+        assert [[wire.text for wire in wires] for wires in read_texts(stream)] == [["Mira sings."], ["Jon"]]
+
+
 def test_text_alone_needs_no_checkpoint_and_answers_say_what_was_read(
     models: Path, trained: dict[str, Any], story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +149,20 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["encode", "gone.txt"], "gone.txt: no such file"),
         (["encode", __file__, "--codec", "int5", "-o", "x.lw"], "codec 'int5' is unknown"),
         (["encode", __file__, "--ckpt", "gone", "-o", "x.lw"], "gone: no checkpoint there"),
-        (["encode", "{empty}", "--text", "only", "-o", "x.lw"], "the text is empty"),
+        (["encode", "{empty}", "--text", "only", "-o", "x.lw"], "empty: no text in it"),
+        (["encode", "{blank}", "--text", "only", "-o", "x.lw"], "blank: no text in it"),
+        (["encode", ".", "-o", "x.lw"], ".: a folder (latentwire index compresses"),
+        (["encode", __file__, "--codec", "rvq", "-o", "x.lw"], "has no codebook for it"),
+        (["rates", "--codec", "fsq"], "has no codebook for it"),
+        (["rates", "-o", "rows.png"], "--out: rows.png: a file for the rows"),
+        (["index", "gone.txt", "-o", "x"], "gone.txt: no such file or folder"),
+        (["index", "{text}", "-o", "{text}"], "--out: text is a file"),
+        (["index", "{text}", "-o", "x", "--id_key", "n"], "--id_key: text is a text, which has no keys"),
+        (["index", "{rows}", "-o", "x", "--lines"], "--lines: every row of rows.jsonl is a document already"),
+        (["index", "{text}", "-o", "x", "--codec", "rvq"], "has no codebook for it"),
+        (["serve", "--role", "sender", "--receiver", "a"], "--receiver: does nothing with --role sender"),
+        (["export", "--ckpt", str(ROOT / "checkpoints" / "default"), "--out", "{text}"], "--out: text is a file"),
+        (["decode", "{text}", "--receiver", "a", "--question", " "], "QUESTION: nothing is asked"),
         (["encode", "{binary}", "--text", "only", "-o", "x.lw"], "not a UTF-8 text"),
         (["encode", "--text", "both"], "'both' is not one of"),
         (["encode", __file__, "--text", "only", "--codec", "int8", "-o", "x.lw"], "--codec: does nothing with"),
@@ -156,10 +180,17 @@ def test_a_mistake_ends_in_one_line(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, data in {"empty": b"", "binary": b"a\xff", "text": Wire.of(text="a").to_bytes()}.items():
+    files = {
+        "empty": b"",
+        "blank": b"\xef\xbb\xbf \n",
+        "binary": b"a\xff",
+        "text": Wire.of(text="a").to_bytes(),
+        "rows.jsonl": b"",
+    }
+    for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     before = sorted(tmp_path.iterdir())
-    line = fails(latentwire, [word.format(empty="empty", binary="binary", text="text") for word in words], capsys)
+    line = fails(latentwire, [word.format(**{Path(name).stem: name for name in files}) for word in words], capsys)
     assert message in line
     assert sorted(tmp_path.iterdir()) == before
 

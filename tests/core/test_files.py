@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.core import atomic
-from latentwire.core.atomic import append_jsonl, atomic_dir, read_json, read_jsonl, write_json, write_jsonl
+from latentwire.core.atomic import append_jsonl, atomic_dir, read_json, read_jsonl, write_bytes, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
 from latentwire.core.manifest import run_manifest
 
@@ -27,6 +27,33 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert os.listdir(tmp_path) == ["eval.json"]
+
+
+def test_a_link_leads_to_what_is_written_and_a_file_keeps_who_may_read_it(tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(b"old")
+    (tmp_path / "private").chmod(0o600)
+    (tmp_path / "link").symlink_to("private")
+    write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "private").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o077)
+    try:
+        write_bytes(tmp_path / "fresh", b"new")
+        with atomic_dir(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("fresh", "folder")] == [0o600, 0o700]
+
+
+def test_a_pipe_gets_what_is_written_and_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_bytes(tmp_path / "pipe", b"message")
+    reader.join(10)
+    assert got == [b"message"] and (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -107,6 +134,14 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
         (folder / "x").write_text("new")
     assert (tmp_path / "c" / "x").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_json_that_is_nested_too_deep_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    for read, name in ((read_json, "deep.json"), (read_jsonl, "deep.jsonl")):
+        with pytest.raises(LatentWireError, match=rf"{name}: .*not valid JSON"):
+            read(tmp_path / name)
 
 
 def test_a_json_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:

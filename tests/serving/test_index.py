@@ -167,6 +167,33 @@ def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> 
 # ---- documents ----------------------------------------------------------------------------------------------------
 
 
+def test_a_damaged_index_is_named(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+
+    def damaged(file: str, content: bytes, found: str) -> None:
+        build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+        kept = (out / file).read_bytes()
+        (out / file).write_bytes(content)
+        with pytest.raises(DataError, match=found):
+            Index(out).search("lamps", 6)
+        (out / file).write_bytes(kept)
+        assert len(Index(out).search("lamps", 6)) == 6
+
+    def changed(column: str, values: list[Any] | None) -> bytes:
+        table = parquet.read_table(out / "wires" / "00000.parquet")
+        table = table.drop([column]) if values is None else table.set_column(3, column, [values])
+        parquet.write_table(table, tmp_path / "t.parquet", row_group_size=3)
+        return (tmp_path / "t.parquet").read_bytes()
+
+    damaged("index.json", b"[]", r"index\.json: not that of an index")
+    damaged("index.json", b"{}", r"index\.json: not that of an index")
+    damaged("bm25/vocab.index.json", b"[1]", "bm25: its word statistics could not be read")
+    damaged("wires/00000.parquet", b"PAR1", r"00000\.parquet: could not be read")
+    damaged("wires/00000.parquet", changed("wire", None), r"00000\.parquet: could not be read")
+    damaged("wires/00000.parquet", changed("wire", [b"junk"] * 4), r"00000\.parquet: document 'd\d': not the messages")
+    damaged("wires/00000.parquet", changed("wire", [b""] * 4), r"00000\.parquet: document 'd\d': not the messages")
+
+
 def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     (folder / "deep").mkdir(parents=True)
