@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -59,11 +59,13 @@ def encode(
             codec_of(codec, folder)
     if out == "-" and sys.stdout.isatty():
         raise DataError("--out: a message is binary; name a file, or send standard output to one")
-    texts = chain.from_iterable(_texts(name, lines) for name in files or ["-"])
+    names = files or ["-"]
     if text == "only":
+        read: Callable[[str], Iterator[Sequence[Iterable[str]]]] = _lines if lines else _whole
+        texts = chain.from_iterable(together for name in names for together in read(name))
         wires: Iterator[Wire] = (Wire.of(text="".join(pieces)) for pieces in texts)
     else:
-        wires = _send(texts, ckpt, overrides or [], codec=codec, with_text=text == "beside", chunk=chunk)
+        wires = _send(names, lines, ckpt, overrides or [], codec=codec, with_text=text == "beside", chunk=chunk)
     counts = {"messages": 0, "bytes": 0}
     written = []
     for data in (wire.to_bytes() for wire in wires):
@@ -74,34 +76,40 @@ def encode(
         else:
             written.append(data)
     if not counts["messages"]:
-        raise DataError(f"{', '.join(map(label, files or ['-']))}: no text in it")
+        raise DataError(f"{', '.join(map(label, names))}: no text in it")
     if out != "-":
         write_bytes(out, b"".join(written))
         print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts
 
 
-def _texts(name: str, lines: bool) -> Iterator[Iterable[str]]:
-    """The texts of a file, each in pieces."""
+def _whole(name: str) -> Iterator[list[Iterable[str]]]:
+    """The text of a file, in pieces, if there is any."""
     pieces = text_of(name)
-    if not lines:
-        start = ""
-        while not start.strip() and (piece := next(pieces, None)) is not None:
-            start += piece
-        if start.strip():
-            yield chain([start], pieces)
-        return
+    start = ""
+    while not start.strip() and (piece := next(pieces, None)) is not None:
+        start += piece
+    if start.strip():
+        yield [chain([start], pieces)]
+
+
+def _lines(name: str) -> Iterator[list[str]]:
+    """The lines of a file, those together that came together."""
     rest = ""
-    for piece in pieces:
+    for piece in text_of(name):
         *whole, rest = (rest + piece).split("\n")
-        yield from ([line.strip()] for line in whole if line.strip())
-    if rest.strip():
-        yield [rest.strip()]
+        yield [line.strip() for line in whole if line.strip()]
+    yield [rest.strip()] if rest.strip() else []
 
 
-def _send(texts: Iterator[Iterable[str]], ckpt: str, overrides: list[str], **how: Any) -> Iterator[Wire]:
+def _send(names: Sequence[str], lines: bool, ckpt: str, overrides: list[str], **how: Any) -> Iterator[Wire]:
     from latentwire.model.sender import Sender
 
     sender = Sender.from_pretrained(ckpt, dict(map(parse_override, overrides)))
-    for pieces in texts:
-        yield from sender.encode_stream(pieces, **how)
+    for name in names:
+        if lines:
+            for together in _lines(name):
+                yield from chain.from_iterable(sender.encode_long(together, **how))
+        else:
+            for (pieces,) in _whole(name):
+                yield from sender.encode_stream(pieces, **how)

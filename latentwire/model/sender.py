@@ -142,11 +142,16 @@ class Sender:
             yield from self.messages([self.prepare(text)], codec, with_text=with_text, more=[bool(ahead)])
 
     def encode_long(
-        self, texts: Sequence[str], codec: str | Codec | None = None, *, with_text: bool = False
+        self,
+        texts: Sequence[str],
+        codec: str | Codec | None = None,
+        *,
+        with_text: bool = False,
+        chunk: int | None = None,
     ) -> list[list[Wire]]:
-        """The messages of each of several texts of any length, all chunks of all texts encoded in batches."""
+        """`encode_stream` for each of several texts, all chunks of all texts encoded in batches."""
         tokens = self.encoder.source.tokenize_with_offsets
-        chunks = [list(split_text([text], self.chunk, lambda part: tokens(part)[1])) for text in texts]
+        chunks = [list(split_text([text], chunk or self.chunk, lambda part: tokens(part)[1])) for text in texts]
         prepared = [self.prepare(part) for parts in chunks for part in parts]
         more = [n < len(parts) for parts in chunks for n in range(1, len(parts) + 1)]
         wires = iter(self.messages(prepared, codec, with_text=with_text, more=more))
