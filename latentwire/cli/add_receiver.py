@@ -19,7 +19,7 @@ from latentwire.core.errors import ConfigError
 def add_receiver(
     name: Annotated[str, typer.Option(metavar="NAME", help="What the receiver is to be called.")],
     model: Annotated[str, typer.Option(metavar="ID", help="Built-in alias, Hub id, local folder or .gguf file.")],
-    out_dir: Annotated[str, typer.Option("--out_dir", "--out", metavar="DIR", help="The run's folder.")],
+    out_dir: Annotated[str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="The run's folder.")],
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     dataset: Annotated[
         Literal["squad", "squad_v2", "hotpot", "facts"] | None, typer.Option(help="Default: as the others.")

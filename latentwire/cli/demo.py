@@ -21,7 +21,7 @@ SHOWN = 3
     "--data_path", default=str(ROOT / "examples" / "questions.json"), metavar="FILE", help="Held-out SQuAD-format file."
 )
 @click.option("--samples", default=100, type=click.IntRange(1), help="Questions in the table.")
-@click.option("--out_dir", "--out", "out_dir", default="runs/demo", metavar="DIR", help="Where results go.")
+@click.option("-o", "--out_dir", "--out", "out_dir", default="runs/demo", metavar="DIR", help="Where results go.")
 @click.option("--train/--no_train", default=True, help="Also train a short run on invented facts.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, debug: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, codec_of, label, text_of
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, label, text_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
@@ -34,6 +35,7 @@ def encode(
     chunk: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="Most tokens in a message; default: as in training.")
     ] = None,
+    as_json: Json = False,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> dict[str, int]:
@@ -57,6 +59,8 @@ def encode(
         folder = find_checkpoint(Path(ckpt))
         if codec is not None:
             codec_of(codec, folder)
+    if out == "-" and as_json:
+        raise DataError("--json: standard output is where the message goes; name a file with --out")
     if out == "-" and sys.stdout.isatty():
         raise DataError("--out: a message is binary; name a file, or send standard output to one")
     names = files or ["-"]
@@ -79,6 +83,9 @@ def encode(
         raise DataError(f"{', '.join(map(label, names))}: no text in it")
     if out != "-":
         write_bytes(out, b"".join(written))
+        if as_json:
+            print(json.dumps(counts))
+            return counts
         print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts
 

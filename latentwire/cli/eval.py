@@ -23,7 +23,12 @@ from latentwire.core.errors import ConfigError
 )
 @click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
 @click.option(
-    "--out_dir", "--out", "out_dir", metavar="DIR", help="Where the results go; default: the folder given as --ckpt."
+    "-o",
+    "--out_dir",
+    "--out",
+    "out_dir",
+    metavar="DIR",
+    help="Where the results go; default: the folder given as --ckpt.",
 )
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
 @click.option("--receivers", "--receiver", "receivers", metavar="A,B", help="Only these receivers of the checkpoint.")

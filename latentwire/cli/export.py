@@ -25,7 +25,9 @@ HERE = {
 
 @click.command(name="latentwire.cli.export")
 @click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
-@click.option("--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes.")
+@click.option(
+    "-o", "--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes."
+)
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
 @click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

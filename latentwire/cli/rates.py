@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, codec_of
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
 from latentwire.config.load import parse_override
-from latentwire.core.atomic import read_json, write_bytes, write_json
+from latentwire.core.atomic import dump_json, read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import git_state
 
@@ -27,6 +27,7 @@ def rates(
         bool, typer.Option("--lm_bytes", help="Also the lossless limit of the model that encoder.model names.")
     ] = False,
     out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="Where the rows go.")] = "wire_rates.json",
+    as_json: Json = False,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> list[dict[str, Any]]:
@@ -80,9 +81,12 @@ def rates(
                 (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
             )
             rows.append(row | {"float_f1": float_f1, "command": command, "commit": git and git["commit"]} | same)
-            print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")
+            if not as_json:
+                print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")
         write_json(path, others + rows)
     write_bytes(path.with_suffix(".png"), plot(rows))
+    if as_json:
+        print(dump_json(rows), end="")
     return rows
 
 

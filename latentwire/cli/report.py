@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.files import Debug
+from latentwire.cli.files import Debug, Json
+from latentwire.core.atomic import dump_json
 
 
 def report(
@@ -16,6 +17,7 @@ def report(
         Path | None,
         typer.Option("-o", "--out", metavar="DIR", help="Where it goes; default: RUN itself, or ./report for several."),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, str]:
     """Write report.html, one page that needs nothing else, and report.md. No model is loaded.
@@ -25,5 +27,8 @@ def report(
     from latentwire.report.page import write_report
 
     written = write_report(runs, out or (runs[0] if len(runs) == 1 else Path("report")))
-    print(f"report: {written['html']} and {written['markdown']}")
+    if as_json:
+        print(dump_json(written), end="")
+    else:
+        print(f"report: {written['html']} and {written['markdown']}")
     return written

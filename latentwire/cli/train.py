@@ -32,7 +32,12 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
 @click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
 @click.option("--tag", metavar="NAME", help="Added to the run's name.")
 @click.option(
-    "--out_dir", "--out", "out_dir", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>."
+    "-o",
+    "--out_dir",
+    "--out",
+    "out_dir",
+    metavar="DIR",
+    help="The run's folder; default: <checkpoint.runs_dir>/<name>.",
 )
 @click.option("--stages", metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")

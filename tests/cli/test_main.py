@@ -58,6 +58,9 @@ def test_a_text_goes_through_files(
     counts = latentwire(["encode", str(story), "--ckpt", str(models / "run"), "--codec", "int8", "-o", str(out)])
     assert counts == {"messages": 1, "bytes": out.stat().st_size}
     assert f"{out}: 1 message, {counts['bytes']} bytes" in capsys.readouterr().out
+    words = ["encode", str(story), "--ckpt", str(models / "run"), "--codec", "int8", "--json"]
+    assert latentwire([*words, "-o", str(out)]) == counts == json.loads(capsys.readouterr().out)
+    assert "--json: standard output is where the message goes" in fails(latentwire, words, capsys)
 
     rows = latentwire(["inspect", str(out), "--json"])
     assert json.loads(capsys.readouterr().out) == rows

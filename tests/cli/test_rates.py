@@ -81,7 +81,8 @@ def test_rates_are_written_and_gone_on_with(
     assert frozen[-1]["command"].endswith("--override features.use_lora=false --codec fp16")
     assert all("--lm_bytes" in row["command"].split() for row in limits)
     monkeypatch.setattr(system, "load_checkpoint", None)  # what is known needs no model
-    assert latentwire(words) == rows
+    capsys.readouterr()
+    assert latentwire([*words, "--json"]) == rows == json.loads(capsys.readouterr().out)
     out.write_text('{"schema": 1}')
     with pytest.raises(DataError, match="not a list of rows"):
         latentwire(words)

@@ -58,6 +58,11 @@ def page(*folders: Path, out: Path) -> Page:
     return Page((out / "report.html").read_text(encoding="utf-8"))
 
 
+def test_json_names_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = latentwire(["report", str(run_folder(tmp_path / "one")), "--json"])
+    assert json.loads(capsys.readouterr().out) == written and Path(written["html"]).is_file()
+
+
 def test_every_section_is_there_and_holds_the_figures(tmp_path: Path) -> None:
     made = page(run_folder(tmp_path / "one"), out=tmp_path)
     assert not made.open
