@@ -156,8 +156,12 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
 
 
 def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
+    import torch
+
     started = time.perf_counter()
     out = call()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     parts[name] = time.perf_counter() - started
     return out
 

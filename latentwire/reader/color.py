@@ -45,7 +45,8 @@ class Color(nn.Module):
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """vectors: (batch, M, d), of which mask (batch, M) tells the real ones."""
         if torch.is_grad_enabled():
-            self._follow(vectors.detach()[mask])
+            rows = vectors.detach()[mask]
+            self._follow(rows[rows.isfinite().all(1)])
         centred = vectors - self.mean
         if self.full:
             white = torch.linalg.solve_triangular(self.root, centred.flatten(0, -2).T, upper=False)
@@ -54,6 +55,8 @@ class Color(nn.Module):
 
     @torch.no_grad()
     def _follow(self, rows: Tensor) -> None:
+        if not len(rows):  # of a step that will be skipped: what it leaves here would stay
+            return
         before = self.root @ self.root.T if self.full else self.root.pow(2)
         self.root.copy_(self._root_of(before.lerp(self._spread(rows, SHRINKAGE), MOMENTUM)))
         self.mean.lerp_(rows.mean(0), MOMENTUM)

@@ -49,7 +49,8 @@ class Material:
     def for_closed_form(self) -> Iterator[Prepared]:
         """Training passages and plain text in turn, up to closed_form.passages."""
         left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
-        known, plain = iter(self.prepared), iter(self.texts)
+        asked = {sent.text for sent, _ in self.prepared}  # with data.cloze the same texts may be both
+        known, plain = iter(self.prepared), (text for text in self.texts if text not in asked)
         while left > 0:
             before = left
             for prepared in (next(known, None), self._next_plain(plain)):

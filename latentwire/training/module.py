@@ -64,7 +64,7 @@ POOL = 16
 """Batches whose members are sorted by length together."""
 
 
-def shuffled(lengths: Sequence[int], batch_size: int, index: int, seed: int) -> tuple[list[int], random.Random]:
+def shuffled(lengths: Sequence[int], batch_size: int, index: int, seed: str) -> tuple[list[int], random.Random]:
     """Members of the index-th batch when items are shuffled anew each epoch, and a generator for the batch's draws.
 
     Batches hold items of similar length (`lengths`: any measure of an item's cost), so that little is padded: within
@@ -77,7 +77,7 @@ def shuffled(lengths: Sequence[int], batch_size: int, index: int, seed: int) -> 
 
 
 @lru_cache(maxsize=4)
-def _epoch(lengths: tuple[int, ...], size: int, epoch: int, seed: int) -> list[list[int]]:
+def _epoch(lengths: tuple[int, ...], size: int, epoch: int, seed: str) -> list[list[int]]:
     rng = random.Random(f"order-{seed}-{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths) // size * size)
     batches: list[list[int]] = []

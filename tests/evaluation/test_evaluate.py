@@ -128,3 +128,23 @@ def test_the_lossless_limit_is_the_log_loss_of_the_whole_model(family: str) -> N
         expected.append(math.ceil(float(loss) * (ids.shape[1] - 1) / math.log(2) / 8))
     assert lm_bytes(lm, texts) == expected
     assert lm_bytes(tiny_lm(family, seed=1), texts) != expected
+
+
+@torch.no_grad()
+def test_the_likelihood_is_that_of_the_answer_alone_in_nats_a_token() -> None:
+    """By hand, one answer at a time without padding; what ends an answer is not scored."""
+    config = small_config(evaluation=SMALL | {"latency_samples": 0, "modes": ["text"]})
+    system, passages = small_system(config, ("llama",)), small_passages(2)
+    receiver = system.receivers["a"]
+    nats, tokens = [], []
+    for passage in passages:
+        for question in passage.questions:
+            answer = receiver.prompt.gold(question.answers[0])
+            before = [*system.prepare(passage)[1]["a"].ids, *receiver.prompt.tail(question.text)]
+            logits = receiver.lm.model(torch.tensor([[*before, *answer]])).logits[0, len(before) - 1 : -1].float()
+            nats.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")))
+            tokens.append(len(answer))
+            assert receiver.prompt.answer(question.answers[0])[: len(answer)] == answer
+    results, _ = evaluate(system, passages, config, quiet=True)
+    assert results["receivers"]["a"]["text"]["nll_per_token"] == pytest.approx(sum(nats) / sum(tokens), rel=1e-4)
+    assert len(set(tokens)) > 1  # else a mean of ratios would be the same

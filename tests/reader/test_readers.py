@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentwire.backbone.anatomy import describe
+from latentwire.backbone.rotary import rotate
 from latentwire.core.errors import ModelError
 from latentwire.model.system import LatentWire
 from latentwire.reader.base import left_align
@@ -21,6 +22,17 @@ def test_interleaved_heads_take_every_phase_and_strided_heads_the_last() -> None
     anatomy = tiny_lm("llama").anatomy
     assert phase_table(anatomy, 4, "interleaved").tolist() == [[0, 1], [2, 3], [0, 1]]
     assert phase_table(anatomy, 4, "strided").unique().tolist() == [3]
+
+
+def test_what_is_not_finite_leaves_no_trace_in_the_colour() -> None:
+    color = Color(torch.randn(64, 4), full=True)
+    before = {name: buffer.clone() for name, buffer in color.named_buffers()}
+    rows = torch.randn(2, 3, 4)
+    color(torch.full_like(rows, float("nan")), torch.ones(2, 3, dtype=torch.bool))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in color.named_buffers())
+    rows[0, 0] = float("inf")
+    color(rows, torch.ones(2, 3, dtype=torch.bool))
+    assert color.mean.isfinite().all() and not torch.equal(color.mean, before["mean"])
 
 
 def test_left_align_puts_the_head_before_the_body_and_pads_on_the_left() -> None:
@@ -83,6 +95,32 @@ def test_text_between_head_and_latents_is_read_as_in_a_text(family: str, slots: 
     assert context.mask.sum() == known.mask.sum() == without.mask.sum() + len(opening)
     nll = [float(receiver.score(one, [(tail, passage[:3])]).nll) for one in (known, context, without)]
     assert nll[1] == pytest.approx(nll[0], rel=1e-4) and abs(nll[2] - nll[0]) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_slot_stands_as_far_from_the_question_as_its_token_did(family: str) -> None:
+    """The text's own cache, moved back by the positions that windows of 4 save, is what the slots are cut from."""
+    config = small_config(model={"dtype": "float32", "receivers": {"a": "t"}})
+    receiver = small_system(config, (family,)).receivers["a"]
+    lm, head = receiver.lm, receiver.prompt.head
+    passage = receiver.prompt.opening("Mira Voss lives in Orlin and sells red lamps on the hill.")
+    windows = len(passage) // 4
+    passage = passage[: 4 * windows]
+    ids = torch.tensor([[*head, *passage]])
+    tokens = len(head) + torch.arange(4 * windows).view(windows, 4).T  # (phases, M)
+    values = receiver.reader.targets(lm, ids, torch.ones_like(ids), tokens[None])
+    context = receiver.reader.context(lm, values, torch.tensor([windows]))
+    text = receiver.read_text([[*head, *passage]])
+    back = torch.tensor([[windows - len(passage)]])
+    assert windows > 2 and context.mask.sum() == len(head) + windows
+    for layer, (cos, sin) in enumerate(lm.rope(back)):
+        slots, whole = context.cache.layers[layer], text.cache.layers[layer]
+        moved = rotate(whole.keys, cos[:, None], sin[:, None])
+        for kv_head, phase in enumerate(receiver.reader.phases_of[layer]):
+            chosen = torch.cat([torch.arange(len(head)), tokens[phase]])
+            torch.testing.assert_close(slots.keys[:, kv_head], moved[:, kv_head, chosen], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(slots.values[:, kv_head], whole.values[:, kv_head, chosen], atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_wire_is_read_by_receivers_with_other_tokenizers() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 from latentwire.core.errors import TrainingError
 from latentwire.model.system import LatentWire
 from latentwire.training.interrupt import Interrupted
+from latentwire.training.material import Material
+from latentwire.training.stages import closed_form
 from latentwire.training.stages.closed_form import Bands, fit, importance_of, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.normal_equations import NormalEquations, Prepared, cholesky
@@ -205,3 +208,34 @@ def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() 
     values = torch.cat([v for v in receiver.targets(texts)[0]]).var(0).view(cut.shape)
     assert (cut[-1] * values[-1].mean((0, 2), keepdim=True)).max() < 0.05
     assert (cut[0] * values[0].mean((0, 2), keepdim=True)).max() > 1
+
+
+@pytest.mark.parametrize(("keep", "width"), [(None, 1), (2, 0)])
+def test_tokens_that_were_chosen_have_no_neighbours(
+    keep: int | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Bands] = []
+
+    def solving(*given: Any) -> Any:
+        seen.append(given[4])
+        return solve(*given)
+
+    monkeypatch.setattr(closed_form, "solve", solving)
+    system = small_system(small_config(encoder={"keep": keep}))
+    fit(system, [system.prepare(p) for p in small_passages(6)], held_out=2, ridge=0.1, band=1)
+    assert [(bands.phases, bands.width) for bands in seen] == [(keep or 4, width)]
+
+
+def test_text_is_read_after_every_passage_and_none_twice() -> None:
+    config = small_config(curriculum={"closed_form": {"passages": 5, "held_out": 1}})
+    system, passages = small_system(config), small_passages(4)
+    more = [
+        f"On day {day} snow fell on every one of the seven hills and on all the roads between them." for day in "123"
+    ]
+    system.config = config
+    material = Material(system, config, passages, [passages[1].context, "Too short.", *more])
+    read = [sent.text for sent, _ in material.for_closed_form()]
+    asked = [passage.context for passage in passages]
+    assert read == [asked[0], more[0], asked[1], more[1], asked[2], more[2]]
+    config = small_config(curriculum={"closed_form": {"passages": 50}})
+    assert len(list(Material(system, config, passages, more).for_closed_form())) == len(passages) + len(more)

@@ -150,6 +150,7 @@ class OptimizerConfig(Section):
         "latent refiner.",
     )
     lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
+    lr_generator_mlp: PositiveFloat = Field(2e-3, description="End to end: their MLPs, which start at zero.")
     batch_size: PositiveInt = Field(8, description="Passages a step.")
     accumulation: PositiveInt = Field(1, description="Micro-batches a step, in each process.")
     weight_decay: float = Field(0.0, ge=0.0)

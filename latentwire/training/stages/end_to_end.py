@@ -87,8 +87,11 @@ class EndToEnd:
             if not self.sender_fixed
         ]
         for name, receiver in self.system.receivers.items():
-            generator = list(receiver.reader.generator.parameters())
-            groups.append(ParameterGroup(f"generator/{name}", generator, rates.lr_generator))
+            generator = receiver.reader.generator
+            mlp = [] if generator.mlp is None else list(generator.mlp.parameters())
+            rest = [p for n, p in generator.named_parameters() if not n.startswith("mlp.")]
+            groups.append(ParameterGroup(f"generator/{name}", rest, rates.lr_generator))
+            groups.append(ParameterGroup(f"generator_mlp/{name}", mlp, rates.lr_generator_mlp))
             groups.append(ParameterGroup(f"head/{name}", [receiver.reader.head], rates.lr))  # type: ignore[list-item]
             gain = [p for n, p in receiver.reader.named_parameters() if n == "gain"]
             groups.append(ParameterGroup(f"gain/{name}", gain, rates.lr))
@@ -101,7 +104,8 @@ class EndToEnd:
 
     def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
-        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, self.config.system.seed)
+        seed = f"{self.name}-{self.config.system.seed}"  # the next stage shall not begin with the same passages
+        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, seed)
         name, from_text, progress = self.names[turn], self.reads_text(index), self.progress(index)
         texts = [self.passages[i][1][name] for i in chosen]
         block = self.system.receivers[name].pack(texts, rng, copying=not from_text)

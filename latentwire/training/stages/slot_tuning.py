@@ -65,7 +65,8 @@ class SlotTuning:
         return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
 
     def batch(self, index: int) -> Batch:
-        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, self.config.system.seed)
+        seed = f"{self.reads}-{self.config.system.seed}"
+        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, seed)
         texts = [self.texts[i] for i in chosen]
         block = self.receiver.pack(texts, rng, copying=self.reads == LATENT)
         return Batch(texts, block, progress_of(index, self.total))
@@ -126,7 +127,7 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "anchor": config.anchor.model_dump(),
         "lora": config.lora.model_dump(),
         "optimizer": config.optimizer.model_dump(
-            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "max_bad_steps"}
+            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "lr_generator_mlp", "max_bad_steps"}
         ),
         "seed": config.system.seed,
     }
