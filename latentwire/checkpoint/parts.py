@@ -17,6 +17,11 @@ CODECS = "codecs/"
 """What the names of codebooks' files begin with."""
 
 
+def adapter_stem(receiver: str, adapter: str) -> str:
+    """The file of a receiver's LoRA by the adapter's name: what reads latents lies with the reader, others apart."""
+    return f"receivers/{receiver}" if adapter == "latent" else f"baselines/{receiver}-{adapter}"
+
+
 def merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """One group of tensors from several parts."""
     return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from latentwire.backbone.lm import Context, LanguageModel
 from latentwire.config.schema import Config
-
-
-class Feature(Protocol):
-    """An optional part that is attached to a receiver's model and can be taken off without a trace."""
-
-    def attach(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Attach to a model; leaving the context restores the base model exactly."""
-
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that training moves (fp32)."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint must hold to rebuild the feature."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up a saved state; a missing, surplus or misshapen tensor is a CheckpointError."""
 
 
 class ReadingFeature(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import codebook_stems, codebooks_in
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
 from latentwire.encoder.registry import build_encoder
-from latentwire.model.receiver import TEXT, Receiver
+from latentwire.model.receiver import LATENT, TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
 from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
 
@@ -38,7 +38,7 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
     models = resolve_receivers(config.model)
     if name not in models or f"receivers/{name}.safetensors" not in read_info(folder)["files"]:
         raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(models)})")
-    state = load_folder(folder, [f"receivers/{name}", f"baselines/{name}-{TEXT}", *codebook_stems(folder)])
+    state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
     codebooks_in(state)
     receiver = Receiver(name, load_lm(models[name], config, _device(config)), config)
     load_receiver_state(receiver, state)

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.load import check_four_bits
 from latentwire.backbone.turns import Turns
-from latentwire.checkpoint.parts import CODECS, codebooks_in, load_part, merge, part_of
+from latentwire.checkpoint.parts import CODECS, adapter_stem, codebooks_in, load_part, merge, part_of
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.data.example import Passage
@@ -67,8 +67,7 @@ class LatentWire:
                 if training or not feature.train_only:
                     state[f"receivers/{name}"] |= merge(**{feature_name: feature.state_dict()})
             for adapter, lora in receiver.adapters.items():
-                stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
-                state.setdefault(stem, {}).update(merge(lora=lora.state_dict()))
+                state.setdefault(adapter_stem(name, adapter), {}).update(merge(lora=lora.state_dict()))
         for kind, book in self.sender.codebooks.items():
             state[f"{CODECS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
         return state
@@ -109,8 +108,7 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
         if own or not (start or feature.train_only):
             load_part(feature, own, f"receivers/{name}: {feature_name}")
     for adapter in (LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA):
-        stem = f"receivers/{name}" if adapter == "latent" else f"baselines/{name}-{adapter}"
-        lora = part_of(state.get(stem, {}), "lora")
+        lora = part_of(state.get(adapter_stem(name, adapter), {}), "lora")
         if lora and receiver.config.features.use_lora:
             receiver.add_adapter(adapter).load_state_dict(lora)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentwire.backbone.rotary import Skeleton
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
-from latentwire.checkpoint.parts import load_part, part_of
+from latentwire.checkpoint.parts import adapter_stem, load_part, part_of
 from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
@@ -63,7 +63,7 @@ class Served:
 
         Without LoRA both are answered under the receiver's own name; a checkpoint need not have a text baseline.
         """
-        stems = {f"{self.name}-latent": f"receivers/{self.name}", f"{self.name}-text": f"baselines/{self.name}-text"}
+        stems = {f"{self.name}-{adapter}": adapter_stem(self.name, adapter) for adapter in ("latent", "text")}
         files = read_info(self.folder)["files"] if self.config.features.use_lora else {}
         return {  # where a receiver was added later, some may have LoRA and others not
             name: stem

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.parts import CODECS, codebooks_in
+from latentwire.checkpoint.parts import CODECS, adapter_stem, codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
 from latentwire.config import Config
@@ -203,7 +203,7 @@ class Run:
         if not self.config.losses.distils:  # else it was the teacher
             yield TEXT
         yield TOKEN_BUDGET
-        kept = (self.last / "baselines" / f"{receiver.name}-{LLMLINGUA}.safetensors").is_file()
+        kept = (self.last / f"{adapter_stem(receiver.name, LLMLINGUA)}.safetensors").is_file()
         kept = kept or self.folder.is_done(tuning_name(receiver, LLMLINGUA))
         if kept or LLMLINGUA in self.config.evaluation.rivals:
             yield LLMLINGUA

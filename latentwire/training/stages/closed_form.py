@@ -31,8 +31,8 @@ from latentwire.training.stages.normal_equations import (
     Prepared,
     cholesky,
     gather,
-    group_mean,
     groups_of,
+    shared_variance,
 )
 
 
@@ -79,7 +79,7 @@ def solve(
     importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
     """
     mean_x, mean_y, variance, xx, xy = equations.centred()
-    scale = group_mean(variance, groups).sqrt()
+    scale = shared_variance(variance, groups).sqrt()
     xy /= scale
     weight = torch.zeros_like(xy)
     everything = [(slice(0, len(xx)), torch.arange(xy.shape[1], device=xy.device))]
@@ -122,7 +122,9 @@ def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size:
         (gradient,) = torch.autograd.grad(terms.total, values)
         total = total + gradient.pow(2).sum((0, 1))
         seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
-    variance = group_mean(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(min=1e-12)
+    variance = shared_variance(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(
+        min=1e-12
+    )
     share = total * variance  # how much of the loss hangs on each number's variation
     return ((1 - floor) * share / share.mean() + floor) / variance
 

@@ -17,7 +17,7 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.training.stages.closed_form import Factors, hand_out
-from latentwire.training.stages.normal_equations import Prepared, cholesky, gather, group_mean, groups_of
+from latentwire.training.stages.normal_equations import Prepared, cholesky, gather, groups_of, shared_variance
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def fit_generators(
 
     equations, z, y = gather(passages, latents, receivers, held_out=held_out, **gathering)
     mean_z, mean_y, variance, zz, zy = equations.centred()
-    scale = group_mean(variance, groups_of(receivers.values()).to(zz.device)).sqrt()
+    scale = shared_variance(variance, groups_of(receivers.values()).to(zz.device)).sqrt()
     zz.diagonal().add_(ridge * zz.diagonal().mean())
     weight = torch.cholesky_solve(zy / scale, cholesky(zz))
     scores = hand_out(Factors(mean_z, torch.eye(len(zz), device=zz.device), weight, scale, mean_y), receivers, z, y)

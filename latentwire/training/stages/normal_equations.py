@@ -165,7 +165,7 @@ def groups_of(receivers: Iterable[Receiver]) -> Tensor:
     return torch.cat(groups)
 
 
-def group_mean(variance: Tensor, groups: Tensor) -> Tensor:
+def shared_variance(variance: Tensor, groups: Tensor) -> Tensor:
     """(d_y,) the mean variance of each target's group."""
     counts = torch.bincount(groups).clamp(min=1)
     return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()

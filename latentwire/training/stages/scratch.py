@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.normal_equations import NormalEquations, Prepared, batched, group_mean, targets_of
+from latentwire.training.stages.normal_equations import NormalEquations, Prepared, batched, shared_variance, targets_of
 
 
 @torch.no_grad()
@@ -29,6 +29,6 @@ def standardise(system: LatentWire, passages: Iterable[Prepared], batch_size: in
             sums.add(y.new_zeros(len(y), 0), y)
         _, mean, variance, _, _ = sums.centred()
         groups = receiver.reader.target_groups().to(mean.device)
-        receiver.reader.generator.scale.copy_(group_mean(variance, groups).sqrt())
+        receiver.reader.generator.scale.copy_(shared_variance(variance, groups).sqrt())
         receiver.reader.generator.shift.copy_(mean)
         receiver.reader.fitted()
