@@ -89,7 +89,9 @@ def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict
     assert stages == ["slot_tuning/gemma", "closed_form", "end_to_end", *tuned]
     assert set(rows[[row["stage"] for row in rows].index("closed_form")]["r2"]) == {"gemma"}
     index = models / "more" / "stages" / "end_to_end" / "done" / "checkpoint.json"
-    assert set(json.loads(index.read_text())["parameters"]) == {"generator/gemma", "head/gemma", "lora/gemma"}
+    assert set(json.loads(index.read_text())["parameters"]) == {
+        f"{part}/gemma" for part in ("generator", "generator_mlp", "head", "lora")
+    }
     assert set(added["evaluation"]["receivers"]) == {"gemma"}
     assert added["evaluation"]["receivers"]["gemma"]["text_tuned"] is not None
     assert added["evaluation"]["manifest"]["command"][:4] == [

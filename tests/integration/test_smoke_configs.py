@@ -105,5 +105,5 @@ def test_frozen_receivers_are_a_track_of_their_own(
     assert set(done["parameters"]) == {
         "encoder",
         "sender_lora",
-        *(f"{part}/{n}" for part in ("generator", "head") for n in ("llama", "gemma")),
+        *(f"{part}/{n}" for part in ("generator", "generator_mlp", "head") for n in ("llama", "gemma")),
     }
