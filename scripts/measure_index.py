@@ -2,7 +2,7 @@
 
 It says how often the passage of a question is found, and how good the answers are that each receiver gives from the
 stored message of the best document, beside those from that document's text (with the LoRA tuned on text, where the
-checkpoint has one) and from the message of the right passage. docs/corpora.md shows the figures.
+checkpoint has one) and from the message of the right passage. docs/corpora.md has figures.
 
     python scripts/measure_index.py runs/index --data_path squad_dev.json --text_path paragraphs.txt --paragraphs 2000
 """
