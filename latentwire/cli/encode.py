@@ -69,7 +69,7 @@ def encode(
         texts = chain.from_iterable(together for name in names for together in read(name))
         wires: Iterator[Wire] = (Wire.of(text="".join(pieces)) for pieces in texts)
     else:
-        wires = _send(names, lines, ckpt, overrides or [], codec=codec, with_text=text == "beside", chunk=chunk)
+        wires = _send(names, lines, folder, overrides or [], codec=codec, with_text=text == "beside", chunk=chunk)
     counts = {"messages": 0, "bytes": 0}
     written = []
     for data in (wire.to_bytes() for wire in wires):
@@ -109,10 +109,10 @@ def _lines(name: str) -> Iterator[list[str]]:
     yield [rest.strip()] if rest.strip() else []
 
 
-def _send(names: Sequence[str], lines: bool, ckpt: str, overrides: list[str], **how: Any) -> Iterator[Wire]:
+def _send(names: Sequence[str], lines: bool, checkpoint: Path, overrides: list[str], **how: Any) -> Iterator[Wire]:
     from latentwire.model.sender import Sender
 
-    sender = Sender.from_pretrained(ckpt, dict(map(parse_override, overrides)))
+    sender = Sender.from_pretrained(checkpoint, dict(map(parse_override, overrides)))
     for name in names:
         if lines:
             for together in _lines(name):

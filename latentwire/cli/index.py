@@ -52,8 +52,6 @@ def index(
     from latentwire.core.hashing import stable_hash
     from latentwire.model.sender import Sender, default_codec
 
-    if not documents.exists():
-        raise DataError(f"{documents}: no such file or folder")
     if out.exists() and not out.is_dir():
         raise DataError(f"--out: {out} is a file; an index is a folder")
     rows = documents.suffix.lower() in ROW_FILES

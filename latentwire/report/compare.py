@@ -18,7 +18,7 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
     LatentWireError where the files measure different questions, have no receiver in common, or lack a mode.
     """
     a, b = read_results(latent), read_results(text)
-    with checked(latent if latent == text else Path(f"{latent} or {text}")):
+    with checked(latent if latent == text else f"{latent} or {text}"):
         for key in ("dataset", "samples"):
             if a[key] != b[key]:
                 raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")

@@ -20,7 +20,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def checked(path: Path) -> Iterator[None]:
+def checked(path: Path | str) -> Iterator[None]:
     """One clear line, with the file's name, where what is read inside is not in the form that a run writes."""
     try:
         yield
