@@ -62,7 +62,8 @@ def small_encoder(config: Config, seed: int = 0) -> Encoder:
     """The encoder that a configuration asks for, on a tiny model."""
     kind = config.encoder.type
     if kind == "backbone":
-        return BackboneEncoder(tiny_lm("llama", seed), config)
+        companion = tiny_lm("gemma3", seed) if config.encoder.companion else None
+        return BackboneEncoder(tiny_lm("llama", seed), config, companion)
     if kind == "byte":
         return ByteEncoder(TextTokenizer("tiny-llama", tiny_tokenizer("llama")), config)
     model = TextModel("tiny-bert", tiny_bert(seed), bert_tokenizer())

@@ -72,7 +72,7 @@ def index(
         "text": text,
         "chunk": str(config.data.max_context_tokens),
         "encoder": stable_hash(
-            config.encoder.model_dump(mode="json", exclude={"model"}) | {"dtype": config.model.dtype}
+            config.encoder.model_dump(mode="json", exclude={"model", "companion"}) | {"dtype": config.model.dtype}
         ),
     }
     codebook = read_info(folder)["files"].get(f"codecs/{made_with['codec'].partition(':')[0]}.safetensors")

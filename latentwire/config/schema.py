@@ -114,6 +114,7 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
+        self._companion_fits()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":
                 raise ValueError(
@@ -137,11 +138,31 @@ class Config(Section):
     @model_validator(mode="after")
     def _known_receivers(self) -> Config:
         """Who is named is there."""
-        for name in self.curriculum.train_only or []:
-            if name not in self.model.chosen:
-                known = ", ".join(self.model.chosen)
-                raise ValueError(f"curriculum.train_only: {name!r} is not in model.receivers (there are: {known})")
+        curriculum, known = self.curriculum, ", ".join(self.model.chosen)
+        for key, names in (
+            ("train_only", curriculum.train_only),
+            ("closed_form.companion_for", curriculum.closed_form.companion_for),
+        ):
+            for name in names or []:
+                if name not in self.model.chosen:
+                    raise ValueError(f"curriculum.{key}: {name!r} is not in model.receivers (there are: {known})")
         return self
+
+    def _companion_fits(self) -> None:
+        """A companion needs a sender that reads windows, and room in the latents."""
+        own = self.encoder
+        if own.companion is None:
+            for key in ("companion_layers", "companion_d_z"):
+                if getattr(own, key) != (default := EncoderConfig.model_fields[key].default):
+                    raise ValueError(f"encoder.{key}: does nothing without encoder.companion; leave it at {default!r}")
+            if self.curriculum.closed_form.companion_for is not None:
+                raise ValueError("curriculum.closed_form.companion_for: does nothing without encoder.companion")
+        elif own.type != "backbone":
+            raise ValueError(f"encoder.companion: only encoder.type = 'backbone' has one, not {own.type!r}")
+        elif own.companion_d_z >= own.d_z:
+            raise ValueError(f"encoder.companion_d_z: {own.companion_d_z} leaves nothing of encoder.d_z = {own.d_z}")
+        elif self.deep_prefix.rank is not None:
+            raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
 
     def _choosable(self, keep: int) -> None:
         """What asks for every token of a text, or for their order, does not go with a choice of them."""

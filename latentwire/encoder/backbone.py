@@ -3,7 +3,8 @@
 Pooling contiguous windows of a pretrained LM's hidden states, rather than learned queries, follows ARC-Encoder
 (arXiv 2510.20535). A window's features are the RMS-normalised hidden states of its tokens, or of those that are hardest
 to predict (`encoder.keep`), at several depths, concatenated; the map to d_z comes from the closed-form fit and is then
-trained on answers, and with it, where that is asked for, LoRA on the model.
+trained on answers, and with it, where that is asked for, LoRA on the model. A companion (`encoder.companion`), where
+there is one, makes the last dimensions of each latent.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
 from latentwire.core.errors import ModelError
-from latentwire.encoder.base import Encoder, rms_normalised, too_many_tokens
-from latentwire.encoder.text import SenderText, row_mask, stack_phases
+from latentwire.encoder.base import Encoder, states_in_windows, too_many_tokens
+from latentwire.encoder.companion import Companion
+from latentwire.encoder.text import SenderText
 from latentwire.encoder.windows import most_surprising
 
 TOGETHER = 64
@@ -26,7 +28,7 @@ TOGETHER = 64
 
 
 class BackboneEncoder(Encoder):
-    """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z).
+    """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z), those of a companion behind.
 
     `adapted` switches on what is trained of the model; without it the model is frozen. Which tokens are hardest to
     predict is for the untouched model to say.
@@ -35,7 +37,7 @@ class BackboneEncoder(Encoder):
     from_scratch = False
     mean: Tensor
 
-    def __init__(self, lm: LanguageModel, config: Config):
+    def __init__(self, lm: LanguageModel, config: Config, companion: LanguageModel | None = None):
         super().__init__()
         self.layers = config.encoder.layers
         self.deepest = max(self.layers)
@@ -51,28 +53,35 @@ class BackboneEncoder(Encoder):
         self.device = lm.device
         self.phases = config.encoder.read
         self.d_features = self.phases * len(self.layers) * lm.anatomy.hidden_size
-        self.weight = nn.Parameter(torch.randn(self.d_features, config.encoder.d_z) / self.d_features**0.5)
+        self.weight = nn.Parameter(torch.randn(self.d_features, config.encoder.own_d_z) / self.d_features**0.5)
         self.register_buffer("mean", torch.zeros(self.d_features))
+        self.companion = None if companion is None else Companion(companion, config)
 
     @classmethod
     def load(cls, config: Config, device: str) -> BackboneEncoder:
-        lm = LanguageModel.load(
-            config.encoder.model,
-            dtype=config.model.dtype,
-            attn_implementation=config.model.attn_implementation,
-            device=device,
-        )
-        return cls(lm, config)
+        def lm(name: str) -> LanguageModel:
+            how = config.model
+            return LanguageModel.load(name, dtype=how.dtype, attn_implementation=how.attn_implementation, device=device)
+
+        companion = config.encoder.companion
+        return cls(lm(config.encoder.model), config, None if companion is None else lm(companion))
 
     def too_long(self, text: SenderText) -> str | None:
-        return too_many_tokens(text, self.lm.anatomy.max_positions)
+        refusal = too_many_tokens(text, self.lm.anatomy.max_positions)
+        return refusal or (self.companion.too_long(text) if self.companion else None)
 
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """Window features of each text; for an adapted model what it is going to read, as its states will change: the
-        T_i ids and behind them the places (M_i * phases) of the tokens in the windows, as one row of integers."""
+        """Window features of each text, a companion's behind them; for an adapted model what is going to be read, as
+        its states will change: its tokens and the places of those in the windows, then a companion's, as one row of
+        integers (`_packed`)."""
         if self.adapted is None:
-            return self.window_features(texts)
-        rows = [text.ids + [i for window in zip(*_read(text), strict=True) for i in window] for text in texts]
+            features = self.window_features(texts)
+            if self.companion is None:
+                return features
+            return [torch.cat(both, 1) for both in zip(features, self.companion.window_features(texts), strict=True)]
+        rows = [_packed(text.ids, _places(text)) for text in texts]
+        if self.companion is not None:
+            rows = [row + _packed(*self.companion.read(text)) for row, text in zip(rows, texts, strict=True)]
         return [torch.tensor(row, device=self.device) for row in rows]
 
     @torch.no_grad()
@@ -83,15 +92,7 @@ class BackboneEncoder(Encoder):
             final = self.lm.final_states(ids, mask)
         if self.keep is not None and len(texts) == 1:
             texts[0].remember(self._chosen(texts[0], ids, final))
-        tables, counts = stack_phases([_read(text) for text in texts], self.device)
-        return self._windows(seen, tables.transpose(1, 2).flatten(1), counts.tolist())
-
-    def _windows(self, seen: dict[int, Tensor], places: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Window features (M_i, d_features) of layers' states (batch, T, hidden_size) at places (batch, M * phases)."""
-        states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
-        rows = torch.arange(len(places), device=places.device)[:, None]
-        features = states[rows, places].reshape(len(places), -1, self.d_features)
-        return [row[:count] for row, count in zip(features, counts, strict=True)]
+        return states_in_windows([seen[k] for k in self.layers], [_places(text) for text in texts], self.phases)
 
     @torch.no_grad()
     def choose(self, text: SenderText) -> list[list[int]]:
@@ -119,23 +120,44 @@ class BackboneEncoder(Encoder):
         if self.adapted is not None:
             features = self._adapted_features(features, counts, self.adapted)
         rows = torch.cat(list(features)).float()
-        z = (rows - self.mean) @ self.weight  # one product: its gradient is as large as the encoder itself
+        z = (rows[:, : self.d_features] - self.mean) @ self.weight  # one product: its gradient is as large as the map
+        if self.companion is not None:
+            z = torch.cat([z, self.companion(rows[:, self.d_features :])], 1)
         return nn.utils.rnn.pad_sequence(list(z.split(list(counts))), batch_first=True)
 
     def _adapted_features(
         self, read: Sequence[Tensor], counts: Sequence[int], adapted: Callable[[], AbstractContextManager[None]]
     ) -> list[Tensor]:
-        """`window_features` with gradients, of texts given by their ids and the places that are read."""
+        """`features` with gradients, of texts given by what is read of them."""
         sizes = [count * self.phases for count in counts]
-        own = [row[: len(row) - size] for row, size in zip(read, sizes, strict=True)]
-        places = [row[len(row) - size :] for row, size in zip(read, sizes, strict=True)]
-        ids = nn.utils.rnn.pad_sequence(own, batch_first=True, padding_value=self.lm.pad_id)
-        mask = row_mask([len(row) for row in own], self.device)
+        texts = [_unpacked(row.tolist(), size) for row, size in zip(read, sizes, strict=True)]
+        own, places, behind = zip(*texts, strict=True)
+        ids, mask = pad_right(own, self.lm.pad_id, self.device)
         with adapted(), self.lm.first_layers(self.deepest), self.lm.outputs_of(self.layers) as seen:
             self.lm.final_states(ids, mask)
-        return self._windows(seen, nn.utils.rnn.pad_sequence(places, batch_first=True), counts)
+        features = states_in_windows([seen[k] for k in self.layers], places, self.phases)
+        if self.companion is None:
+            return features
+        theirs, places, _ = zip(*map(_unpacked, behind, sizes), strict=True)
+        return [torch.cat(both, 1) for both in zip(features, self.companion.features(theirs, places), strict=True)]
 
 
 def _read(text: SenderText) -> list[list[int]]:
     """(phases, M) indices of the tokens of each window that are read."""
     return text.chosen or text.phase_tokens
+
+
+def _places(text: SenderText) -> list[int]:
+    """The same, window by window: M * phases of them."""
+    return [place for window in zip(*_read(text), strict=True) for place in window]
+
+
+def _packed(ids: list[int], places: list[int]) -> list[int]:
+    """What a model reads of a text, and where in it, as one row."""
+    return [len(ids), *ids, *places]
+
+
+def _unpacked(row: list[int], places: int) -> tuple[list[int], list[int], list[int]]:
+    """The ids and so many places of a row that `_packed` made, and what stands behind."""
+    ids = row[0] + 1
+    return row[1:ids], row[ids : ids + places], row[ids + places :]

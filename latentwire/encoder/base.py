@@ -76,3 +76,13 @@ def too_many_tokens(text: SenderText, limit: int) -> str | None:
 def rms_normalised(states: Tensor) -> Tensor:
     """Vectors (..., d) divided by their root mean square: a pretrained model's layers differ by orders of magnitude."""
     return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def states_in_windows(layers: Sequence[Tensor], places: Sequence[Sequence[int]], phases: int) -> list[Tensor]:
+    """Window features of each text: (M_i, phases * len(layers) * hidden_size), fp32.
+
+    layers: hidden states (batch, T, hidden_size), one entry a layer; places: for each text the M_i * phases tokens that
+    are read, window by window.
+    """
+    states = rms_normalised(torch.stack(list(layers), 2).float())
+    return [row[list(at)].reshape(len(at) // phases, -1) for row, at in zip(states, places, strict=True)]

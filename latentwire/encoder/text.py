@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from latentwire.encoder import windows
 from latentwire.encoder.windows import Span
 
 
@@ -43,6 +44,12 @@ class SenderText:
         """Take up a choice that came with another reading of the text by itself."""
         self.__dict__.setdefault("chosen", chosen)
 
+    def follow(self, offsets: Sequence[Span]) -> list[list[int]]:
+        """(phases, N) the tokens of another tokenizer, given by character spans, that stand for those that are read."""
+        if self.chosen is None:
+            return windows.align(self.starts, offsets, len(self.phase_tokens))
+        return windows.follow([[self.offsets[token] for token in row] for row in self.chosen], offsets)
+
     @property
     def read_spans(self) -> list[list[Span]] | None:
         """For each window the characters of the tokens that are read, hardest to predict first; None where all are."""
@@ -54,6 +61,11 @@ class SenderText:
     def spans(self) -> list[Span]:
         """The characters of each window, (first, end). Together they are the whole text."""
         return list(pairwise((0, *self.starts[1:], len(self.text))))
+
+
+def shift(table: list[list[int]], by: int) -> list[list[int]]:
+    """Indices into tokens that have `by` others before them."""
+    return [[i + by for i in row] for row in table]
 
 
 def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

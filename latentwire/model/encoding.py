@@ -16,7 +16,7 @@ from latentwire.data.example import Passage
 from latentwire.data.prompts import PromptFormat
 from latentwire.encoder import windows
 from latentwire.encoder.base import Source
-from latentwire.encoder.text import SenderText
+from latentwire.encoder.text import SenderText, shift
 
 EVERYTHING = LatentLayout()
 """As many latents as the text has windows, and every receiver reads them all."""
@@ -81,31 +81,21 @@ def encode_for_sender(
         [(0, 0)] * len(before) + offsets + [(0, 0)] * len(behind),
         len(ids),
         cut.starts,
-        _shift(cut.phase_tokens, len(before)),
+        shift(cut.phase_tokens, len(before)),
         len(cut) if layout.total is None else layout.total,
         choose,
     )
 
 
-def encode_for_receiver(
-    lm: LanguageModel, prompt: PromptFormat, passage: Passage, sent: SenderText, phases: int
-) -> ReceiverText:
+def encode_for_receiver(lm: LanguageModel, prompt: PromptFormat, passage: Passage, sent: SenderText) -> ReceiverText:
     """Tokenize a passage and its questions for a receiver and assign its tokens to the sender's windows."""
     ids, offsets = lm.tokenize_with_offsets(passage.context)
 
     def align() -> list[list[int]]:
-        if sent.chosen is None:
-            table = windows.align(sent.starts, offsets, phases)
-        else:
-            table = windows.follow([[sent.offsets[token] for token in row] for row in sent.chosen], offsets)
-        return _shift(table, len(prompt.head))
+        return shift(sent.follow(offsets), len(prompt.head))
 
     questions = [(prompt.tail(q.text), prompt.answer(q.answers[0])) for q in passage.questions]
     return ReceiverText(prompt.head + ids, len(prompt.head), len(sent.starts), questions, passage.context, align)
-
-
-def _shift(table: list[list[int]], by: int) -> list[list[int]]:
-    return [[i + by for i in row] for row in table]
 
 
 Pair = tuple[list[int], list[int]]

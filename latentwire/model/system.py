@@ -53,7 +53,7 @@ class LatentWire:
         return sent, {name: self.prepare_for(r, passage, sent) for name, r in self.receivers.items()}
 
     def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
-        return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent, self.config.encoder.window)
+        return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent)
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it.

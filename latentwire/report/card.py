@@ -38,7 +38,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     receivers = resolve_receivers(ModelConfig.model_validate(model))
     size = sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
-        *_metadata([encoder["model"], *receivers.values()], data),
+        *_metadata([encoder["model"], *filter(None, [encoder.get("companion")]), *receivers.values()], data),
         "# LatentWire checkpoint",
         "",
         f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
@@ -99,6 +99,8 @@ def _encoder(encoder: dict[str, Any]) -> str:
     parts = [f"windows of {encoder['window']} tokens{read}", f"d_z {encoder['d_z']}"]
     if encoder["latent_len"]:
         parts[0] = f"{encoder['latent_len']} latents"
+    if encoder.get("companion"):
+        parts[-1] += f", {encoder['companion_d_z']} of them by `{encoder['companion']}` {encoder['companion_layers']}"
     if encoder.get("latent_private_len"):
         parts.append(f"{encoder['latent_private_len']} latents private to each receiver")
     return ", ".join([*parts, f"hidden states {encoder['layers']}"] if kind == "backbone" else [f"type {kind}", *parts])

@@ -136,13 +136,17 @@ def training(runs: Sequence[RunFiles]) -> list[Row]:
 
 
 def closed_forms(runs: Sequence[RunFiles]) -> list[Row]:
-    """Held-out R² of each receiver's slots after the closed form."""
+    """Held-out R² of each receiver's slots after the closed form; a companion's, of what they still missed."""
     rows = []
     for run in runs:
         with checked(run.folder / "diagnostics.jsonl"):
             for record in run.log:
+                by = (
+                    " (by the companion, of what was missed)" if str(record.get("stage")).endswith("/companion") else ""
+                )
                 for name, score in record.get("r2", {}).items():
-                    rows.append({"run": run.name, "receiver": name, "r2": score, "seconds": record.get("seconds")})
+                    row = {"run": run.name, "receiver": f"{name}{by}", "r2": score, "seconds": record.get("seconds")}
+                    rows.append(row)
     return rows
 
 

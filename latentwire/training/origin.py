@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import CODECS
+from latentwire.checkpoint.parts import CODECS, State, merge
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
+from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.companion import Companion
 from latentwire.features import FEATURES
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
@@ -34,12 +39,17 @@ SAME_FORM = (
     "coprocessor",
 )
 """What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
+NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"}
+"""Features that a companion's dimensions of the latents are nothing to."""
+READ_LATENTS = {"reader.generator.linear": 0, "reader.generator.centre": 0, "reader.generator.mlp.0.weight": 1}
+"""Tensors of a receiver that have a dimension as wide as latents, and which it is."""
 
 
 class Origin:
     """A checkpoint whose sender and receivers a run takes up.
 
     Receivers of the run that it lacks are new: they start afresh. `files`, with their hashes, tell it from others.
+    `lacks_companion`: the run's sender has a companion and its own has none, so that latents get wider.
     """
 
     def __init__(self, folder: Path):
@@ -50,6 +60,7 @@ class Origin:
         stems = [name.removesuffix(".safetensors") for name in self.files]
         self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
         self.codebooks = codebooks_of(self.folder)
+        self.lacks_companion = False
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -62,6 +73,7 @@ class Origin:
             return None
         origin = cls(Path(config.checkpoint.init_from))
         origin._check_receivers(config)
+        origin.lacks_companion = origin._may_get_companion(config)
         origin._check_form(config)
         return origin
 
@@ -70,6 +82,9 @@ class Origin:
         state = load_folder(self.folder)
         if not system.config.curriculum.train_only:  # latents will change, and codebooks are found anew
             state = {stem: tensors for stem, tensors in state.items() if not stem.startswith(CODECS)}
+        if self.lacks_companion:
+            assert isinstance(system.sender.encoder, BackboneEncoder) and system.sender.encoder.companion is not None
+            state = widened(state, system.sender.encoder.companion)
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:
@@ -102,20 +117,43 @@ class Origin:
         for name in sorted(self.known - names):
             raise ConfigError(f"model.receivers: {name!r} is missing: with train_only, all of {self.folder} are kept")
 
+    def _may_get_companion(self, ours: Config) -> bool:
+        """Whether a companion comes in addition; ConfigError where something else reads latents of the old width."""
+        theirs = self.config
+        wider = ours.encoder.companion is not None and theirs.encoder.companion is None
+        if not wider or ours.curriculum.train_only:
+            return False
+        if ours.encoder.own_d_z != theirs.encoder.d_z:
+            raise ConfigError(
+                f"encoder.d_z: {ours.encoder.d_z} without the companion's {ours.encoder.companion_d_z} is not the "
+                f"{theirs.encoder.d_z} of {self.folder}"
+            )
+        for feature, on in theirs.features:
+            if on and feature not in NOT_ON_LATENTS:
+                raise ConfigError(
+                    f"encoder.companion: features.{feature} of {self.folder} works on latents of the width that they "
+                    "have, and they would get wider"
+                )
+        return True
+
     def _check_form(self, ours: Config) -> None:
         """The sender's form is the checkpoint's, and so is that of receivers.
 
         Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
-        where all of these do, the new ones may have LoRA or not.
+        where all of these do, the new ones may have LoRA or not. A companion may come in addition, too.
         """
         theirs, only = self.config, ours.curriculum.train_only
         new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
         free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
+        if self.lacks_companion:
+            free |= {"encoder.d_z"} | {f"encoder.{key}" for key in EncoderConfig.model_fields if "companion" in key}
         if only and not set(only) & self.known:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
+        both_have_one = theirs.encoder.companion is not None and ours.encoder.companion is not None
         for dotted in sorted(differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
-            if {dotted, dotted.split(".")[0]} & free or dotted == "encoder.model":  # which may lie elsewhere here
+            elsewhere = dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one)
+            if {dotted, dotted.split(".")[0]} & free or elsewhere:  # the same model may lie elsewhere here
                 continue
             if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
                 section, key = dotted.split(".")
@@ -123,3 +161,15 @@ class Origin:
                 raise ConfigError(
                     f"checkpoint.init_from: {self.folder} was trained with {dotted} = {trained!r}, not {asked!r}"
                 )
+
+
+def widened(state: State, companion: Companion) -> State:
+    """A state for latents that have a companion's dimensions as well, which nothing has been made of yet."""
+    out = state | {"sender": state["sender"] | merge(encoder=merge(companion=companion.state_dict()))}
+    for stem in (stem for stem in state if stem.startswith("receivers/")):
+        group = out[stem] = dict(state[stem])
+        for key in READ_LATENTS.keys() & group.keys():
+            shape = list(group[key].shape)
+            shape[READ_LATENTS[key]] = companion.weight.shape[1]
+            group[key] = torch.cat([group[key], group[key].new_zeros(shape)], READ_LATENTS[key])
+    return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -128,7 +128,7 @@ class Run:
             for receiver in new.values():
                 self._tune(receiver, LATENT)
                 receiver.add_adapter(LATENT)  # also where slot tuning is left out
-        if new:
+        if new or (self.origin and self.origin.lacks_companion):
             self.processes.main_first(partial(self._closed_form, new))
         trained = self._end_to_end()
         if trained:
@@ -224,46 +224,52 @@ class Run:
         return key
 
     def _closed_form(self, new: dict[str, Receiver]) -> None:
-        """Encoder and generators, or only those of new receivers where the encoder comes from a checkpoint."""
+        """Encoder and generators, or only what a checkpoint lacks: a companion's part, generators of new receivers."""
         if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
             return
-        done = self.folder.done("closed_form")
-        if self.folder.is_done("closed_form"):
-            print("closed_form: done before", flush=True)
+        stage, system = self.config.curriculum.closed_form, self.system
+        asked = [texts for _, texts in self.material.prepared[stage.held_out :][: stage.importance_passages]]
+        weighed: dict[str, Any] = {"band": stage.band, "asked": asked, "importance_floor": stage.importance_floor}
+        if self.origin is None:
+            self._solve("closed_form", partial(closed_form.fit, system, **weighed))
+        if self.config.encoder.companion and (self.origin is None or self.origin.lacks_companion):
+            known = {name: r for name, r in system.receivers.items() if self.origin is None or name not in new}
+            meant = {name: r for name, r in known.items() if name in (stage.companion_for or known)}
+            self._solve("closed_form/companion", partial(closed_form.fit_companion, system, meant, **weighed))
+        if self.origin and new:
+            self._solve("closed_form", partial(fit_generators, system.sender, new))
+
+    def _solve(self, name: str, fit: Callable[..., dict[str, float]]) -> None:
+        """A fit of the closed form, if it was not done before."""
+        done = self.folder.done(name)
+        if self.folder.is_done(name):
+            print(f"{name}: done before", flush=True)
             self.system.load_state_dict(load_folder(done))
-        elif "closed_form" not in self.stages:
+            return
+        if "closed_form" not in self.stages:
             self._refuse_to_go_on("closed_form")
-        else:
-            stage, started = self.config.curriculum.closed_form, time.perf_counter()
-            self.folder.track("closed_form")
-            seen = 0
+            return
+        stage, started = self.config.curriculum.closed_form, time.perf_counter()
+        self.folder.track(name)
+        seen = 0
 
-            def report(rows: int) -> None:
-                nonlocal seen
-                seen += rows
-                if seen // 2000 != (seen - rows) // 2000:
-                    print(f"closed_form: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
+        def report(rows: int) -> None:
+            nonlocal seen
+            seen += rows
+            if seen // 2000 != (seen - rows) // 2000:
+                print(f"{name}: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
 
-            asked = [texts for _, texts in self.material.prepared[stage.held_out :][: stage.importance_passages]]
-            sums = done.parent / "sums"
-            if self.config.diagnostics.profile_memory:
-                reset_peak()
-            texts = self.material.for_closed_form()
-            how: dict[str, Any] = {"held_out": stage.held_out, "ridge": stage.ridge, "report": report, "state": sums}
-            if self.origin:
-                scores = fit_generators(self.system.sender, new, texts, **how)
-            else:
-                floor = stage.importance_floor
-                scores = closed_form.fit(
-                    self.system, texts, band=stage.band, asked=asked, importance_floor=floor, **how
-                )
-            seconds = round(time.perf_counter() - started, 1)
-            took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
-            self.folder.record({"stage": "closed_form", "r2": scores} | took)
-            print(f"closed_form: held-out R² {scores}, {seconds} s", flush=True)
-            save_folder(done, self.system.state_dict(), {"r2": scores})
-            shutil.rmtree(sums, ignore_errors=True)
+        if self.config.diagnostics.profile_memory:
+            reset_peak()
+        texts, sums = self.material.for_closed_form(), done.parent / "sums"
+        scores = fit(passages=texts, held_out=stage.held_out, ridge=stage.ridge, report=report, state=sums)
+        seconds = round(time.perf_counter() - started, 1)
+        took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
+        self.folder.record({"stage": name, "r2": scores} | took)
+        print(f"{name}: held-out R² {scores}, {seconds} s", flush=True)
+        save_folder(done, self.system.state_dict(), {"r2": scores})
+        shutil.rmtree(sums, ignore_errors=True)
 
     def _start_readers(self) -> None:
         """What readers start from where an encoder has no closed form; a part of the end-to-end stage."""

@@ -51,7 +51,7 @@ def texts_of(receiver: Receiver, sender_family: str, window: int) -> list:
     out = []
     for passage in PASSAGES:
         sent = encode_for_sender(sender, passage.context, window, None)
-        out.append(encode_for_receiver(receiver.lm, receiver.prompt, passage, sent, window))
+        out.append(encode_for_receiver(receiver.lm, receiver.prompt, passage, sent))
     return out
 
 

@@ -34,6 +34,21 @@ class EncoderConfig(Section):
         json_schema_extra=flag("encoder_layers"),
     )
     window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
+    companion: str | None = Field(
+        None,
+        description="A second causal LM that reads the text too, as another architecture sees it; the last dimensions "
+        "of each latent are its. Only for backbone.",
+        json_schema_extra=flag("companion_id"),
+    )
+    companion_layers: list[NonNegativeInt] = Field(
+        [5, 11, 17],
+        min_length=1,
+        description="Hidden states of the companion that are taken, counted as in layers.",
+        json_schema_extra=flag("companion_layers"),
+    )
+    companion_d_z: PositiveInt = Field(
+        256, description="Dimensions of the d_z that are the companion's.", json_schema_extra=flag("companion_d_z")
+    )
     keep: PositiveInt | None = Field(
         None,
         description="Tokens that are read of a window: those that the sender's model finds hardest to predict. "
@@ -58,6 +73,11 @@ class EncoderConfig(Section):
     def read(self) -> int:
         """Tokens that are read of a window."""
         return self.keep or self.window
+
+    @property
+    def own_d_z(self) -> int:
+        """Dimensions of a latent that are not the companion's."""
+        return self.d_z - self.companion_d_z if self.companion else self.d_z
 
 
 class QueriesConfig(Section):

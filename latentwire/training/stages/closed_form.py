@@ -9,6 +9,8 @@ A slot holds one token's keys and values, so it is predicted from that token's f
 far. The rank is cut afterwards, from all predictions together, each weighted by how much the answers depend on it:
 the squared gradient of the answer loss, the diagonal of the empirical Fisher information (as in Fisher-weighted SVD,
 Hsu et al. 2022, arXiv 2207.00112).
+
+A companion's dimensions of the latents (`encoder.companion`) are fitted afterwards, to what receivers still miss.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from latentwire.core.errors import TrainingError
 from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.companion import Companion
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
@@ -33,6 +36,8 @@ from latentwire.training.stages.normal_equations import (
     gather,
     groups_of,
     shared_variance,
+    targets_of,
+    unpadded,
 )
 
 
@@ -149,39 +154,108 @@ def fit(
     receivers, encoder = system.receivers, system.sender.encoder
     if not isinstance(encoder, BackboneEncoder):
         raise TrainingError(f"encoder.type: the closed form solves 'backbone', not {system.config.encoder.type!r}")
-    equations, x, y = gather(
-        passages, lambda texts: torch.cat(encoder.window_features(texts)), receivers, held_out=held_out, **gathering
-    )
-    groups, phases = groups_of(receivers.values()), [r.reader.target_phases() for r in receivers.values()]
-    device = encoder.weight.device
-    if band and encoder.keep is not None:
+
+    def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+        x = torch.cat(encoder.window_features([sent for sent, _ in batch]))
+        return x, targets_of(receivers, batch, x.device)
+
+    equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
+    factors = solve_for(receivers, equations, encoder, ridge, band, asked, importance_floor)
+    set_map(encoder, factors)
+    return hand_out(factors, receivers, x, y)
+
+
+def fit_companion(
+    system: LatentWire,
+    receivers: Mapping[str, Receiver],
+    passages: Iterable[Prepared],
+    *,
+    held_out: int,
+    ridge: float,
+    band: int | None = None,
+    asked: Sequence[dict[str, ReceiverText]] = (),
+    importance_floor: float = 0.2,
+    **gathering: Any,
+) -> dict[str, float]:
+    """Fit the companion's dimensions of latents to what receivers miss in all others; returns the held-out share of it
+    that they explain, by receiver.
+
+    What receivers make of the other dimensions stays as it is, also where it was trained since its own fit. Options are
+    those of `fit`.
+    """
+    sender, encoder = system.sender, system.sender.encoder
+    assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None
+    companion = encoder.companion
+
+    def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+        sent = [text for text, _ in batch]
+        x, (z, counts) = torch.cat(companion.window_features(sent)), sender.latents_of(sent)
+        made = [unpadded(r.reader.generate(z.to(r.lm.device), counts), counts) for r in receivers.values()]
+        return x, targets_of(receivers, batch, x.device) - torch.cat([m.to(x.device) for m in made], 1)
+
+    equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
+    factors = solve_for(receivers, equations, companion, ridge, band, asked, importance_floor)
+    rank = set_map(companion, factors)
+    scores = {}
+    for name, own, part in by_receiver(factors, receivers):
+        generator = receivers[name].reader.generator
+        with torch.no_grad():
+            theirs = generator.linear[-companion.weight.shape[1] :].zero_()
+            theirs[:rank] = own.generator * (own.scale / generator.scale)
+        scores[name] = r_squared(own, x, y[:, part])
+    return scores
+
+
+def solve_for(
+    receivers: Mapping[str, Receiver],
+    equations: NormalEquations,
+    model: BackboneEncoder | Companion,
+    ridge: float,
+    band: int | None,
+    asked: Sequence[dict[str, ReceiverText]],
+    floor: float,
+) -> Factors:
+    """`solve` for a model's map to latents and all receivers' targets, on a model's device."""
+    device = model.weight.device
+    if band and model.keep is not None:
         band = 0  # tokens that were chosen are in the order of their surprisal: none is another's neighbour
-    bands = None if band is None else Bands(torch.cat(phases).to(device), encoder.phases, band)
+    phases = torch.cat([r.reader.target_phases() for r in receivers.values()]).to(device)
+    bands = None if band is None else Bands(phases, model.phases, band)
     importance = None
     if asked:
-        weights = [importance_of(r, [t[name] for t in asked], 4, importance_floor) for name, r in receivers.items()]
+        weights = [importance_of(r, [t[name] for t in asked], 4, floor) for name, r in receivers.items()]
         importance = torch.cat(weights).to(device)
-    factors = solve(equations, groups.to(device), encoder.weight.shape[1], ridge, bands, importance)
+    groups = groups_of(receivers.values()).to(device)
+    return solve(equations, groups, model.weight.shape[1], ridge, bands, importance)
+
+
+@torch.no_grad()
+def set_map(model: BackboneEncoder | Companion, factors: Factors) -> int:
+    """Give a model the map to latents of a fit; returns how many dimensions that has."""
     rank = factors.encoder.shape[1]
-    with torch.no_grad():
-        encoder.mean.copy_(factors.mean_x)
-        encoder.weight.zero_()[:, :rank] = factors.encoder
-    return hand_out(factors, receivers, x, y)
+    model.mean.copy_(factors.mean_x)
+    model.weight.zero_()[:, :rank] = factors.encoder
+    return rank
+
+
+def by_receiver(factors: Factors, receivers: Mapping[str, Receiver]) -> Iterator[tuple[str, Factors, slice]]:
+    """Each receiver's columns of a fit, and which they are."""
+    start = 0
+    for name, receiver in receivers.items():
+        part = slice(start, start := start + receiver.reader.generator.linear.shape[1])
+        own = factors.generator[:, part], factors.scale[part], factors.mean_y[part]
+        yield name, Factors(factors.mean_x, factors.encoder, *own), part
 
 
 @torch.no_grad()
 def hand_out(factors: Factors, receivers: Mapping[str, Receiver], x: Tensor, y: Tensor) -> dict[str, float]:
     """Set every receiver's generator to its columns of the fit; returns R² by receiver on rows x and y."""
-    scores, start = {}, 0
-    for name, receiver in receivers.items():
-        generator = receiver.reader.generator
-        part = slice(start, start := start + generator.linear.shape[1])
-        own = Factors(
-            factors.mean_x, factors.encoder, factors.generator[:, part], factors.scale[part], factors.mean_y[part]
-        )
-        generator.set_linear(own.generator)
-        generator.scale.copy_(own.scale)
-        generator.shift.copy_(own.mean_y)
-        receiver.reader.fitted()
+    scores = {}
+    for name, own, part in by_receiver(factors, receivers):
+        reader = receivers[name].reader
+        reader.generator.set_linear(own.generator)
+        reader.generator.scale.copy_(own.scale)
+        reader.generator.shift.copy_(own.mean_y)
+        reader.fitted()
         scores[name] = r_squared(own, x, y[:, part])
     return scores

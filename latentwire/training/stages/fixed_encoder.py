@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire.encoder.text import SenderText
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.training.stages.closed_form import Factors, hand_out
-from latentwire.training.stages.normal_equations import Prepared, cholesky, gather, groups_of, shared_variance
+from latentwire.training.stages.normal_equations import (
+    Prepared,
+    cholesky,
+    gather,
+    groups_of,
+    shared_variance,
+    targets_of,
+    unpadded,
+)
 
 
 @torch.no_grad()
@@ -36,11 +43,11 @@ def fit_generators(
     those of `gather`.
     """
 
-    def latents(texts: Sequence[SenderText]) -> Tensor:
-        z, counts = sender.latents_of(texts)
-        return torch.cat([row[:count] for row, count in zip(z, counts.tolist(), strict=True)])
+    def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+        z = unpadded(*sender.latents_of([sent for sent, _ in batch]))
+        return z, targets_of(receivers, batch, z.device)
 
-    equations, z, y = gather(passages, latents, receivers, held_out=held_out, **gathering)
+    equations, z, y = gather(passages, rows, held_out=held_out, **gathering)
     mean_z, mean_y, variance, zz, zy = equations.centred()
     scale = shared_variance(variance, groups_of(receivers.values()).to(zz.device)).sqrt()
     zz.diagonal().add_(ridge * zz.diagonal().mean())

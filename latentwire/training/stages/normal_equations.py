@@ -104,35 +104,29 @@ class NormalEquations:
 
 def gather(
     passages: Iterable[Prepared],
-    inputs_of: Callable[[Sequence[SenderText]], Tensor],
-    receivers: Mapping[str, Receiver],
+    rows_of: Callable[[Sequence[Prepared]], tuple[Tensor, Tensor]],
     *,
     held_out: int,
     batch_size: int = 8,
     report: Callable[[int], None] = lambda rows: None,
     state: Path | None = None,
 ) -> tuple[NormalEquations, Tensor, Tensor]:
-    """The sums over passages of inputs X and all receivers' targets Y, and X and Y of the first `held_out` passages,
-    which are set aside.
+    """The sums over passages of inputs X and targets Y, and X and Y of the first `held_out` passages, which are set
+    aside. `rows_of` makes the rows of both from some passages.
 
     With a folder `state`, Ctrl-C keeps the sums there (Interrupted), and the next call goes on from them.
     """
 
-    @torch.no_grad()
-    def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
-        x = inputs_of([sent for sent, _ in batch]).float()
-        y = [targets_of(r, [texts[name] for _, texts in batch]).to(x.device) for name, r in receivers.items()]
-        return x, torch.cat(y, 1)
-
+    rows_of = torch.no_grad()(rows_of)
     passages = iter(passages)
-    aside = [rows(batch) for batch in batched(islice(passages, held_out), batch_size)]
+    aside = [rows_of(batch) for batch in batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
     if state is not None and (state / INDEX).is_file():
         done = equations.load(state)
         report(equations.rows)
     with StopRequest() as stop:
         for batch in batched(islice(passages, done, None), batch_size):
-            x, y = rows(batch)
+            x, y = rows_of(batch)
             equations.add(x, y)
             done += len(batch)
             report(len(x))
@@ -148,9 +142,14 @@ def gather(
     return equations, torch.cat([x for x, _ in aside]), torch.cat([y for _, y in aside])
 
 
-def targets_of(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
-    """A reader's targets (rows, d_out) of some texts, one row a window."""
-    values, counts = receiver.targets(texts)
+def targets_of(receivers: Mapping[str, Receiver], batch: Sequence[Prepared], device: torch.device) -> Tensor:
+    """All readers' targets (rows, d_y) of some passages, one row a window."""
+    every = [unpadded(*r.targets([texts[name] for _, texts in batch])) for name, r in receivers.items()]
+    return torch.cat([y.to(device) for y in every], 1)
+
+
+def unpadded(values: Tensor, counts: Tensor) -> Tensor:
+    """The counts[i] first of each row of values (batch, M, d), one below the other: (rows, d), fp32."""
     return torch.cat([v[:n] for v, n in zip(values, counts.tolist(), strict=True)]).float()
 
 

@@ -25,7 +25,7 @@ def standardise(system: LatentWire, passages: Iterable[Prepared], batch_size: in
     for name, receiver in system.receivers.items():
         sums = NormalEquations()
         for batch in batches:
-            y = targets_of(receiver, [texts[name] for _, texts in batch])
+            y = targets_of({name: receiver}, batch, receiver.lm.device)
             sums.add(y.new_zeros(len(y), 0), y)
         _, mean, variance, _, _ = sums.centred()
         groups = receiver.reader.target_groups().to(mean.device)
