@@ -66,14 +66,15 @@ def index(
     folder = find_checkpoint(Path(ckpt))
     changes = dict(map(parse_override, overrides or []))
     config = load_config_of(folder, changes)
+    elsewhere = {"model", "companion"}  # may lie in other places on other machines
+    unused = set() if config.encoder.companion else {"companion_layers", "companion_d_z"}
+    form = config.encoder.model_dump(mode="json", exclude=elsewhere | unused)
     made_with = {
         "sender": sender_fingerprint(folder).hex(),
         "codec": str(codec_of(codec, folder) if codec else default_codec(config)),
         "text": text,
         "chunk": str(config.data.max_context_tokens),
-        "encoder": stable_hash(
-            config.encoder.model_dump(mode="json", exclude={"model", "companion"}) | {"dtype": config.model.dtype}
-        ),
+        "encoder": stable_hash(form | {"dtype": config.model.dtype}),
     }
     codebook = read_info(folder)["files"].get(f"codecs/{made_with['codec'].partition(':')[0]}.safetensors")
     if codebook:

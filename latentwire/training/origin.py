@@ -39,8 +39,10 @@ SAME_FORM = (
     "coprocessor",
 )
 """What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
-NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"}
-"""Features that a companion's dimensions of the latents are nothing to."""
+NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"} | {
+    f"use_{name}" for name, feature in FEATURES.items() if feature.train_only
+}
+"""Features that wider latents are nothing to: they do not read them, or start afresh in every run."""
 READ_LATENTS = {"reader.generator.linear": 0, "reader.generator.centre": 0, "reader.generator.mlp.0.weight": 1}
 """Tensors of a receiver that have a dimension as wide as latents, and which it is."""
 
@@ -118,11 +120,19 @@ class Origin:
             raise ConfigError(f"model.receivers: {name!r} is missing: with train_only, all of {self.folder} are kept")
 
     def _may_get_companion(self, ours: Config) -> bool:
-        """Whether a companion comes in addition; ConfigError where something else reads latents of the old width."""
-        theirs = self.config
-        wider = ours.encoder.companion is not None and theirs.encoder.companion is None
-        if not wider or ours.curriculum.train_only:
+        """Whether a companion comes in addition; ConfigError where it cannot, or where nothing could be fitted."""
+        theirs, asked = self.config, ours.curriculum.closed_form.companion_for
+        if ours.encoder.companion is None or theirs.encoder.companion is not None or ours.curriculum.train_only:
+            if asked:
+                raise ConfigError(
+                    f"curriculum.closed_form.companion_for: does nothing, as the sender of {self.folder} stays as it is"
+                )
             return False
+        for name in asked or []:
+            if name not in self.known:
+                raise ConfigError(f"curriculum.closed_form.companion_for: {name!r} is not in {self.folder}")
+        if not self.known & set(resolve_receivers(ours.model)):
+            raise ConfigError(f"encoder.companion: no receiver of {self.folder} is in model.receivers to fit it to")
         if ours.encoder.own_d_z != theirs.encoder.d_z:
             raise ConfigError(
                 f"encoder.d_z: {ours.encoder.d_z} without the companion's {ours.encoder.companion_d_z} is not the "

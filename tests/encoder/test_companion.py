@@ -11,7 +11,7 @@ from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
 from latentwire.model.system import LatentWire
-from latentwire.training.origin import Origin, widened
+from latentwire.training.origin import READ_LATENTS, Origin, widened
 from latentwire.training.stages.closed_form import fit, fit_companion
 from tests.features.test_matrix import dead_parameters
 from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system
@@ -105,6 +105,12 @@ def test_a_checkpoint_keeps_it(tmp_path: Path) -> None:
 def test_a_checkpoint_without_one_gets_wider_latents_that_say_the_same(tmp_path: Path) -> None:
     run = saved_run(tmp_path)
     plain = load_checkpoint(run / "last")
+    with torch.no_grad():  # what training leaves at zero in this checkpoint must not hide what is put in its place
+        for receiver in plain.receivers.values():
+            for tensor in (receiver.reader.generator.centre, *receiver.reader.generator.mlp.parameters()):  # type: ignore[union-attr]
+                tensor.normal_()
+    save_checkpoint(run / "last", plain)
+    plain = load_checkpoint(run / "last")
     raw = plain.config.model_dump(mode="json")
     raw["encoder"] |= WITH | {"companion": raw["model"]["receivers"]["b"]}
     raw["checkpoint"]["init_from"] = str(run)
@@ -170,11 +176,16 @@ def test_what_does_not_go_with_a_companion(
         small_system(small_config(encoder=WITH | encoder, **others))
 
 
-def test_widening_touches_nothing_else() -> None:
+def test_widening_adds_zeros_behind_and_touches_nothing_else() -> None:
     plain, wide = small_system(small_config()), system_with()
     state = plain.state_dict()
     out = widened(state, wide.sender.encoder.companion)  # type: ignore[arg-type, union-attr]
+    wider = set()
     for stem, group in state.items():
         for key, tensor in group.items():
-            assert out[stem][key] is tensor or out[stem][key].numel() > tensor.numel()
+            if out[stem][key] is not tensor:
+                wider.add(key)
+                old = tuple(slice(n) for n in tensor.shape)
+                assert out[stem][key][old].equal(tensor) and out[stem][key].count_nonzero() == tensor.count_nonzero()
+    assert wider == set(READ_LATENTS)
     wide.load_state_dict(out)

@@ -118,7 +118,9 @@ class ClosedFormStage(Section):
     importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
     companion_for: list[str] | None = Field(
-        None, min_length=1, description="Receivers that encoder.companion is fitted to; default: all that are known."
+        None,
+        min_length=1,
+        description="Receivers that encoder.companion is fitted to; default: all, or those of checkpoint.init_from.",
     )
 
 

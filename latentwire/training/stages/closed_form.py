@@ -189,9 +189,9 @@ def fit_companion(
 
     def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
         sent = [text for text, _ in batch]
-        x, (z, counts) = torch.cat(companion.window_features(sent)), sender.latents_of(sent)
-        made = [unpadded(r.reader.generate(z.to(r.lm.device), counts), counts) for r in receivers.values()]
-        return x, targets_of(receivers, batch, x.device) - torch.cat([m.to(x.device) for m in made], 1)
+        x, z = torch.cat(companion.window_features(sent)), unpadded(*sender.latents_of(sent))
+        made = [r.reader.generator(z.to(r.lm.device)).to(x.device) for r in receivers.values()]
+        return x, targets_of(receivers, batch, x.device) - torch.cat(made, 1)
 
     equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
     factors = solve_for(receivers, equations, companion, ridge, band, asked, importance_floor)
@@ -201,7 +201,7 @@ def fit_companion(
         generator = receivers[name].reader.generator
         with torch.no_grad():
             theirs = generator.linear[-companion.weight.shape[1] :].zero_()
-            theirs[:rank] = own.generator * (own.scale / generator.scale)
+            theirs[:rank] = (own.generator * own.scale).to(theirs.device) / generator.scale
         scores[name] = r_squared(own, x, y[:, part])
     return scores
 
