@@ -41,6 +41,9 @@ def on_tiny_models(config: Path, models: Path, run: Path) -> list[str]:
         "evaluation.max_new_tokens": 3,
         "checkpoint.tuned_cache": str(run.parent / "tuned"),
     }
+    if load_config(config).encoder.companion:
+        companion = {"companion": str(models / "gemma3"), "companion_layers": [1, 2], "companion_d_z": 6}
+        overrides |= {f"encoder.{key}": value for key, value in companion.items()}
     words = [word for key, value in overrides.items() for word in ("--override", f"{key}={json.dumps(value)}")]
     return ["--config", str(config), "--out_dir", str(run), *words]
 
@@ -97,7 +100,7 @@ def test_frozen_receivers_are_a_track_of_their_own(
     for own in trained["evaluation"]["receivers"].values():
         assert own["text"] and not own["latent"]["tuned"] and own["text_tuned"] is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
-    assert {row["stage"] for row in rows} == {"closed_form", "end_to_end"}
+    assert {row["stage"] for row in rows} == {"closed_form", "closed_form/companion", "end_to_end"}
     kept = load_folder(Path(trained["checkpoint"]))
     assert set(kept) == {"sender", "receivers/llama", "receivers/gemma"}
     assert not any("lora" in key for name, group in kept.items() if name != "sender" for key in group)
