@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
-from latentwire.core.errors import ModelError
-from latentwire.encoder.base import Encoder, states_in_windows, too_many_tokens
+from latentwire.encoder.base import Encoder, deepest_layer, states_in_windows, too_many_tokens
 from latentwire.encoder.companion import Companion
-from latentwire.encoder.text import SenderText
+from latentwire.encoder.text import SenderText, by_window
 from latentwire.encoder.windows import most_surprising
 
 TOGETHER = 64
@@ -40,11 +39,7 @@ class BackboneEncoder(Encoder):
     def __init__(self, lm: LanguageModel, config: Config, companion: LanguageModel | None = None):
         super().__init__()
         self.layers = config.encoder.layers
-        self.deepest = max(self.layers)
-        if self.deepest > lm.anatomy.layers:
-            raise ModelError(
-                f"encoder.layers: {self.deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}"
-            )
+        self.deepest = deepest_layer(self.layers, lm, "encoder.layers")
         self.keep = config.encoder.keep
         if self.keep is None:  # else the whole model is needed, to tell what is hard to predict
             lm.truncate(self.deepest)
@@ -142,14 +137,9 @@ class BackboneEncoder(Encoder):
         return [torch.cat(both, 1) for both in zip(features, self.companion.features(theirs, places), strict=True)]
 
 
-def _read(text: SenderText) -> list[list[int]]:
-    """(phases, M) indices of the tokens of each window that are read."""
-    return text.chosen or text.phase_tokens
-
-
 def _places(text: SenderText) -> list[int]:
-    """The same, window by window: M * phases of them."""
-    return [place for window in zip(*_read(text), strict=True) for place in window]
+    """Indices (M * phases) of the tokens that are read, window by window."""
+    return by_window(text.chosen or text.phase_tokens)
 
 
 def _packed(ids: list[int], places: list[int]) -> list[int]:

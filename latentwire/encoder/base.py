@@ -9,7 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
+from latentwire.core.errors import ModelError
 from latentwire.encoder.text import SenderText
 
 
@@ -71,6 +73,14 @@ def too_many_tokens(text: SenderText, limit: int) -> str | None:
     if len(text.ids) <= limit:
         return None
     return f"encoder.model: a text of {len(text.ids)} tokens is longer than the sender's window of {limit}"
+
+
+def deepest_layer(layers: Sequence[int], lm: LanguageModel, key: str) -> int:
+    """The deepest of some layers; ModelError, which names the dotted key, where the model does not have as many."""
+    deepest = max(layers)
+    if deepest > lm.anatomy.layers:
+        raise ModelError(f"{key}: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}")
+    return deepest
 
 
 def rms_normalised(states: Tensor) -> Tensor:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
-from latentwire.core.errors import ModelError
-from latentwire.encoder.base import states_in_windows
-from latentwire.encoder.text import SenderText, shift
+from latentwire.encoder.base import deepest_layer, states_in_windows
+from latentwire.encoder.text import SenderText, by_window, shift
 from latentwire.encoder.windows import Span
 
 
@@ -31,12 +30,7 @@ class Companion(nn.Module):
     def __init__(self, lm: LanguageModel, config: Config):
         super().__init__()
         self.layers = config.encoder.companion_layers
-        deepest = max(self.layers)
-        if deepest > lm.anatomy.layers:
-            raise ModelError(
-                f"encoder.companion_layers: {deepest} is more than the {lm.anatomy.layers} layers of {lm.name!r}"
-            )
-        lm.truncate(deepest)
+        lm.truncate(deepest_layer(self.layers, lm, "encoder.companion_layers"))
         self.lm = lm
         self.phases, self.keep = config.encoder.read, config.encoder.keep
         self.d_features = self.phases * len(self.layers) * lm.anatomy.hidden_size
@@ -52,8 +46,7 @@ class Companion(nn.Module):
     def read(self, text: SenderText) -> tuple[list[int], list[int]]:
         """A text's tokens, and the places (M * phases) of those that are read, window by window."""
         ids, offsets = self.tokens(text)
-        places = shift(text.follow(offsets), len(self.lm.frame[0]))
-        return ids, [place for window in zip(*places, strict=True) for place in window]
+        return ids, by_window(shift(text.follow(offsets), len(self.lm.frame[0])))
 
     def too_long(self, text: SenderText) -> str | None:
         """Why a text is longer than the companion can read; else None."""

@@ -68,6 +68,11 @@ def shift(table: list[list[int]], by: int) -> list[list[int]]:
     return [[i + by for i in row] for row in table]
 
 
+def by_window(table: Sequence[Sequence[int]]) -> list[int]:
+    """A table (phases, M) window by window: M * phases numbers."""
+    return [place for window in zip(*table, strict=True) for place in window]
+
+
 def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Right-pad tables (phases, M_i) to (batch, phases, M), and the counts M_i (batch,)."""
     counts = [len(t[0]) for t in tables]

@@ -96,6 +96,14 @@ def test_later_beside_a_new_receiver(
     assert sender_fingerprint(tmp_path / "more" / "last") == sender_fingerprint(tmp_path / "run" / "last")
 
 
+def test_it_is_fitted_to_whom_it_is_asked_for(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    flags = words(models, tmp_path / "run", init_from=models / "run", closed_form_companion_for="qwen")
+    train_main([*flags, "--stages", "closed_form"])
+    state = load_folder(tmp_path / "run" / "stages" / "closed_form-companion" / "done")
+    assert state["receivers/qwen"]["reader.generator.linear"][16:].any()
+    assert not state["receivers/llama"]["reader.generator.linear"][16:].any()
+
+
 @pytest.mark.parametrize(
     ("names", "more", "refusal"),
     [
