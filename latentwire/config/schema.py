@@ -114,6 +114,9 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
+        for key in ("keep_by", "keep_from") if self.encoder.keep is None else ():
+            if getattr(self.encoder, key) != (default := EncoderConfig.model_fields[key].default):
+                raise ValueError(f"encoder.{key}: does nothing without encoder.keep; leave it at {default!r}")
         self._companion_fits()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":

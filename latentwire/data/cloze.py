@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from latentwire.data.example import Passage, Question
 
 BLANK = "____"
+CLOZE = "cloze-"
+"""How such passages are numbered."""
 BEFORE, AFTER = 10, 6
 """Most words of the sentence that are shown on each side of the blank."""
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])")
@@ -28,7 +30,12 @@ def cloze_passages(texts: Iterable[str], most: int, seed: int) -> Iterator[Passa
         chosen = random.Random(f"cloze-{seed}-{number}").sample(found, min(most, len(found)))
         if chosen:
             questions = (Question(f"cloze-{number}-{n}", asked, (answer,)) for n, (asked, answer) in enumerate(chosen))
-            yield Passage(f"cloze-{number}", text, tuple(questions))
+            yield Passage(f"{CLOZE}{number}", text, tuple(questions))
+
+
+def is_cloze(passage: Passage) -> bool:
+    """Whether a passage's questions were made from it rather than asked of it."""
+    return passage.id.startswith(CLOZE)
 
 
 def cloze_questions(text: str) -> Iterator[tuple[str, str]]:

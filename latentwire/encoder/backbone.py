@@ -1,15 +1,15 @@
 """Window features of a pretrained LM, then one linear map.
 
 Pooling contiguous windows of a pretrained LM's hidden states, rather than learned queries, follows ARC-Encoder
-(arXiv 2510.20535). A window's features are the RMS-normalised hidden states of its tokens, or of those that are hardest
-to predict (`encoder.keep`), at several depths, concatenated; the map to d_z comes from the closed-form fit and is then
+(arXiv 2510.20535). A window's features are the RMS-normalised hidden states of its tokens, or of the few that are
+chosen (`encoder.keep`), at several depths, concatenated; the map to d_z comes from the closed-form fit and is then
 trained on answers, and with it, where that is asked for, LoRA on the model. A companion (`encoder.companion`), where
 there is one, makes the last dimensions of each latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
-from latentwire.encoder.base import Encoder, deepest_layer, states_in_windows, too_many_tokens
+from latentwire.encoder.base import Encoder, deepest_layer, rms_normalised, states_in_windows, too_many_tokens
 from latentwire.encoder.companion import Companion
+from latentwire.encoder.salience import Salience
 from latentwire.encoder.text import SenderText, by_window
-from latentwire.encoder.windows import most_surprising
+from latentwire.encoder.windows import best_of_text, best_of_windows
 
 TOGETHER = 64
 """Texts of one batch, where choices are made ahead."""
@@ -29,8 +30,8 @@ TOGETHER = 64
 class BackboneEncoder(Encoder):
     """Window features (M, phases * len(layers) * hidden_size) to latents (M, d_z), those of a companion behind.
 
-    `adapted` switches on what is trained of the model; without it the model is frozen. Which tokens are hardest to
-    predict is for the untouched model to say.
+    `adapted` switches on what is trained of the model; without it the model is frozen. Which tokens are read is for the
+    untouched model to say.
     """
 
     from_scratch = False
@@ -40,7 +41,7 @@ class BackboneEncoder(Encoder):
         super().__init__()
         self.layers = config.encoder.layers
         self.deepest = deepest_layer(self.layers, lm, "encoder.layers")
-        self.keep = config.encoder.keep
+        self.keep, self.across = config.encoder.keep, config.encoder.keep_from == "text"
         if self.keep is None:  # else the whole model is needed, to tell what is hard to predict
             lm.truncate(self.deepest)
         self.adapted: Callable[[], AbstractContextManager[None]] | None = None
@@ -51,6 +52,8 @@ class BackboneEncoder(Encoder):
         self.weight = nn.Parameter(torch.randn(self.d_features, config.encoder.own_d_z) / self.d_features**0.5)
         self.register_buffer("mean", torch.zeros(self.d_features))
         self.companion = None if companion is None else Companion(companion, config)
+        by_salience = config.encoder.keep_by == "salience"
+        self.salience = Salience(len(self.layers) * lm.anatomy.hidden_size) if by_salience else None
 
     @classmethod
     def load(cls, config: Config, device: str) -> BackboneEncoder:
@@ -82,33 +85,56 @@ class BackboneEncoder(Encoder):
     @torch.no_grad()
     def window_features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """What the untouched model makes of each text: (M_i, d_features), fp32. It reads behind the sender's BOS."""
-        ids, mask = pad_right([t.ids for t in texts], self.lm.pad_id, self.device)
-        with self.lm.outputs_of(self.layers) as seen:
-            final = self.lm.final_states(ids, mask)
+        seen, final, ids = self._read(texts)
         if self.keep is not None and len(texts) == 1:
-            texts[0].remember(self._chosen(texts[0], ids, final))
+            texts[0].remember(self._choices(texts, seen, final, ids)[0])
         return states_in_windows([seen[k] for k in self.layers], [_places(text) for text in texts], self.phases)
 
-    @torch.no_grad()
     def choose(self, text: SenderText) -> list[list[int]]:
-        ids, mask = pad_right([text.ids], self.lm.pad_id, self.device)
-        return self._chosen(text, ids, self.lm.final_states(ids, mask))
+        return self._choices([text], *self._read([text]))[0]
 
-    @torch.no_grad()
     def choose_ahead(self, texts: Sequence[SenderText]) -> None:
         if self.keep is None:
             return
         by_length = sorted(texts, key=lambda text: len(text.ids))
         for start in range(0, len(by_length), TOGETHER):
             batch = by_length[start : start + TOGETHER]
-            ids, mask = pad_right([text.ids for text in batch], self.lm.pad_id, self.device)
-            surprisal = self.lm.surprisal(self.lm.final_states(ids, mask), ids).tolist()
-            for text, row in zip(batch, surprisal, strict=True):
-                text.remember(most_surprising(text.phase_tokens, row, self.phases))
+            for text, chosen in zip(batch, self._choices(batch, *self._read(batch)), strict=True):
+                text.remember(chosen)
 
-    def _chosen(self, text: SenderText, ids: Tensor, final: Tensor) -> list[list[int]]:
-        surprisal = self.lm.surprisal(final[0], ids[0]).tolist()
-        return most_surprising(text.phase_tokens, surprisal, self.phases)
+    def salience_inputs(self, texts: Sequence[SenderText]) -> list[Tensor]:
+        """What salience looks at of each text's tokens, special ones left out: (T_i, d_states + 1)."""
+        seen, final, ids = self._read(texts)
+        inputs = self._salience_inputs(seen, self.lm.surprisal(final, ids))
+        return [row[list(text.own_tokens)] for row, text in zip(inputs, texts, strict=True)]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[SenderText]) -> tuple[Mapping[int, Tensor], Tensor, Tensor]:
+        """The untouched model's hidden states at the layers that are taken, its final ones, and the tokens."""
+        ids, mask = pad_right([text.ids for text in texts], self.lm.pad_id, self.device)
+        with self.lm.outputs_of(self.layers) as seen:
+            final = self.lm.final_states(ids, mask)
+        return seen, final, ids
+
+    def _salience_inputs(self, seen: Mapping[int, Tensor], surprisal: Tensor) -> Tensor:
+        states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
+        return Salience.inputs(states.flatten(2), surprisal)
+
+    @torch.no_grad()
+    def _choices(
+        self, texts: Sequence[SenderText], seen: Mapping[int, Tensor], final: Tensor, ids: Tensor
+    ) -> list[list[list[int]]]:
+        """For each text the tokens that are read of it: (keep, N) indices."""
+        scores = surprisal = self.lm.surprisal(final, ids)
+        if self.salience is not None:
+            scores = self.salience(self._salience_inputs(seen, surprisal))
+        rows = zip(texts, scores.tolist(), surprisal.tolist(), strict=True)
+        return [self._best(text, *of_each) for text, *of_each in rows]
+
+    def _best(self, text: SenderText, scores: Sequence[float], surprisal: Sequence[float]) -> list[list[int]]:
+        if self.across:
+            return best_of_text(text.own_tokens, scores, surprisal, self.phases, len(text.starts))
+        return best_of_windows(text.phase_tokens, scores, surprisal, self.phases)
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """One row of features becomes one latent."""

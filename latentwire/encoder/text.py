@@ -21,6 +21,7 @@ class SenderText:
     ids: its tokens, special ones included; offsets: the characters of each; tokens: how many without special ones;
     starts: the windows' first characters; phase_tokens: (phases, N) indices into ids; latents: M, as many as the sender
     makes of it. M is N, except where latents are set aside for single receivers: there N is what one of them reads.
+    choose: tells which tokens are read, where not all are; across: from the whole text rather than window by window.
     """
 
     text: str
@@ -31,6 +32,7 @@ class SenderText:
     phase_tokens: list[list[int]]
     latents: int
     choose: Callable[[SenderText], list[list[int]]] | None = field(default=None, compare=False, repr=False)
+    across: bool = False
 
     @cached_property
     def chosen(self) -> list[list[int]] | None:
@@ -52,15 +54,27 @@ class SenderText:
 
     @property
     def read_spans(self) -> list[list[Span]] | None:
-        """For each window the characters of the tokens that are read, hardest to predict first; None where all are."""
+        """For each window the characters of the tokens that are read, best first; None where all are."""
         if self.chosen is None:
             return None
         return [[self.offsets[token] for token in dict.fromkeys(window)] for window in zip(*self.chosen, strict=True)]
 
     @property
     def spans(self) -> list[Span]:
-        """The characters of each window, (first, end). Together they are the whole text."""
-        return list(pairwise((0, *self.starts[1:], len(self.text))))
+        """The characters of each window, (first, end). Together they are the whole text.
+
+        Where tokens are chosen from the whole text, a window begins with the first token that is read of it.
+        """
+        starts = self.starts
+        if self.across and self.chosen is not None:
+            starts = tuple(self.offsets[min(window)][0] for window in zip(*self.chosen, strict=True))
+        return list(pairwise((0, *starts[1:], len(self.text))))
+
+    @property
+    def own_tokens(self) -> range:
+        """Indices into ids of its tokens, without the special ones around them."""
+        before = next((i for i, (_, end) in enumerate(self.offsets) if end), 0)
+        return range(before, before + self.tokens)
 
 
 def shift(table: list[list[int]], by: int) -> list[list[int]]:

@@ -2,9 +2,10 @@
 
 A window is known to other models by the character at which it starts. A receiver's token belongs to the window in
 which its centre lies. `phases` tokens of each window are taken, in order: phase p of a window with n tokens is its
-min(n - 1, p * n // phases)-th token, so short and long windows are both covered evenly. Of these, a sender may choose
-the few that are hardest to predict: what it leaves out, a language model fills in best by itself (as in the choice of
-tokens by surprisal for text prompts, Li et al. 2023, arXiv 2310.06201).
+min(n - 1, p * n // phases)-th token, so short and long windows are both covered evenly. Of these, or of the whole text,
+a sender may choose the few that score highest: those that are hardest to predict, since a language model fills in the
+others best by itself (as in the choice of tokens by surprisal for text prompts, Li et al. 2023, arXiv 2310.06201), or
+those that are likely to be asked about.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Span = tuple[int, int]
 
@@ -75,15 +77,34 @@ def take_phases(members: Sequence[Sequence[int]], phases: int) -> list[list[int]
     return [[m[min(len(m) - 1, p * len(m) // phases)] for m in members] for p in range(phases)]
 
 
-def most_surprising(phase_tokens: Sequence[Sequence[int]], surprisal: Sequence[float], keep: int) -> list[list[int]]:
-    """(keep, M): of the tokens (phases, M) of each window those with the highest surprisal, highest first.
+def best_of_windows(
+    phase_tokens: Sequence[Sequence[int]], scores: Sequence[float], surprisal: Sequence[float], keep: int
+) -> list[list[int]]:
+    """(keep, M): of the tokens (phases, M) of each window those with the highest scores, highest surprisal first.
 
     A token that a short window repeats counts once as long as there are others.
     """
     chosen = []
     for tokens in zip(*phase_tokens, strict=True):
-        once = sorted(dict.fromkeys(tokens), key=lambda token: -surprisal[token])
-        chosen.append((once * keep)[:keep])
+        best = sorted(dict.fromkeys(tokens), key=lambda token: -scores[token])[:keep]
+        chosen.append((sorted(best, key=lambda token: -surprisal[token]) * keep)[:keep])
+    return [list(row) for row in zip(*chosen, strict=True)]
+
+
+def best_of_text(
+    tokens: Sequence[int], scores: Sequence[float], surprisal: Sequence[float], keep: int, count: int
+) -> list[list[int]]:
+    """(keep, count): of all tokens of a text the keep * count with the highest scores. Those that follow one another
+    share a window, highest surprisal first.
+
+    A text that has fewer tokens than that is divided evenly, and some are repeated.
+    """
+    best = sorted(sorted(tokens, key=lambda token: -scores[token])[: keep * count])
+    bounds = [len(best) * i // count for i in range(count + 1)]
+    chosen = []
+    for first, end in pairwise(bounds):
+        window = sorted(best[first : max(end, first + 1)], key=lambda token: -surprisal[token])
+        chosen.append((window * keep)[:keep])
     return [list(row) for row in zip(*chosen, strict=True)]
 
 

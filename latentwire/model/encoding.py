@@ -63,9 +63,10 @@ def encode_for_sender(
     latent_len: int | None,
     layout: LatentLayout = EVERYTHING,
     choose: Callable[[SenderText], list[list[int]]] | None = None,
+    across: bool = False,
 ) -> SenderText:
-    """Tokenize a text for the sender and cut it into windows, of which `window` tokens each are read, or those of them
-    that `choose` tells.
+    """Tokenize a text for the sender and cut it into windows, of which `window` tokens each are read, or those that
+    `choose` tells, of each window or `across` them.
 
     Where the layout fixes the number of latents, there are as many windows as one receiver reads latents.
     """
@@ -84,6 +85,7 @@ def encode_for_sender(
         shift(cut.phase_tokens, len(before)),
         len(cut) if layout.total is None else layout.total,
         choose,
+        across,
     )
 
 

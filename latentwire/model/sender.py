@@ -63,7 +63,8 @@ class Sender:
     def tokenize(self, text: str) -> SenderText:
         """A text of any length as token ids and windows."""
         own, choose = self.config, self.encoder.choose if self.config.keep else None
-        return encode_for_sender(self.encoder.source, text, own.window, own.latent_len, self.layout, choose)
+        across = own.keep_from == "text"
+        return encode_for_sender(self.encoder.source, text, own.window, own.latent_len, self.layout, choose, across)
 
     def prepare(self, text: str) -> SenderText:
         """Tokenize a text and cut it into windows; ModelError where the sender cannot read it."""

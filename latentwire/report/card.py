@@ -95,8 +95,7 @@ def _features(features: dict[str, bool]) -> str:
 
 def _encoder(encoder: dict[str, Any]) -> str:
     kind = encoder.get("type", "backbone")
-    read = f", of which the {encoder['keep']} hardest to predict are read" if encoder.get("keep") else ""
-    parts = [f"windows of {encoder['window']} tokens{read}", f"d_z {encoder['d_z']}"]
+    parts = [f"windows of {encoder['window']} tokens{_chosen(encoder)}", f"d_z {encoder['d_z']}"]
     if encoder["latent_len"]:
         parts[0] = f"{encoder['latent_len']} latents"
     if encoder.get("companion"):
@@ -104,6 +103,14 @@ def _encoder(encoder: dict[str, Any]) -> str:
     if encoder.get("latent_private_len"):
         parts.append(f"{encoder['latent_private_len']} latents private to each receiver")
     return ", ".join([*parts, f"hidden states {encoder['layers']}"] if kind == "backbone" else [f"type {kind}", *parts])
+
+
+def _chosen(encoder: dict[str, Any]) -> str:
+    if not encoder.get("keep"):
+        return ""
+    asked = "most likely to be asked about and " if encoder.get("keep_by") == "salience" else ""
+    across = " on average, chosen from the whole text" if encoder.get("keep_from") == "text" else ""
+    return f", of which the {encoder['keep']} {asked}hardest to predict are read{across}"
 
 
 def _model(name: str) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from latentwire.config import Config
 from latentwire.core.errors import TrainingError
+from latentwire.data.cloze import is_cloze
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.normal_equations import Prepared
+from latentwire.training.stages.salience import Asked
 
 TOO_SHORT = 32
 """Plain texts of so few tokens say little of how latents are spread."""
@@ -37,10 +39,21 @@ class Material:
             raise TrainingError(
                 "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
             )
+        self.passages = [passage for passage, _ in asked]
         self.prepared: list[Prepared] = [prepared for _, prepared in asked]
-        if system.sender.device.type != "cpu":  # which one text at a time would leave idle
-            system.sender.encoder.choose_ahead([sent for sent, _ in self.prepared])
-        self.fingerprint = data_fingerprint([passage for passage, _ in asked])
+        self.fingerprint = data_fingerprint(self.passages)
+
+    def choose_ahead(self) -> None:
+        """Choose the tokens that are read of all passages, on a GPU, which one text at a time would leave idle."""
+        if self.system.sender.device.type != "cpu":
+            self.system.sender.encoder.choose_ahead([sent for sent, _ in self.prepared])
+
+    def for_salience(self) -> list[Asked]:
+        """Passages as the sender reads them, with questions that were asked of them, up to
+        closed_form.salience_passages."""
+        stage, every = self.config.curriculum.closed_form, zip(self.prepared, self.passages, strict=True)
+        asked = [(sent, passage) for (sent, _), passage in every if not is_cloze(passage)]
+        return asked[: stage.held_out + stage.salience_passages]
 
     def of(self, receiver: Receiver) -> list[ReceiverText]:
         """The passages as a receiver gets them."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import CODECS, State, merge
@@ -17,6 +18,7 @@ from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
+from latentwire.encoder.salience import Salience
 from latentwire.features import FEATURES
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
@@ -52,6 +54,7 @@ class Origin:
 
     Receivers of the run that it lacks are new: they start afresh. `files`, with their hashes, tell it from others.
     `lacks_companion`: the run's sender has a companion and its own has none, so that latents get wider.
+    `chooses_anew`: the run's sender reads other tokens of a text than its own did.
     """
 
     def __init__(self, folder: Path):
@@ -62,7 +65,7 @@ class Origin:
         stems = [name.removesuffix(".safetensors") for name in self.files]
         self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
         self.codebooks = codebooks_of(self.folder)
-        self.lacks_companion = False
+        self.lacks_companion = self.chooses_anew = False
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -77,6 +80,8 @@ class Origin:
         origin._check_receivers(config)
         origin.lacks_companion = origin._may_get_companion(config)
         origin._check_form(config)
+        choices = ((c.encoder.keep_by, c.encoder.keep_from) for c in (config, origin.config))
+        origin.chooses_anew = len(set(choices)) > 1
         return origin
 
     def take_up(self, system: LatentWire) -> None:
@@ -84,9 +89,13 @@ class Origin:
         state = load_folder(self.folder)
         if not system.config.curriculum.train_only:  # latents will change, and codebooks are found anew
             state = {stem: tensors for stem, tensors in state.items() if not stem.startswith(CODECS)}
+        encoder = system.sender.encoder
         if self.lacks_companion:
-            assert isinstance(system.sender.encoder, BackboneEncoder) and system.sender.encoder.companion is not None
-            state = widened(state, system.sender.encoder.companion)
+            assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None
+            state = widened(state, encoder.companion)
+        if self.chooses_anew:
+            assert isinstance(encoder, BackboneEncoder)
+            state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:
@@ -150,13 +159,16 @@ class Origin:
         """The sender's form is the checkpoint's, and so is that of receivers.
 
         Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
-        where all of these do, the new ones may have LoRA or not. A companion may come in addition, too.
+        where all of these do, the new ones may have LoRA or not. A companion may come in addition, and tokens may be
+        chosen otherwise.
         """
         theirs, only = self.config, ours.curriculum.train_only
         new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
         free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
         if self.lacks_companion:
             free |= {"encoder.d_z"} | {f"encoder.{key}" for key in EncoderConfig.model_fields if "companion" in key}
+        if not only and theirs.encoder.keep is not None:
+            free |= {"encoder.keep_by", "encoder.keep_from"}
         if only and not set(only) & self.known:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
@@ -183,3 +195,9 @@ def widened(state: State, companion: Companion) -> State:
             shape[READ_LATENTS[key]] = companion.weight.shape[1]
             group[key] = torch.cat([group[key], group[key].new_zeros(shape)], READ_LATENTS[key])
     return out
+
+
+def choosing_by(sender: dict[str, Tensor], salience: Salience | None) -> dict[str, Tensor]:
+    """A sender's state with a salience that is not fitted yet, or with none."""
+    state = {key: tensor for key, tensor in sender.items() if not key.startswith("encoder.salience.")}
+    return state if salience is None else state | merge(encoder=merge(salience=salience.state_dict()))

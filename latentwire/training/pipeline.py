@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.diagnostics.progress import StepLog
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import default_codec
@@ -40,6 +41,7 @@ from latentwire.training.stages import closed_form, codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.fixed_encoder import fit_generators
+from latentwire.training.stages.salience import fit_salience
 from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
     SlotTuning,
@@ -52,6 +54,7 @@ from latentwire.training.stages.slot_tuning import (
 )
 from latentwire.wire.codecs import LearnedCodec
 
+MEASURES = {"r2": "R²", "auc": "area under the ROC curve"}
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 
@@ -118,6 +121,9 @@ class Run:
         self.processes.by_main(partial(self.folder.start, self.command, self.origin, self.fresh))
         if profiled:
             self.folder.record(loaded)
+        if self.config.encoder.keep_by == "salience" and (self.origin is None or self.origin.chooses_anew):
+            self.processes.main_first(self._salience)
+        self.material.choose_ahead()
         lora = self.config.features.use_lora
         baselines = {name: list(self._baselines(r)) for name, r in self.system.receivers.items()} if lora else {}
         if lora and self.config.losses.distils:  # the teachers
@@ -232,23 +238,33 @@ class Run:
         asked = [texts for _, texts in self.material.prepared[stage.held_out :][: stage.importance_passages]]
         weighed: dict[str, Any] = {"band": stage.band, "asked": asked, "importance_floor": stage.importance_floor}
         if self.origin is None:
-            self._solve("closed_form", partial(closed_form.fit, system, **weighed))
+            self._solve_stage("closed_form", partial(closed_form.fit, system, **weighed))
         if self.config.encoder.companion and (self.origin is None or self.origin.lacks_companion):
             known = {name: r for name, r in system.receivers.items() if self.origin is None or name not in new}
             meant = {name: r for name, r in known.items() if name in (stage.companion_for or known)}
-            self._solve("closed_form/companion", partial(closed_form.fit_companion, system, meant, **weighed))
+            self._solve_stage("closed_form/companion", partial(closed_form.fit_companion, system, meant, **weighed))
         if self.origin and new:
-            self._solve("closed_form", partial(fit_generators, system.sender, new))
+            self._solve_stage("closed_form", partial(fit_generators, system.sender, new))
 
-    def _solve(self, name: str, fit: Callable[..., dict[str, float]]) -> None:
-        """A fit of the closed form, if it was not done before."""
+    def _solve_stage(self, name: str, fit: Callable[..., dict[str, float]]) -> None:
+        """A fit of the stage closed_form, where that may be worked on or it was done before."""
+        if "closed_form" in self.stages or self.folder.is_done(name):
+            self._solve(name, fit, self.material.for_closed_form(), "r2")
+        else:
+            self._refuse_to_go_on("closed_form")
+
+    def _salience(self) -> None:
+        """By what tokens are chosen: nothing can be read before that is known, whichever stages are worked on."""
+        encoder = self.system.sender.encoder
+        assert isinstance(encoder, BackboneEncoder)
+        self._solve("salience", partial(fit_salience, encoder), self.material.for_salience(), "auc")
+
+    def _solve(self, name: str, fit: Callable[..., dict[str, float]], passages: Iterable[Any], measure: str) -> None:
+        """A fit in closed form on some passages, if it was not done before. `measure`: what it returns."""
         done = self.folder.done(name)
         if self.folder.is_done(name):
             print(f"{name}: done before", flush=True)
             self.system.load_state_dict(load_folder(done))
-            return
-        if "closed_form" not in self.stages:
-            self._refuse_to_go_on("closed_form")
             return
         stage, started = self.config.curriculum.closed_form, time.perf_counter()
         self.folder.track(name)
@@ -258,17 +274,17 @@ class Run:
             nonlocal seen
             seen += rows
             if seen // 2000 != (seen - rows) // 2000:
-                print(f"{name}: {seen} windows, {time.perf_counter() - started:.0f} s", flush=True)
+                print(f"{name}: {seen} rows, {time.perf_counter() - started:.0f} s", flush=True)
 
         if self.config.diagnostics.profile_memory:
             reset_peak()
-        texts, sums = self.material.for_closed_form(), done.parent / "sums"
-        scores = fit(passages=texts, held_out=stage.held_out, ridge=stage.ridge, report=report, state=sums)
+        sums = done.parent / "sums"
+        scores = fit(passages=passages, held_out=stage.held_out, ridge=stage.ridge, report=report, state=sums)
         seconds = round(time.perf_counter() - started, 1)
         took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
-        self.folder.record({"stage": name, "r2": scores} | took)
-        print(f"{name}: held-out R² {scores}, {seconds} s", flush=True)
-        save_folder(done, self.system.state_dict(), {"r2": scores})
+        self.folder.record({"stage": name, measure: scores} | took)
+        print(f"{name}: held-out {MEASURES[measure]} {scores}, {seconds} s", flush=True)
+        save_folder(done, self.system.state_dict(), {measure: scores})
         shutil.rmtree(sums, ignore_errors=True)
 
     def _start_readers(self) -> None:

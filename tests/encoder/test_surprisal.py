@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from latentwire.core.errors import ConfigError
 from latentwire.encoder import backbone
-from latentwire.encoder.windows import follow, most_surprising
+from latentwire.encoder.windows import best_of_windows, follow
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
@@ -24,10 +24,10 @@ def system_with(**encoder: object) -> LatentWire:
     return small_system(small_config(encoder={"window": 4, "keep": 2} | encoder))
 
 
-def test_the_most_surprising_come_first_and_repeats_last() -> None:
+def test_the_best_of_windows_come_first_and_repeats_last() -> None:
     surprisal = [9.0, 1.0, 5.0, 3.0, 2.0, 7.0]
-    assert most_surprising([[1, 5], [2, 5], [3, 5], [4, 5]], surprisal, 2) == [[2, 5], [3, 5]]
-    assert most_surprising([[1, 4], [1, 4], [2, 5], [2, 5]], surprisal, 3) == [[2, 5], [1, 4], [2, 5]]
+    assert best_of_windows([[1, 5], [2, 5], [3, 5], [4, 5]], surprisal, surprisal, 2) == [[2, 5], [3, 5]]
+    assert best_of_windows([[1, 4], [1, 4], [2, 5], [2, 5]], surprisal, surprisal, 3) == [[2, 5], [1, 4], [2, 5]]
 
 
 def test_tokens_of_another_tokenizer_are_found_by_their_centres() -> None:

@@ -51,9 +51,21 @@ class EncoderConfig(Section):
     )
     keep: PositiveInt | None = Field(
         None,
-        description="Tokens that are read of a window: those that the sender's model finds hardest to predict. "
-        "Default: all. Only for backbone.",
+        description="Tokens that are read of a window, of those that it has or of the whole text's. Default: all of "
+        "its own. Only for backbone.",
         json_schema_extra=flag("encoder_keep"),
+    )
+    keep_by: Literal["surprisal", "salience"] = Field(
+        "surprisal",
+        description="Which these are. surprisal: those that the sender's model finds hardest to predict; salience: "
+        "those that are likely to be asked about as well, as the training questions tell.",
+        json_schema_extra=flag("encoder_keep_by"),
+    )
+    keep_from: Literal["window", "text"] = Field(
+        "window",
+        description="Whether each window gives its own, or the whole text gives keep times as many as it has windows, "
+        "dealt out to them in order.",
+        json_schema_extra=flag("encoder_keep_from"),
     )
     latent_len: PositiveInt | None = Field(
         None,

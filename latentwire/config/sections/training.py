@@ -117,6 +117,9 @@ class ClosedFormStage(Section):
     )
     importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
     held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
+    salience_passages: PositiveInt = Field(
+        1000, description="Passages with questions from which encoder.keep_by = salience learns what is asked."
+    )
     companion_for: list[str] | None = Field(
         None,
         min_length=1,

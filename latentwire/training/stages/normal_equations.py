@@ -6,9 +6,10 @@ sums and goes on from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from latentwire.model.receiver import Receiver
 from latentwire.training.interrupt import Interrupted, StopRequest
 
 Prepared = tuple[SenderText, dict[str, ReceiverText]]
+T = TypeVar("T")
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
 
@@ -103,8 +105,8 @@ class NormalEquations:
 
 
 def gather(
-    passages: Iterable[Prepared],
-    rows_of: Callable[[Sequence[Prepared]], tuple[Tensor, Tensor]],
+    passages: Iterable[T],
+    rows_of: Callable[[Sequence[T]], tuple[Tensor, Tensor]],
     *,
     held_out: int,
     batch_size: int = 8,
@@ -170,8 +172,8 @@ def shared_variance(variance: Tensor, groups: Tensor) -> Tensor:
     return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
 
 
-def batched(items: Iterable[Prepared], size: int) -> Iterable[list[Prepared]]:
-    batch: list[Prepared] = []
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    batch: list[T] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:
