@@ -1,0 +1,84 @@
+"""A run whose sender chooses tokens by what is likely to be asked about: from the start, or from a checkpoint on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.checkpoint.tensors import load_folder
+from latentwire.cli.add_receiver import main as add_receiver
+from latentwire.eval import main as eval_main
+from latentwire.train import main as train_main
+from tests.cli.test_commands import arguments, fails, models, trained
+from tests.tiny import save_tiny
+
+__all__ = ["models", "trained"]
+
+
+def words(models: Path, out: Path, **more: object) -> list[str]:
+    chosen: dict[str, object] = {
+        "encoder_keep": 2,
+        "encoder_keep_by": "salience",
+        "encoder_keep_from": "text",
+        "closed_form_salience_passages": 12,
+    }
+    return arguments(models, out_dir=out, **(chosen | {"eval_samples": 0, "baselines_max_steps": 0} | more))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+
+
+def test_it_comes_before_all_else_and_only_once(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = words(models, tmp_path / "run")
+    train_main([*flags, "--stages", "slot_tuning"])
+    assert "salience: held-out area under the ROC curve" in capsys.readouterr().out
+    first = rows_of(tmp_path / "run")[0]
+    assert first["stage"] == "salience" and set(first["auc"]) == {"answers", "questions"}
+    learned = load_folder(tmp_path / "run" / "stages" / "salience" / "done")["sender"]["encoder.salience.weight"]
+    assert learned.any()
+    train_main(flags)
+    assert "salience: done before" in capsys.readouterr().out
+    assert [row["stage"] for row in rows_of(tmp_path / "run")].count("salience") == 1
+    kept = load_folder(tmp_path / "run" / "last")["sender"]["encoder.salience.weight"]
+    assert kept.to(learned.dtype).sub(learned).abs().max() < 0.01 * learned.abs().max()
+    eval_main(["--ckpt", str(tmp_path / "run"), "--samples", "6", "--override", "evaluation.latency_samples=0"])
+    passages = [json.loads(line) for line in (tmp_path / "run" / "passages.jsonl").read_text().splitlines()]
+    for passage in passages:
+        for (first_char, end), read in zip(passage["windows"], passage["read"], strict=True):
+            assert all(first_char <= a and b <= end for a, b in read)
+
+
+def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_path: Path) -> None:
+    surprisal: dict[str, object] = {"encoder_keep_by": "surprisal", "encoder_keep_from": "window"}
+    train_main(words(models, tmp_path / "old", **surprisal))
+    train_main([*words(models, tmp_path / "new", init_from=tmp_path / "old"), "--stages", "end_to_end"])
+    assert rows_of(tmp_path / "new")[0]["stage"] == "salience"
+    assert load_folder(tmp_path / "new" / "last")["sender"]["encoder.salience.weight"].any()
+    train_main([*words(models, tmp_path / "more", init_from=tmp_path / "new"), "--stages", "end_to_end"])
+    assert rows_of(tmp_path / "more")[0]["stage"] == "end_to_end"  # it was known
+    add_receiver(
+        [
+            *(
+                "--ckpt",
+                str(tmp_path / "new"),
+                "--name",
+                "gemma",
+                "--model",
+                str(save_tiny("gemma3", models / "gemma3")),
+            ),
+            *("--steps", "1", "--out_dir", str(tmp_path / "added")),
+        ]
+    )
+    sender = load_folder(tmp_path / "added" / "last")["sender"]
+    assert all(sender[key].equal(tensor) for key, tensor in load_folder(tmp_path / "new" / "last")["sender"].items())
+
+
+def test_too_few_passages_are_refused(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = words(models, tmp_path / "run", samples=1)
+    assert "no passage is left to fit on after 2 are set aside" in fails(train_main, flags, capsys)
