@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from latentwire.data.example import Passage
+from latentwire.data.squad import UNANSWERABLE
 
 Span = tuple[int, int]
+VERDICTS = {"yes", "no", UNANSWERABLE}
+"""Answers that are not said by the words in the passage that look like them."""
 COMMON = 0.25
 """A word that stands in more than this share of passages tells none of them from another."""
 
@@ -26,8 +29,8 @@ def common_words(passages: Iterable[Passage]) -> set[str]:
 
 
 def answer_spans(passage: Passage) -> list[Span]:
-    """The characters of every place where the first answer to one of its questions stands."""
-    answers = {question.answers[0] for question in passage.questions if question.answers}
+    """The characters of every place where the first answer to one of its questions stands, unless that is a verdict."""
+    answers = {question.answers[0] for question in passage.questions if question.answers} - VERDICTS
     found = (re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", passage.context) for answer in sorted(answers) if answer)
     return [match.span() for matches in found for match in matches]
 

@@ -105,8 +105,8 @@ class BackboneEncoder(Encoder):
     def salience_inputs(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """What salience looks at of each text's tokens, special ones left out: (T_i, d_states + 1)."""
         seen, final, ids = self._read(texts)
-        inputs = self._salience_inputs(seen, self.lm.surprisal(final, ids))
-        return [row[list(text.own_tokens)] for row, text in zip(inputs, texts, strict=True)]
+        surprisal = self.lm.surprisal(final, ids)
+        return [self._salience_inputs(seen, surprisal, row)[list(text.own_tokens)] for row, text in enumerate(texts)]
 
     @torch.no_grad()
     def _read(self, texts: Sequence[SenderText]) -> tuple[Mapping[int, Tensor], Tensor, Tensor]:
@@ -116,25 +116,26 @@ class BackboneEncoder(Encoder):
             final = self.lm.final_states(ids, mask)
         return seen, final, ids
 
-    def _salience_inputs(self, seen: Mapping[int, Tensor], surprisal: Tensor) -> Tensor:
-        states = rms_normalised(torch.stack([seen[k] for k in self.layers], 2).float())
-        return Salience.inputs(states.flatten(2), surprisal)
+    def _salience_inputs(self, seen: Mapping[int, Tensor], surprisal: Tensor, row: int) -> Tensor:
+        """Of one text of a batch, at all places: (T, d_states + 1)."""
+        states = rms_normalised(torch.stack([seen[k][row] for k in self.layers], 1).float())
+        return Salience.inputs(states.flatten(1), surprisal[row])
 
     @torch.no_grad()
     def _choices(
         self, texts: Sequence[SenderText], seen: Mapping[int, Tensor], final: Tensor, ids: Tensor
     ) -> list[list[list[int]]]:
         """For each text the tokens that are read of it: (keep, N) indices."""
-        scores = surprisal = self.lm.surprisal(final, ids)
-        if self.salience is not None:
-            scores = self.salience(self._salience_inputs(seen, surprisal))
-        rows = zip(texts, scores.tolist(), surprisal.tolist(), strict=True)
-        return [self._best(text, *of_each) for text, *of_each in rows]
-
-    def _best(self, text: SenderText, scores: Sequence[float], surprisal: Sequence[float]) -> list[list[int]]:
-        if self.across:
-            return best_of_text(text.own_tokens, scores, surprisal, self.phases, len(text.starts))
-        return best_of_windows(text.phase_tokens, scores, surprisal, self.phases)
+        every, out = self.lm.surprisal(final, ids), []
+        for row, text in enumerate(texts):
+            surprisal = scores = every[row].tolist()
+            if self.salience is not None:
+                scores = self.salience(self._salience_inputs(seen, every, row)).tolist()
+            if self.across:
+                out.append(best_of_text(text.own_tokens, scores, surprisal, self.phases, len(text.starts)))
+            else:
+                out.append(best_of_windows(text.phase_tokens, scores, surprisal, self.phases))
+        return out
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         """One row of features becomes one latent."""

@@ -51,7 +51,7 @@ class Encoder(nn.Module, ABC):
         """What the frozen part makes of each text, without gradients. A text's features do not depend on the others."""
 
     def choose(self, text: SenderText) -> list[list[int]]:
-        """(keep, N) indices of the tokens that are read of each window, where `encoder.keep` leaves some out."""
+        """(keep, N) indices of the tokens that are read for each window, where `encoder.keep` leaves some out."""
         raise NotImplementedError
 
     def choose_ahead(self, texts: Sequence[SenderText]) -> None:

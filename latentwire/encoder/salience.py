@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latentwire.core.hashing import stable_hash
+
 MOST_NATS = 20.0
 """Surprisal beyond this counts as this: the first token of a text may have an infinite one."""
 LEAST = 0.01
@@ -36,6 +38,16 @@ class Salience(nn.Module):
         self.register_buffer("mean", torch.zeros(d_states + 1))
         self.register_buffer("weight", torch.zeros(d_states + 1, len(WEIGHTS)))
         self.register_buffer("bias", torch.zeros(len(WEIGHTS)))
+
+    def set(self, mean: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Take up a fit as a checkpoint keeps it, in 16 bits: what nearly ties is then chosen alike from there."""
+        for name, value in (("mean", mean), ("weight", weight), ("bias", bias)):
+            getattr(self, name).copy_(value.to(torch.bfloat16))
+
+    @property
+    def digest(self) -> str:
+        """Tells it from others."""
+        return stable_hash([self.mean.tolist(), self.weight.tolist(), self.bias.tolist()])
 
     @staticmethod
     def inputs(states: Tensor, surprisal: Tensor) -> Tensor:

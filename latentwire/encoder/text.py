@@ -21,7 +21,8 @@ class SenderText:
     ids: its tokens, special ones included; offsets: the characters of each; tokens: how many without special ones;
     starts: the windows' first characters; phase_tokens: (phases, N) indices into ids; latents: M, as many as the sender
     makes of it. M is N, except where latents are set aside for single receivers: there N is what one of them reads.
-    choose: tells which tokens are read, where not all are; across: from the whole text rather than window by window.
+    choose: tells which tokens are read, where not all are; across: from the whole text rather than window by window;
+    before: how many special tokens stand before its own.
     """
 
     text: str
@@ -33,10 +34,11 @@ class SenderText:
     latents: int
     choose: Callable[[SenderText], list[list[int]]] | None = field(default=None, compare=False, repr=False)
     across: bool = False
+    before: int = 0
 
     @cached_property
     def chosen(self) -> list[list[int]] | None:
-        """(keep, N) indices into ids of the tokens that are read of each window; None where all are.
+        """(keep, N) indices into ids of the tokens that are read for each window; None where all of its own are.
 
         The sender's model has to read the text for it, by itself: near ties must not depend on other texts in a batch.
         """
@@ -54,7 +56,7 @@ class SenderText:
 
     @property
     def read_spans(self) -> list[list[Span]] | None:
-        """For each window the characters of the tokens that are read, best first; None where all are."""
+        """For each window the characters of the tokens that are read, hardest to predict first; None where all are."""
         if self.chosen is None:
             return None
         return [[self.offsets[token] for token in dict.fromkeys(window)] for window in zip(*self.chosen, strict=True)]
@@ -63,7 +65,8 @@ class SenderText:
     def spans(self) -> list[Span]:
         """The characters of each window, (first, end). Together they are the whole text.
 
-        Where tokens are chosen from the whole text, a window begins with the first token that is read of it.
+        Where tokens are chosen from the whole text, a window ends where the first token that is read for
+        the next one begins.
         """
         starts = self.starts
         if self.across and self.chosen is not None:
@@ -73,8 +76,7 @@ class SenderText:
     @property
     def own_tokens(self) -> range:
         """Indices into ids of its tokens, without the special ones around them."""
-        before = next((i for i, (_, end) in enumerate(self.offsets) if end), 0)
-        return range(before, before + self.tokens)
+        return range(self.before, self.before + self.tokens)
 
 
 def shift(table: list[list[int]], by: int) -> list[list[int]]:

@@ -86,6 +86,7 @@ def encode_for_sender(
         len(cut) if layout.total is None else layout.total,
         choose,
         across,
+        len(before),
     )
 
 

@@ -48,6 +48,15 @@ class Material:
         if self.system.sender.device.type != "cpu":
             self.system.sender.encoder.choose_ahead([sent for sent, _ in self.prepared])
 
+    def check_salience(self) -> None:
+        """TrainingError where there are too few passages to learn from what is asked."""
+        found, aside = len(self.for_salience()), self.config.curriculum.closed_form.held_out
+        if found <= aside:
+            raise TrainingError(
+                f"encoder.keep_by: salience is learned from passages with questions, and of {found} (without those of "
+                f"data.cloze) curriculum.closed_form.held_out = {aside} are set aside"
+            )
+
     def for_salience(self) -> list[Asked]:
         """Passages as the sender reads them, with questions that were asked of them, up to
         closed_form.salience_passages."""

@@ -54,7 +54,7 @@ class Origin:
 
     Receivers of the run that it lacks are new: they start afresh. `files`, with their hashes, tell it from others.
     `lacks_companion`: the run's sender has a companion and its own has none, so that latents get wider.
-    `chooses_anew`: the run's sender reads other tokens of a text than its own did.
+    `lacks_salience`: the run's sender chooses tokens by it and its own did not, so that it has to be learned.
     """
 
     def __init__(self, folder: Path):
@@ -65,7 +65,7 @@ class Origin:
         stems = [name.removesuffix(".safetensors") for name in self.files]
         self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
         self.codebooks = codebooks_of(self.folder)
-        self.lacks_companion = self.chooses_anew = False
+        self.lacks_companion = self.lacks_salience = False
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -80,8 +80,8 @@ class Origin:
         origin._check_receivers(config)
         origin.lacks_companion = origin._may_get_companion(config)
         origin._check_form(config)
-        choices = ((c.encoder.keep_by, c.encoder.keep_from) for c in (config, origin.config))
-        origin.chooses_anew = len(set(choices)) > 1
+        ours, theirs = (c.encoder.keep_by == "salience" for c in (config, origin.config))
+        origin.lacks_salience = ours and not theirs
         return origin
 
     def take_up(self, system: LatentWire) -> None:
@@ -93,7 +93,7 @@ class Origin:
         if self.lacks_companion:
             assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None
             state = widened(state, encoder.companion)
-        if self.chooses_anew:
+        if self.config.encoder.keep_by != system.config.encoder.keep_by:
             assert isinstance(encoder, BackboneEncoder)
             state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
         load_sender_state(system.sender, state, start=True)

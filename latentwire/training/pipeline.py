@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from latentwire.checkpoint.parts import CODECS, adapter_stem, codebooks_in
+from torch.nn import Module
+
+from latentwire.checkpoint.parts import CODECS, State, adapter_stem, codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
 from latentwire.config import Config
@@ -57,6 +59,19 @@ from latentwire.wire.codecs import LearnedCodec
 MEASURES = {"r2": "R²", "auc": "area under the ROC curve"}
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
+
+
+class Part(NamedTuple):
+    """A part of the system, with the state of a system that has no other."""
+
+    name: str
+    module: Module
+
+    def state_dict(self) -> State:
+        return {self.name: self.module.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.module.load_state_dict(state[self.name])
 
 
 class Run:
@@ -118,10 +133,14 @@ class Run:
         if self.origin:
             self.origin.take_up(self.system)
         self.material = Material(self.system, self.config, passages, texts)
+        by_salience = self.config.encoder.keep_by == "salience"
+        learns_salience = by_salience and (self.origin is None or self.origin.lacks_salience)
+        if learns_salience:
+            self.material.check_salience()
         self.processes.by_main(partial(self.folder.start, self.command, self.origin, self.fresh))
         if profiled:
             self.folder.record(loaded)
-        if self.config.encoder.keep_by == "salience" and (self.origin is None or self.origin.chooses_anew):
+        if learns_salience:
             self.processes.main_first(self._salience)
         self.material.choose_ahead()
         lora = self.config.features.use_lora
@@ -225,6 +244,9 @@ class Run:
         key = tuning_key(receiver, self.config, reads, self.material.fingerprint, steps) | {"origin": origin}
         if stage.lr_scale != 1.0:
             key["lr_scale"] = stage.lr_scale
+        encoder = self.system.sender.encoder
+        if reads == LATENT and isinstance(encoder, BackboneEncoder) and encoder.salience is not None:
+            key["salience"] = encoder.salience.digest
         if reads == LATENT and self.config.losses.distils:
             key["teacher"] = self._tuning_key(receiver, texts, TEXT)
         return key
@@ -256,15 +278,27 @@ class Run:
     def _salience(self) -> None:
         """By what tokens are chosen: nothing can be read before that is known, whichever stages are worked on."""
         encoder = self.system.sender.encoder
-        assert isinstance(encoder, BackboneEncoder)
-        self._solve("salience", partial(fit_salience, encoder), self.material.for_salience(), "auc")
+        assert isinstance(encoder, BackboneEncoder) and encoder.salience is not None
+        salience = Part("salience", encoder.salience)
+        self._solve("salience", partial(fit_salience, encoder), self.material.for_salience(), "auc", salience)
 
-    def _solve(self, name: str, fit: Callable[..., dict[str, float]], passages: Iterable[Any], measure: str) -> None:
-        """A fit in closed form on some passages, if it was not done before. `measure`: what it returns."""
+    def _solve(
+        self,
+        name: str,
+        fit: Callable[..., dict[str, float]],
+        passages: Iterable[Any],
+        measure: str,
+        part: Part | None = None,
+    ) -> None:
+        """A fit in closed form on some passages, if it was not done before.
+
+        measure: what it returns; part: all that it changes, where that is not most of the system.
+        """
+        fitted = part or self.system
         done = self.folder.done(name)
         if self.folder.is_done(name):
             print(f"{name}: done before", flush=True)
-            self.system.load_state_dict(load_folder(done))
+            fitted.load_state_dict(load_folder(done))
             return
         stage, started = self.config.curriculum.closed_form, time.perf_counter()
         self.folder.track(name)
@@ -284,7 +318,7 @@ class Run:
         took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
         self.folder.record({"stage": name, measure: scores} | took)
         print(f"{name}: held-out {MEASURES[measure]} {scores}, {seconds} s", flush=True)
-        save_folder(done, self.system.state_dict(), {measure: scores})
+        save_folder(done, fitted.state_dict(), {measure: scores})
         shutil.rmtree(sums, ignore_errors=True)
 
     def _start_readers(self) -> None:

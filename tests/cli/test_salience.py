@@ -40,13 +40,12 @@ def test_it_comes_before_all_else_and_only_once(
     assert "salience: held-out area under the ROC curve" in capsys.readouterr().out
     first = rows_of(tmp_path / "run")[0]
     assert first["stage"] == "salience" and set(first["auc"]) == {"answers", "questions"}
-    learned = load_folder(tmp_path / "run" / "stages" / "salience" / "done")["sender"]["encoder.salience.weight"]
+    learned = load_folder(tmp_path / "run" / "stages" / "salience" / "done")["salience"]["weight"]
     assert learned.any()
     train_main(flags)
     assert "salience: done before" in capsys.readouterr().out
     assert [row["stage"] for row in rows_of(tmp_path / "run")].count("salience") == 1
-    kept = load_folder(tmp_path / "run" / "last")["sender"]["encoder.salience.weight"]
-    assert kept.to(learned.dtype).sub(learned).abs().max() < 0.01 * learned.abs().max()
+    assert load_folder(tmp_path / "run" / "last")["sender"]["encoder.salience.weight"].float().equal(learned)
     eval_main(["--ckpt", str(tmp_path / "run"), "--samples", "6", "--override", "evaluation.latency_samples=0"])
     passages = [json.loads(line) for line in (tmp_path / "run" / "passages.jsonl").read_text().splitlines()]
     for passage in passages:
@@ -80,5 +79,6 @@ def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_pat
 
 
 def test_too_few_passages_are_refused(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = words(models, tmp_path / "run", samples=1)
-    assert "no passage is left to fit on after 2 are set aside" in fails(train_main, flags, capsys)
+    refusal = fails(train_main, words(models, tmp_path / "run", samples=1), capsys)
+    assert "encoder.keep_by: salience is learned from passages with questions, and of 1 " in refusal
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ from latentwire.encoder.salience import Salience
 from latentwire.encoder.text import SenderText
 from latentwire.encoder.windows import best_of_text, best_of_windows
 from latentwire.model.system import LatentWire
+from latentwire.training.material import Material
 from latentwire.training.origin import Origin
 from latentwire.training.stages.salience import fit_salience, marks, ranked
 from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system
@@ -112,6 +113,10 @@ def test_where_answers_and_words_of_questions_stand() -> None:
     text = passage.context
     assert [text[a:b] for a, b in answer_spans(passage)] == ["Bob", "Bob"]
     assert [text[a:b] for a, b in question_spans(passage, {"ann"})] == ["paid"]
+    verdict = Passage(
+        "p", "There is no yes in it.", (Question("1", "Is there?", ("no",)), Question("2", "Yes?", ("yes",)))
+    )
+    assert not answer_spans(verdict)
     others = [Passage(str(n), f"Ann slept in room{n}", ()) for n in range(4)]
     assert common_words([passage, *others]) == {"ann", "slept", "in"}
 
@@ -134,6 +139,33 @@ def test_the_area_under_the_curve() -> None:
     assert ranked(scores, torch.zeros(4)) == 0.5
 
 
+def test_questions_that_were_made_from_the_text_do_not_count() -> None:
+    system = system_with()
+    made = Passage("cloze-7", "Edda sells lamps in Veyra.", (Question("c", "____ sells lamps", ("Edda",)),))
+    material = Material(system, system.config, [*small_passages(3), made], [])
+    assert len(material.prepared) == 4 and [passage.id for _, passage in material.for_salience()] == ["p0", "p1", "p2"]
+    with pytest.raises(TrainingError, match=r"encoder\.keep_by: .* of 3 \(without those of data\.cloze\)"):
+        material.check_salience()
+
+
+def test_each_window_may_give_its_own() -> None:
+    system = system_with(keep_from="window")
+    fitted(system)
+    for text in TEXTS:
+        sent = system.sender.prepare(text)
+        assert sent.chosen is not None
+        for window in zip(*sent.phase_tokens, *sent.chosen, strict=True):
+            assert set(window[4:]) <= set(window[:4])
+
+
+def test_one_salience_is_told_from_another() -> None:
+    one, other = system_with(), system_with()
+    fitted(one)
+    fitted(other, 12)
+    digests = {encoder_of(system).salience.digest for system in (one, other, one)}  # type: ignore[union-attr]
+    assert len(digests) == 2
+
+
 def test_it_learns_what_is_asked() -> None:
     system = system_with()
     before = sum(answers_read(system, passage) for passage in small_passages(6))
@@ -154,7 +186,7 @@ def answers_read(system: LatentWire, passage: Passage) -> float:
 def test_without_questions_there_is_nothing_to_learn() -> None:
     system = system_with()
     bare = [Passage(p.id, p.context, ()) for p in small_passages(8)]
-    with pytest.raises(TrainingError, match=r"encoder\.keep_by: salience is learned from questions"):
+    with pytest.raises(TrainingError, match=r"encoder\.keep_by: salience is learned from answers"):
         fit_salience(encoder_of(system), asked(system, bare), held_out=2, ridge=0.1)
 
 
@@ -181,7 +213,7 @@ def test_a_checkpoint_may_choose_otherwise_later(keep_by: str, tmp_path: Path) -
     raw["checkpoint"]["init_from"] = str(run)
     config = config_from_dict(raw, "test", {})
     new, origin = LatentWire.build(config), Origin.of(config)
-    assert origin is not None and origin.chooses_anew
+    assert origin is not None and origin.lacks_salience == (keep_by == "salience")
     origin.take_up(new)
     assert encoder_of(new).weight.equal(encoder_of(old).weight)
     if keep_by == "salience":
@@ -192,7 +224,7 @@ def test_a_checkpoint_may_choose_otherwise_later(keep_by: str, tmp_path: Path) -
     assert chosen[0] != chosen[1] == chosen[2]
     raw["checkpoint"]["init_from"] = str(tmp_path / "new")
     same = Origin.of(config_from_dict(raw, "test", {}))
-    assert same is not None and not same.chooses_anew
+    assert same is not None and not same.lacks_salience
     raw["encoder"] |= {"keep_by": "surprisal", "keep_from": "window"}  # and back again
     config = config_from_dict(raw, "test", {})
     back, origin = LatentWire.build(config), Origin.of(config)

@@ -116,7 +116,7 @@ class ClosedFormStage(Section):
         24, description="Passages on which the answer loss tells how much each target matters; 0: all matter alike."
     )
     importance_floor: float = Field(0.2, gt=0.0, le=1.0, description="Share of the weights that is spread evenly.")
-    held_out: PositiveInt = Field(40, description="Passages set aside to report R².")
+    held_out: PositiveInt = Field(40, description="Passages set aside to report how good the fits are.")
     salience_passages: PositiveInt = Field(
         1000, description="Passages with questions from which encoder.keep_by = salience learns what is asked."
     )

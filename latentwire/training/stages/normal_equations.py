@@ -32,8 +32,7 @@ def cholesky(matrix: Tensor) -> Tensor:
         return torch.linalg.cholesky(matrix)
     except torch.linalg.LinAlgError:
         raise TrainingError(
-            "curriculum.closed_form.ridge: too small for so little text; a larger one or more "
-            "curriculum.closed_form.passages are needed"
+            "curriculum.closed_form.ridge: too small for so little text; a larger one or more passages are needed"
         ) from None
 
 

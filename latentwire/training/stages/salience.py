@@ -41,11 +41,12 @@ def fit_salience(
     equations, x, y = gather(passages, rows, **gathering)
     mean_x, mean_y, _, xx, xy = equations.centred()
     if not mean_y.any():
-        raise TrainingError("encoder.keep_by: salience is learned from questions on passages, and there are none")
+        raise TrainingError(
+            "encoder.keep_by: salience is learned from answers in passages, and from words that these share with their "
+            "questions; there are none"
+        )
     xx.diagonal().add_(ridge * xx.diagonal().mean())
-    salience.mean.copy_(mean_x)
-    salience.weight.copy_(torch.cholesky_solve(xy, cholesky(xx)))
-    salience.bias.copy_(mean_y)
+    salience.set(mean_x, torch.cholesky_solve(xy, cholesky(xx)), mean_y)
     found = salience.probabilities(x)
     return {kind: ranked(found[:, k], y[:, k]) for k, kind in enumerate(("answers", "questions"))}
 
@@ -54,8 +55,14 @@ def marks(text: SenderText, passage: Passage, common: set[str]) -> Tensor:
     """(T, 2) for each token of a text, special ones left out, 1 where its centre lies in an answer, or in a word of a
     question."""
     kinds = [answer_spans(passage), question_spans(passage, common)]
-    centres = [sum(text.offsets[token], -1) / 2 for token in text.own_tokens]
+    centres = [_centre(text, *text.offsets[token]) for token in text.own_tokens]
     return torch.tensor([[float(_within(centre, spans)) for spans in kinds] for centre in centres])
+
+
+def _centre(text: SenderText, first: int, end: int) -> float:
+    """Of the characters of a token, white space before it left out."""
+    piece = text.text[first:end]
+    return (first + len(piece) - len(piece.lstrip()) + end - 1) / 2
 
 
 def _within(place: float, spans: Sequence[Span]) -> bool:

@@ -148,9 +148,6 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
             key["encoder"] |= {"keep": config.encoder.keep}
         if config.encoder.keep_from != "window":
             key["encoder"] |= {"keep_from": config.encoder.keep_from}
-        if config.encoder.keep_by == "salience":
-            stage = config.curriculum.closed_form
-            key["salience"] = [config.encoder.layers, stage.salience_passages, stage.held_out, stage.ridge]
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
         key["calibration"] = (
