@@ -100,7 +100,7 @@ def test_frozen_receivers_are_a_track_of_their_own(
     for own in trained["evaluation"]["receivers"].values():
         assert own["text"] and not own["latent"]["tuned"] and own["text_tuned"] is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
-    assert {row["stage"] for row in rows} == {"closed_form", "closed_form/companion", "end_to_end"}
+    assert {row["stage"] for row in rows} == {"salience", "closed_form", "closed_form/companion", "end_to_end"}
     kept = load_folder(Path(trained["checkpoint"]))
     assert set(kept) == {"sender", "receivers/llama", "receivers/gemma"}
     assert not any("lora" in key for name, group in kept.items() if name != "sender" for key in group)
