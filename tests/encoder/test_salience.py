@@ -148,6 +148,13 @@ def test_questions_that_were_made_from_the_text_do_not_count() -> None:
         material.check_salience()
 
 
+def test_it_learns_from_so_many_passages_behind_those_set_aside() -> None:
+    few = small_config(encoder=BY_SALIENCE, curriculum={"closed_form": {"salience_passages": 2, "held_out": 1}})
+    system = small_system(few)
+    material = Material(system, few, small_passages(6), [])
+    assert [passage.id for _, passage in material.for_salience()] == ["p0", "p1", "p2"]
+
+
 def test_each_window_may_give_its_own() -> None:
     system = system_with(keep_from="window")
     fitted(system)
