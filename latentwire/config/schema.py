@@ -32,6 +32,9 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
+ENCODER_NEEDS = {"keep_by": "keep", "keep_from": "keep", "companion_layers": "companion", "companion_d_z": "companion"}
+"""Keys of the encoder that mean nothing without another one."""
+
 
 def changed(section: Section) -> list[str]:
     """Keys of a section that are not at their defaults."""
@@ -114,9 +117,10 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
-        for key in ("keep_by", "keep_from") if self.encoder.keep is None else ():
-            if getattr(self.encoder, key) != (default := EncoderConfig.model_fields[key].default):
-                raise ValueError(f"encoder.{key}: does nothing without encoder.keep; leave it at {default!r}")
+        for key in changed(self.encoder):
+            if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
+                default = EncoderConfig.model_fields[key].default
+                raise ValueError(f"encoder.{key}: does nothing without encoder.{needed}; leave it at {default!r}")
         self._companion_fits()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":
@@ -155,9 +159,6 @@ class Config(Section):
         """A companion needs a sender that reads windows, and room in the latents."""
         own = self.encoder
         if own.companion is None:
-            for key in ("companion_layers", "companion_d_z"):
-                if getattr(own, key) != (default := EncoderConfig.model_fields[key].default):
-                    raise ValueError(f"encoder.{key}: does nothing without encoder.companion; leave it at {default!r}")
             if self.curriculum.closed_form.companion_for is not None:
                 raise ValueError("curriculum.closed_form.companion_for: does nothing without encoder.companion")
         elif own.type != "backbone":

@@ -29,7 +29,7 @@ def cloze_passages(texts: Iterable[str], most: int, seed: int) -> Iterator[Passa
         found = list(cloze_questions(text))
         chosen = random.Random(f"cloze-{seed}-{number}").sample(found, min(most, len(found)))
         if chosen:
-            questions = (Question(f"cloze-{number}-{n}", asked, (answer,)) for n, (asked, answer) in enumerate(chosen))
+            questions = (Question(f"{CLOZE}{number}-{n}", asked, (answer,)) for n, (asked, answer) in enumerate(chosen))
             yield Passage(f"{CLOZE}{number}", text, tuple(questions))
 
 

@@ -61,7 +61,7 @@ STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 
 
-class Part(NamedTuple):
+class SinglePart(NamedTuple):
     """A part of the system, with the state of a system that has no other."""
 
     name: str
@@ -279,7 +279,7 @@ class Run:
         """By what tokens are chosen: nothing can be read before that is known, whichever stages are worked on."""
         encoder = self.system.sender.encoder
         assert isinstance(encoder, BackboneEncoder) and encoder.salience is not None
-        salience = Part("salience", encoder.salience)
+        salience = SinglePart("salience", encoder.salience)
         self._solve("salience", partial(fit_salience, encoder), self.material.for_salience(), "auc", salience)
 
     def _solve(
@@ -288,7 +288,7 @@ class Run:
         fit: Callable[..., dict[str, float]],
         passages: Iterable[Any],
         measure: str,
-        part: Part | None = None,
+        part: SinglePart | None = None,
     ) -> None:
         """A fit in closed form on some passages, if it was not done before.
 
