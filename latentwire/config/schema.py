@@ -121,6 +121,12 @@ class Config(Section):
             if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
                 default = EncoderConfig.model_fields[key].default
                 raise ValueError(f"encoder.{key}: does nothing without encoder.{needed}; leave it at {default!r}")
+        for key, needed, there in (
+            ("companion_for", "encoder.companion", self.encoder.companion is not None),
+            ("salience_passages", "encoder.keep_by = 'salience'", self.encoder.keep_by == "salience"),
+        ):
+            if key in changed(self.curriculum.closed_form) and not there:
+                raise ValueError(f"curriculum.closed_form.{key}: does nothing without {needed}")
         self._companion_fits()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":
@@ -159,13 +165,12 @@ class Config(Section):
         """A companion needs a sender that reads windows, and room in the latents."""
         own = self.encoder
         if own.companion is None:
-            if self.curriculum.closed_form.companion_for is not None:
-                raise ValueError("curriculum.closed_form.companion_for: does nothing without encoder.companion")
-        elif own.type != "backbone":
+            return
+        if own.type != "backbone":
             raise ValueError(f"encoder.companion: only encoder.type = 'backbone' has one, not {own.type!r}")
-        elif own.companion_d_z >= own.d_z:
+        if own.companion_d_z >= own.d_z:
             raise ValueError(f"encoder.companion_d_z: {own.companion_d_z} leaves nothing of encoder.d_z = {own.d_z}")
-        elif self.deep_prefix.rank is not None:
+        if self.deep_prefix.rank is not None:
             raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
 
     def _choosable(self, keep: int) -> None:

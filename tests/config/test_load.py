@@ -57,6 +57,16 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
             r"gist_head\.weight: does nothing, as features\.use_gist_head is off; leave it at 0\.1",
         ),
         ({}, ["latent_refiner.layers=1"], r"latent_refiner\.layers: does nothing"),
+        (
+            {},
+            ["curriculum.closed_form.salience_passages=20"],
+            r"closed_form\.salience_passages: does nothing without encoder\.keep_by",
+        ),
+        (
+            {},
+            ['curriculum.closed_form.companion_for=["a"]'],
+            r"closed_form\.companion_for: does nothing without encoder\.companion",
+        ),
         ({"features": {"use_deep_prefix": False}}, ["adapter.fixed_rms=2"], r"adapter\.fixed_rms: "),
         (
             {},
