@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.lm import pad_left
+from latentwire.config.load import parse_override
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import LatentWireError
 from latentwire.data import load_passages
@@ -42,12 +43,14 @@ class Asked:
     expected: list[int]
 
 
-def prepare(ckpt: str, name: str, passages: list[Passage], new: int) -> tuple[Client, list[Asked], float]:
-    """Every question, asked here, and the seconds that took."""
-    sender = Sender.from_pretrained(ckpt)
+def prepare(
+    ckpt: str, name: str, passages: list[Passage], new: int, changes: Mapping[str, Any] | None = None
+) -> tuple[Client, list[Asked], float]:
+    """Every question, asked here, and the seconds that took. changes: as in `Receiver.from_pretrained`."""
+    sender = Sender.from_pretrained(ckpt, changes)
     wires = [sender.encode(passage.context) for passage in passages]
     del sender
-    client, receiver = Client(ckpt, name), Receiver.from_pretrained(ckpt, name)
+    client, receiver = Client(ckpt, name), Receiver.from_pretrained(ckpt, name, changes)
     asked, seconds = [], 0.0
     for passage, wire in zip(passages, wires, strict=True):
         for question in passage.questions:
@@ -144,14 +147,25 @@ def compare(url: str, client: Client, asked: list[Asked], clients: int) -> dict[
 @click.option("--questions", default=50, type=click.IntRange(1), help="Number of questions.")
 @click.option("--max_new_tokens", default=24, type=click.IntRange(1), help="Longest answer.")
 @click.option("--clients", default=16, type=click.IntRange(1), help="Requests at a time.")
+@click.option(
+    "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the configuration used here."
+)
 def main(
-    url: str, ckpt: str, receiver: str, data_path: str | None, questions: int, max_new_tokens: int, clients: int
+    url: str,
+    ckpt: str,
+    receiver: str,
+    data_path: str | None,
+    questions: int,
+    max_new_tokens: int,
+    clients: int,
+    overrides: tuple[str, ...],
 ) -> None:
     """Print as JSON what a running vLLM answers, beside the receiver here."""
     data = DataConfig(dataset="squad" if data_path else "facts", eval_path=data_path)
     try:
         passages = load_passages(data, "validation", questions)
-        client, asked, seconds = prepare(ckpt, receiver, passages, max_new_tokens)
+        changes = dict(map(parse_override, overrides))
+        client, asked, seconds = prepare(ckpt, receiver, passages, max_new_tokens, changes)
         result = compare(url, client, asked, clients)
         here = {"seconds": round(seconds, 2), "answers_per_s": round(len(asked) / seconds, 2)}
         print(json.dumps(result | {"here_one_by_one": here}, indent=2, ensure_ascii=False))

@@ -33,6 +33,7 @@ def add_receiver(
     text_path: Annotated[
         str | None, typer.Option("--text_path", metavar="FILE", help="Plain text, one paragraph a line.")
     ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Most training questions; default: as the others.")] = None,
     steps: Annotated[int, typer.Option(min=0, help="Most end-to-end steps.")] = 1000,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the folder.")] = False,
@@ -73,11 +74,14 @@ def add_receiver(
         changes["curriculum.baselines.max_steps"] = TuningStage().max_steps
     paths = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
     changes |= {key: value for key, value in (paths | {"data.text_path": text_path}).items() if value}
+    if samples:
+        changes["data.samples"] = samples
     if eval_path and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
-    given = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path, "text_path": text_path, "steps": steps}
+    given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
+    given |= {"text_path": text_path, "samples": samples, "steps": steps}
     words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
     words += [word for change in overrides or [] for word in ("--override", change)]
     measured = bool(config.evaluation.samples and (config.data.eval_path or config.data.dataset == "facts"))

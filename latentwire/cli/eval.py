@@ -81,7 +81,8 @@ def command(
     of_data = {"--dataset": dataset, "--samples": samples, "--rivals": rivals}
     for flag, value in (of_data if suite else of_suite).items():
         if value is not None:
-            raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite")
+            instead = "; --limit takes so many documents of each task" if flag == "--samples" else ""
+            raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite{instead}")
     if suite and not _names(tasks):
         raise ConfigError("--suite: needs --tasks")
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of

@@ -77,8 +77,9 @@ def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
     info["config"]["data"] |= {"text_path": "gone.txt", "cloze": 4}
     info["config"]["curriculum"]["baselines"]["max_steps"] = 0
     (old / "checkpoint.json").write_text(json.dumps(info))
-    run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", steps=1))
+    run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", samples=30, steps=1))
     used = load_config_of(Path(run["checkpoint"]))
+    assert used.data.samples == 30
     assert (used.data.text_path, used.data.cloze, used.curriculum.baselines.max_steps) == (None, 0, 200)
 
 
