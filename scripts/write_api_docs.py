@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def render() -> str:
         render_object_docs(package[name], options | ({"members": False} if folds else {})).strip()
         for name, folds in modules()
     ]
-    return HEAD + "\n\n".join(page for page in pages if page) + "\n"
+    text = HEAD + "\n\n".join(page for page in pages if page) + "\n"
+    return re.sub(r"\[([^]]+)\]\(#[^)]+\)", r"\1", text)  # base classes, by anchors that no heading here has
 
 
 if __name__ == "__main__":
