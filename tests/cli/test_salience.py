@@ -54,8 +54,8 @@ def test_it_comes_before_all_else_and_only_once(
 
 
 def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_path: Path) -> None:
-    surprisal: dict[str, object] = {"encoder_keep_by": "surprisal", "encoder_keep_from": "window"}
-    train_main(words(models, tmp_path / "old", **surprisal))
+    by_surprisal: dict[str, object] = {"encoder_keep": 2, "eval_samples": 0, "baselines_max_steps": 0}
+    train_main(arguments(models, out_dir=tmp_path / "old", **by_surprisal))
     train_main([*words(models, tmp_path / "new", init_from=tmp_path / "old"), "--stages", "end_to_end"])
     assert rows_of(tmp_path / "new")[0]["stage"] == "salience"
     assert load_folder(tmp_path / "new" / "last")["sender"]["encoder.salience.weight"].any()
