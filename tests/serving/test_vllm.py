@@ -412,6 +412,12 @@ def test_the_page_s_commands_can_be_given(run: Path) -> None:
     assert connector["kv_connector"] in {node.name for node in module.body if isinstance(node, ast.ClassDef)}
 
 
+def test_a_comparison_takes_other_values_of_the_configuration(run: Path) -> None:
+    words = ["http://127.0.0.1:1", "--ckpt", str(run), "--receiver", "b", "--questions", "1"]
+    with pytest.raises(SystemExit, match=r"error: .*model\.dtype"):
+        vllm_compare.main([*words, "--override", "model.dtype=float63"], standalone_mode=False)
+
+
 def test_a_comparison_counts_what_is_equal(
     run: Path, client: Client, wires: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
