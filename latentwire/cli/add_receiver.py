@@ -72,10 +72,9 @@ def add_receiver(
         changes |= {"data.text_path": None, "data.cloze": 0}
     if not trained.curriculum.baselines.max_steps:  # the run that made it took them over from an earlier one
         changes["curriculum.baselines.max_steps"] = TuningStage().max_steps
-    paths = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
-    changes |= {key: value for key, value in (paths | {"data.text_path": text_path}).items() if value}
-    if samples:
-        changes["data.samples"] = samples
+    of_data: dict[str, Any] = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
+    of_data |= {"data.text_path": text_path, "data.samples": samples}
+    changes |= {key: value for key, value in of_data.items() if value}
     if eval_path and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))

@@ -264,7 +264,10 @@ def test_worked_examples_stay_text(run: Path, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--suite", "lm-eval"], "--suite: needs --tasks"),
-        (["--suite", "lm-eval", "--tasks", "lamps", "--samples", "3"], "--suite; --limit takes so many documents"),
+        (
+            ["--suite", "lm-eval", "--tasks", "lamps", "--samples", "3"],
+            "--samples: does nothing with --suite; --limit takes so many documents",
+        ),
         (["--tasks", "lamps"], "--tasks: does nothing without --suite"),
         (["--suite", "lm-eval", "--tasks", "lamps,nothing"], "--tasks: 'nothing' is neither a task of the harness"),
         (["--suite", "lm-eval", "--tasks", "whole"], "--tasks: whole scores whole texts"),
