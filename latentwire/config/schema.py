@@ -128,6 +128,7 @@ class Config(Section):
             if key in changed(self.curriculum.closed_form) and not there:
                 raise ValueError(f"curriculum.closed_form.{key}: does nothing without {needed}")
         self._companion_fits()
+        self._rankable()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":
                 raise ValueError(
@@ -153,12 +154,13 @@ class Config(Section):
         """Who is named is there."""
         curriculum, known = self.curriculum, ", ".join(self.model.chosen)
         for key, names in (
-            ("train_only", curriculum.train_only),
-            ("closed_form.companion_for", curriculum.closed_form.companion_for),
+            ("curriculum.train_only", curriculum.train_only),
+            ("curriculum.closed_form.companion_for", curriculum.closed_form.companion_for),
+            ("deep_prefix.ranked", self.deep_prefix.ranked),
         ):
             for name in names or []:
                 if name not in self.model.chosen:
-                    raise ValueError(f"curriculum.{key}: {name!r} is not in model.receivers (there are: {known})")
+                    raise ValueError(f"{key}: {name!r} is not in model.receivers (there are: {known})")
         return self
 
     def _companion_fits(self) -> None:
@@ -172,6 +174,19 @@ class Config(Section):
             raise ValueError(f"encoder.companion_d_z: {own.companion_d_z} leaves nothing of encoder.d_z = {own.d_z}")
         if self.deep_prefix.rank is not None:
             raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
+
+    def _rankable(self) -> None:
+        """Heads are ranked on some passages, and share tokens that are read."""
+        own = self.deep_prefix
+        for name, shown in own.ranked.items():
+            if shown > self.encoder.read:
+                raise ValueError(
+                    f"deep_prefix.ranked: {name!r}: {shown} is more than the {self.encoder.read} read of a window"
+                )
+        if own.ranked and own.pattern == "strided":
+            raise ValueError("deep_prefix.ranked: deep_prefix.pattern = 'strided' shows the same token in all heads")
+        if own.ranked and not self.curriculum.closed_form.importance_passages:
+            raise ValueError("deep_prefix.ranked: needs curriculum.closed_form.importance_passages to rank heads on")
 
     def _choosable(self, keep: int) -> None:
         """What asks for every token of a text, or for their order, does not go with a choice of them."""

@@ -128,13 +128,11 @@ class BackboneEncoder(Encoder):
         """For each text the tokens that are read of it: (keep, N) indices."""
         every, out = self.lm.surprisal(final, ids), []
         for row, text in enumerate(texts):
-            surprisal = scores = every[row].tolist()
-            if self.salience is not None:
-                scores = self.salience(self._salience_inputs(seen, every, row)).tolist()
+            scores = every[row] if self.salience is None else self.salience(self._salience_inputs(seen, every, row))
             if self.across:
-                out.append(best_of_text(text.own_tokens, scores, surprisal, self.phases, len(text.starts)))
+                out.append(best_of_text(text.own_tokens, scores.tolist(), self.phases, len(text.starts)))
             else:
-                out.append(best_of_windows(text.phase_tokens, scores, surprisal, self.phases))
+                out.append(best_of_windows(text.phase_tokens, scores.tolist(), self.phases))
         return out
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

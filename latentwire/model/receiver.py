@@ -89,7 +89,7 @@ class Receiver:
         if deepest > lm.anatomy.layers:
             raise ConfigError(f"losses.state_kd_layers: {deepest} is more than the {lm.anatomy.layers} of {lm.name!r}")
         self.prompt = PromptFormat(lm.tokenizer, config.anchor, lm.bos_id)
-        self.reader = build_reader(lm, config, len(self.prompt.head))
+        self.reader = build_reader(lm, config, len(self.prompt.head), name)
         self.reader.reset_head(lm, self.prompt.head)
         self.reader.to(lm.device)
         self.layout = config.latent_layout
@@ -445,11 +445,11 @@ def _by_row(watch: Watch | None, rows: Sequence[tuple[int, int]]) -> Callable[[i
     return None if watch is None else lambda row, text: watch(*rows[row], text)
 
 
-def build_reader(lm: LanguageModel, config: Config, head_len: int) -> Reader:
-    """The reader that the configuration asks for."""
+def build_reader(lm: LanguageModel, config: Config, head_len: int, receiver: str) -> Reader:
+    """The reader that the configuration asks for, for a receiver."""
     if not config.features.use_deep_prefix:
         return EmbeddingReader(lm, config.encoder.d_z, head_len, config.adapter)
-    return SlotReader.of(lm.anatomy, config, head_len)
+    return SlotReader.of(lm.anatomy, config, head_len, receiver)
 
 
 __all__ = [

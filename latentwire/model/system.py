@@ -99,10 +99,12 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, st
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
     """Take up a receiver's part of a state; adapters found in it are attached, unless LoRA is switched off.
 
-    With `start`, features that the state knows nothing of stay as they begin.
+    With `start`, a reader and features that the state knows nothing of stay as they begin.
     """
     name = receiver.name
-    load_part(receiver.reader, part_of(state[f"receivers/{name}"], "reader"), f"receivers/{name}")
+    reader = part_of(state[f"receivers/{name}"], "reader")
+    if reader or not start:
+        load_part(receiver.reader, reader, f"receivers/{name}")
     for feature_name, feature in receiver.features.items():
         own = part_of(state[f"receivers/{name}"], feature_name)
         if own or not (start or feature.train_only):

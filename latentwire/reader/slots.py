@@ -31,6 +31,18 @@ def phase_table(anatomy: Anatomy, phases: int, pattern: str) -> Tensor:
     return (torch.arange(anatomy.layers * anatomy.kv_heads) % phases).view(anatomy.layers, anatomy.kv_heads)
 
 
+def ranked_table(importance: Tensor, shown: int) -> Tensor:
+    """(layers, kv_heads): the first `shown` phases in turn, from the head of greatest importance (layers, kv_heads) on.
+
+    A few heads find what is asked about and nearly all others do without the text (retrieval heads, Wu et al. 2024,
+    arXiv 2404.15574), so that it matters which tokens these few show.
+    """
+    order = importance.flatten().argsort(descending=True, stable=True)
+    table = torch.empty_like(order)
+    table[order] = torch.arange(len(order), device=order.device) % shown
+    return table.view(importance.shape)
+
+
 class SlotHost(Protocol):
     """What has to be known of a model to make its cache: a `LanguageModel`, or its `Skeleton`."""
 
@@ -52,10 +64,11 @@ class SlotReader(Reader):
     question in the text stands d positions before it here, although the question now starts right after slot M: keys
     may get negative positions, the question none, and plain `generate` needs no special position ids.
 
-    phases: tokens that are read of a window; span: tokens that it is taken to have. Where the sender chooses some, all
-    of a window stand in its middle. With encoder.latent_len windows differ in length from text to text, which a reader
-    does not learn from the message: then slots stand encoder.window apart all the same, nearer or
-    farther than their tokens did.
+    phases: tokens that are read of a window; ranked: how many of these heads share that take them in the order of their
+    importance (`rank`), None where they take all, in the order of the heads; span: tokens that a window is taken to
+    have. Where the sender chooses some, all of a window stand in its middle. With encoder.latent_len windows differ in
+    length from text to text, which a reader does not learn from the message: then slots stand encoder.window apart all
+    the same, nearer or farther than their tokens did.
     """
 
     phases_of: Tensor
@@ -72,6 +85,7 @@ class SlotReader(Reader):
         rank: int | None = None,
         dropout: float = 0.0,
         pattern: str = "interleaved",
+        ranked: int | None = None,
     ):
         super().__init__()
         self.shape = anatomy.slot_shape
@@ -79,11 +93,15 @@ class SlotReader(Reader):
         self.span = span
         self.generator = Generator(d_z, anatomy.slot_size, hidden, rank=rank, dropout=dropout)
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
-        self.register_buffer("phases_of", phase_table(anatomy, phases, pattern), persistent=False)
+        self.ranked = ranked
+        table = phase_table(anatomy, phases, pattern)
+        self.register_buffer(
+            "phases_of", table, persistent=ranked is not None
+        )  # else it follows from the configuration
 
     @classmethod
-    def of(cls, anatomy: Anatomy, config: Config, head_len: int) -> SlotReader:
-        """The reader that a configuration asks for, for a model of this anatomy."""
+    def of(cls, anatomy: Anatomy, config: Config, head_len: int, receiver: str) -> SlotReader:
+        """The reader that a configuration asks for, for a receiver's model of this anatomy."""
         return cls(
             anatomy,
             config.encoder.d_z,
@@ -94,7 +112,18 @@ class SlotReader(Reader):
             rank=config.deep_prefix.rank,
             dropout=config.deep_prefix.dropout,
             pattern=config.deep_prefix.pattern,
+            ranked=config.deep_prefix.ranked.get(receiver),
         )
+
+    @classmethod
+    def of_tokens(cls, anatomy: Anatomy, head_len: int) -> SlotReader:
+        """A reader of texts whose every token has a slot of its own: the model's own cache of them."""
+        return cls(anatomy, 1, 1, head_len, span=1)
+
+    def rank(self, importance: Tensor) -> None:
+        """Give heads their tokens in the order of their importance (layers, kv_heads)."""
+        assert self.ranked is not None
+        self.phases_of.copy_(ranked_table(importance, self.ranked))
 
     def targets(self, lm: LanguageModel, ids: Tensor, mask: Tensor, phase_tokens: Tensor) -> Tensor:
         """The receiver's own keys and values of the text, one token of each window per head: (batch, M, slot_size)."""

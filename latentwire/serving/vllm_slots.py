@@ -95,7 +95,7 @@ class SlotMaker:
         served.need_slots()
         tensors = served.tensors()
         self.skeleton = Skeleton(model, dtype, device)
-        reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]))
+        reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]), receiver)
         self.reader = reader.to(self.skeleton.device)
         load_part(self.reader, tensors, f"receivers/{receiver}")
 

@@ -55,6 +55,8 @@ class Origin:
     Receivers of the run that it lacks are new: they start afresh. `files`, with their hashes, tell it from others.
     `lacks_companion`: the run's sender has a companion and its own has none, so that latents get wider.
     `lacks_salience`: the run's sender chooses tokens by it and its own did not, so that it has to be learned.
+    `shown_anew`: those of its receivers whose heads show other tokens in the run (`deep_prefix.ranked`): their readers
+    start afresh, and nothing else of them does.
     """
 
     def __init__(self, folder: Path):
@@ -66,6 +68,7 @@ class Origin:
         self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
         self.codebooks = codebooks_of(self.folder)
         self.lacks_companion = self.lacks_salience = False
+        self.shown_anew: set[str] = set()
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -80,6 +83,7 @@ class Origin:
         origin._check_receivers(config)
         origin.lacks_companion = origin._may_get_companion(config)
         origin._check_form(config)
+        origin.shown_anew = origin._shown_anew(config)
         ours, theirs = (c.encoder.keep_by == "salience" for c in (config, origin.config))
         origin.lacks_salience = ours and not theirs
         return origin
@@ -96,6 +100,8 @@ class Origin:
         if self.config.encoder.keep_by != system.config.encoder.keep_by:
             assert isinstance(encoder, BackboneEncoder)
             state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
+        for name in self.shown_anew:
+            state = state | {f"receivers/{name}": without(state[f"receivers/{name}"], "reader")}
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:
@@ -155,16 +161,26 @@ class Origin:
                 )
         return True
 
+    def _shown_anew(self, ours: Config) -> set[str]:
+        """Receivers whose heads show other tokens; ConfigError for one that stays as it is."""
+        names, only = self.known & set(resolve_receivers(ours.model)), ours.curriculum.train_only
+        ranked, before = ours.deep_prefix.ranked, self.config.deep_prefix.ranked
+        anew = {name for name in names if ranked.get(name) != before.get(name)}
+        for name in sorted(anew - set(only or anew)):
+            raise ConfigError(f"deep_prefix.ranked: with train_only, {name!r} stays as {self.folder} has it")
+        return anew
+
     def _check_form(self, ours: Config) -> None:
         """The sender's form is the checkpoint's, and so is that of receivers.
 
         Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
         where all of these do, the new ones may have LoRA or not. A companion may come in addition, and tokens may be
-        chosen otherwise.
+        chosen otherwise, or shown by other heads.
         """
         theirs, only = self.config, ours.curriculum.train_only
         new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
         free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
+        free |= {"deep_prefix.ranked"}
         if self.lacks_companion:
             free |= {"encoder.d_z"} | {f"encoder.{key}" for key in EncoderConfig.model_fields if "companion" in key}
         if not only and theirs.encoder.keep is not None:
@@ -197,7 +213,12 @@ def widened(state: State, companion: Companion) -> State:
     return out
 
 
+def without(group: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """A group of tensors without those of a part."""
+    return {key: tensor for key, tensor in group.items() if not key.startswith(f"{part}.")}
+
+
 def choosing_by(sender: dict[str, Tensor], salience: Salience | None) -> dict[str, Tensor]:
     """A sender's state with a salience that is not fitted yet, or with none."""
-    state = {key: tensor for key, tensor in sender.items() if not key.startswith("encoder.salience.")}
+    state = without(sender, "encoder.salience")
     return state if salience is None else state | merge(encoder=merge(salience=salience.state_dict()))

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch.nn import Module
 
 from latentwire.checkpoint.parts import CODECS, State, adapter_stem, codebooks_in
@@ -32,6 +33,7 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.model.sender import default_codec
 from latentwire.model.system import LatentWire, check_devices
+from latentwire.reader.slots import SlotReader
 from latentwire.rivals import versions_of
 from latentwire.training.folder import RunFolder, own_folder
 from latentwire.training.loop import Callback, Trainer
@@ -43,6 +45,7 @@ from latentwire.training.stages import closed_form, codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.fixed_encoder import fit_generators
+from latentwire.training.stages.importance import rank_heads
 from latentwire.training.stages.salience import fit_salience
 from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
@@ -57,6 +60,8 @@ from latentwire.training.stages.slot_tuning import (
 from latentwire.wire.codecs import LearnedCodec
 
 MEASURES = {"r2": "R²", "auc": "area under the ROC curve"}
+MOST_HEADS = 8
+"""Heads that are named of those that matter most."""
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 
@@ -143,12 +148,14 @@ class Run:
         if learns_salience:
             self.processes.main_first(self._salience)
         self.material.choose_ahead()
+        fixed = self.origin.known - self.origin.shown_anew if self.origin else set()
+        new = {name: receiver for name, receiver in self.system.receivers.items() if name not in fixed}
+        self.processes.main_first(partial(self._rank_heads, new))
         lora = self.config.features.use_lora
         baselines = {name: list(self._baselines(r)) for name, r in self.system.receivers.items()} if lora else {}
         if lora and self.config.losses.distils:  # the teachers
             for receiver in self.system.receivers.values():
                 self._tune(receiver, TEXT)
-        new = {name: r for name, r in self.system.receivers.items() if not (self.origin and name in self.origin.known)}
         if lora:
             for receiver in new.values():
                 self._tune(receiver, LATENT)
@@ -247,6 +254,8 @@ class Run:
         encoder = self.system.sender.encoder
         if reads == LATENT and isinstance(encoder, BackboneEncoder) and encoder.salience is not None:
             key["salience"] = encoder.salience.digest
+        if reads == LATENT and isinstance(receiver.reader, SlotReader) and receiver.reader.ranked:
+            key["phases_of"] = receiver.reader.phases_of.tolist()
         if reads == LATENT and self.config.losses.distils:
             key["teacher"] = self._tuning_key(receiver, texts, TEXT)
         return key
@@ -281,6 +290,23 @@ class Run:
         assert isinstance(encoder, BackboneEncoder) and encoder.salience is not None
         salience = SinglePart("salience", encoder.salience)
         self._solve("salience", partial(fit_salience, encoder), self.material.for_salience(), "auc", salience)
+
+    def _rank_heads(self, receivers: dict[str, Receiver]) -> None:
+        """Which heads show which tokens, for those of these receivers where deep_prefix.ranked asks for it."""
+        for name in receivers.keys() & self.config.deep_prefix.ranked.keys():
+            stage, reader = f"heads/{name}", receivers[name].reader
+            assert isinstance(reader, SlotReader)
+            done = self.folder.done(stage)
+            if self.folder.is_done(stage):
+                reader.phases_of.copy_(load_folder(done)["heads"]["phases_of"])
+                continue
+            texts = self.material.of(receivers[name])[: self.config.curriculum.closed_form.importance_passages]
+            share = rank_heads(receivers[name], texts)
+            largest = sorted(((float(part), index) for index, part in np.ndenumerate(share.cpu())), reverse=True)
+            top = {f"{layer}.{head}": round(part, 3) for part, (layer, head) in largest[:MOST_HEADS]}
+            self.folder.record({"stage": stage, "layer.head": top})
+            print(f"{stage}: share of layer.head in what answers hang on: {top}", flush=True)
+            save_folder(done, {"heads": {"phases_of": reader.phases_of}}, {"layer.head": top})
 
     def _solve(
         self,

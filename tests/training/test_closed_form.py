@@ -11,11 +11,13 @@ import torch
 
 from latentwire.core.errors import TrainingError
 from latentwire.model.system import LatentWire
+from latentwire.reader.slots import SlotReader
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.material import Material
 from latentwire.training.stages import closed_form
-from latentwire.training.stages.closed_form import Bands, fit, importance_of, r_squared, solve
+from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
+from latentwire.training.stages.importance import importance_of, rank_heads
 from latentwire.training.stages.normal_equations import NormalEquations, Prepared, cholesky
 from tests.systems import small_config, small_passages, small_system
 
@@ -199,12 +201,12 @@ def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() 
     system = small_system(small_config(), ("llama",))
     receiver = system.receivers["a"]
     texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
-    weights = importance_of(receiver, texts, 2, 0.01)
+    weights = importance_of(receiver, texts, 0.01)
     assert weights.shape == (receiver.lm.anatomy.slot_size,) and bool((weights > 0).all())
     # With the output of the last attention cut off, nothing in the last layer matters but the floor.
     with torch.no_grad():
         receiver.lm.model.model.layers[-1].self_attn.o_proj.weight.zero_()
-    cut = importance_of(receiver, texts, 2, 0.01).view(receiver.lm.anatomy.slot_shape)
+    cut = importance_of(receiver, texts, 0.01).view(receiver.lm.anatomy.slot_shape)
     values = torch.cat([v for v in receiver.targets(texts)[0]]).var(0).view(cut.shape)
     assert (cut[-1] * values[-1].mean((0, 2), keepdim=True)).max() < 0.05
     assert (cut[0] * values[0].mean((0, 2), keepdim=True)).max() > 1
@@ -239,3 +241,19 @@ def test_text_is_read_after_every_passage_and_none_twice() -> None:
     assert read == [asked[0], more[0], asked[1], more[1], asked[2], more[2]]
     config = small_config(curriculum={"closed_form": {"passages": 50}})
     assert len(list(Material(system, config, passages, more).for_closed_form())) == len(passages) + len(more)
+
+
+def test_heads_are_ranked_by_what_answers_hang_on_when_the_text_is_read() -> None:
+    config = small_config(deep_prefix={"ranked": {"a": 2}}, encoder={"window": 4})
+    system = small_system(config, ("llama",))
+    receiver, reader = system.receivers["a"], system.receivers["a"].reader
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(6)]
+    assert isinstance(reader, SlotReader)
+    with torch.no_grad():  # all but the first layer's attention is cut off
+        for layer in receiver.lm.model.model.layers[1:]:
+            layer.self_attn.o_proj.weight.zero_()
+    share = rank_heads(receiver, texts)
+    assert share.shape == reader.phases_of.shape and float(share.sum()) == pytest.approx(1)
+    assert float(share[0].sum()) == pytest.approx(1)
+    order = share.flatten().argsort(descending=True, stable=True)
+    assert reader.phases_of.flatten()[order].tolist() == [i % 2 for i in range(len(order))]

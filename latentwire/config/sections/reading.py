@@ -16,6 +16,11 @@ class DeepPrefixConfig(Section):
         "interleaved",
         description="Which token of its window a KV head starts from: another one per head, or the last one in all.",
     )
+    ranked: dict[str, PositiveInt] = Field(
+        {},
+        description="Receivers whose KV heads take tokens in the order of how much answers hang on each head, and how "
+        "many of a window they share: the few heads that find answers then show a window's first tokens.",
+    )
     hidden: int = Field(
         256,
         ge=0,

@@ -15,7 +15,6 @@ A companion's dimensions of the latents (`encoder.companion`) are fitted afterwa
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +26,9 @@ from latentwire.core.errors import TrainingError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
+from latentwire.training.stages.importance import importance_of
 from latentwire.training.stages.normal_equations import (
     NormalEquations,
     Prepared,
@@ -109,29 +109,6 @@ def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
     predicted = (x - factors.mean_x) @ factors.encoder @ factors.generator
     truth = (y - factors.mean_y) / factors.scale
     return 1.0 - float((truth - predicted).pow(2).sum() / truth.pow(2).sum())
-
-
-def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], batch_size: int, floor: float) -> Tensor:
-    """(d_out,) mean squared gradient of the answer loss by each target number, over texts and windows.
-
-    A share `floor` of what they weigh together is spread evenly over the scaled targets, so that none is given up.
-    """
-    total, seen = torch.zeros(1, device=receiver.lm.device), []
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
-        values, counts = receiver.targets(batch)
-        values = values.float().requires_grad_(True)
-        block = receiver.pack(batch, random.Random(start), copying=False)
-        with receiver.using(LATENT):
-            terms = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block)
-        (gradient,) = torch.autograd.grad(terms.total, values)
-        total = total + gradient.pow(2).sum((0, 1))
-        seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
-    variance = shared_variance(torch.cat(seen).var(0), receiver.reader.target_groups().to(total.device)).clamp(
-        min=1e-12
-    )
-    share = total * variance  # how much of the loss hangs on each number's variation
-    return ((1 - floor) * share / share.mean() + floor) / variance
 
 
 def fit(
@@ -218,12 +195,12 @@ def solve_for(
     """`solve` for a model's map to latents and all receivers' targets, on a model's device."""
     device = model.weight.device
     if band and model.keep is not None:
-        band = 0  # tokens that were chosen are in the order of their surprisal: none is another's neighbour
+        band = 0  # tokens that were chosen are in the order of their scores: none is another's neighbour
     phases = torch.cat([r.reader.target_phases() for r in receivers.values()]).to(device)
     bands = None if band is None else Bands(phases, model.phases, band)
     importance = None
     if asked:
-        weights = [importance_of(r, [t[name] for t in asked], 4, floor) for name, r in receivers.items()]
+        weights = [importance_of(r, [t[name] for t in asked], floor) for name, r in receivers.items()]
         importance = torch.cat(weights).to(device)
     groups = groups_of(receivers.values()).to(device)
     return solve(equations, groups, model.weight.shape[1], ridge, bands, importance)

@@ -19,8 +19,8 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.quantizers import Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
-from latentwire.training.stages.closed_form import importance_of
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
+from latentwire.training.stages.importance import importance_of
 from latentwire.training.stages.normal_equations import batched
 from latentwire.wire.codebook import remember
 from latentwire.wire.codecs import CODECS, LearnedCodec
@@ -32,7 +32,7 @@ def metric_of(receiver: Receiver, asked: Sequence[ReceiverText], floor: float) -
     Without texts, all that it generates matters alike.
     """
     generator = receiver.reader.generator
-    weight = importance_of(receiver, asked, 4, floor) if asked else generator.scale.pow(-2)
+    weight = importance_of(receiver, asked, floor) if asked else generator.scale.pow(-2)
     linear = generator.linear if generator.down is None else generator.down @ generator.linear
     change = linear.detach() * generator.scale * weight.to(linear.device).sqrt()
     metric = change @ change.T
