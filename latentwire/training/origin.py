@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import CODECS, State, merge
+from latentwire.checkpoint.parts import CODECS, State, adapter_stem, merge, part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
@@ -20,6 +20,7 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
 from latentwire.features import FEATURES
+from latentwire.model.receiver import TEXT
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner", "use_sender_lora"}
@@ -56,7 +57,7 @@ class Origin:
     `lacks_companion`: the run's sender has a companion and its own has none, so that latents get wider.
     `lacks_salience`: the run's sender chooses tokens by it and its own did not, so that it has to be learned.
     `shown_anew`: those of its receivers whose heads show other tokens in the run (`deep_prefix.ranked`): their readers
-    start afresh, and nothing else of them does.
+    start afresh, and their LoRA as the one that was tuned on text, where there is one.
     """
 
     def __init__(self, folder: Path):
@@ -101,7 +102,7 @@ class Origin:
             assert isinstance(encoder, BackboneEncoder)
             state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
         for name in self.shown_anew:
-            state = state | {f"receivers/{name}": without(state[f"receivers/{name}"], "reader")}
+            state = state | {f"receivers/{name}": begun_anew(name, state)}
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:
@@ -189,7 +190,8 @@ class Origin:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
         both_have_one = theirs.encoder.companion is not None and ours.encoder.companion is not None
-        for dotted in sorted(differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))):
+        unlike = differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))
+        for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
             elsewhere = dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one)
             if {dotted, dotted.split(".")[0]} & free or elsewhere:  # the same model may lie elsewhere here
                 continue
@@ -216,6 +218,14 @@ def widened(state: State, companion: Companion) -> State:
 def without(group: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """A group of tensors without those of a part."""
     return {key: tensor for key, tensor in group.items() if not key.startswith(f"{part}.")}
+
+
+def begun_anew(receiver: str, state: State) -> dict[str, Tensor]:
+    """A receiver's tensors without its reader. LoRA that has read other slots is worth less than that which reads text:
+    it knows the passages of its training by heart."""
+    own = without(state[f"receivers/{receiver}"], "reader")
+    text = state.get(adapter_stem(receiver, TEXT), {})
+    return without(own, "lora") | merge(lora=part_of(text, "lora")) if text else own
 
 
 def choosing_by(sender: dict[str, Tensor], salience: Salience | None) -> dict[str, Tensor]:

@@ -1,0 +1,75 @@
+"""Runs whose receivers' heads show tokens by rank (deep_prefix.ranked): from the start, or later for one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latentwire.checkpoint.tensors import load_folder
+from latentwire.eval import main as eval_main
+from latentwire.train import main as train_main
+from tests.cli.test_commands import arguments, fails, models, trained
+
+__all__ = ["models", "trained"]
+
+
+def words(models: Path, out: Path, ranked: dict[str, int], **more: object) -> list[str]:
+    flags = arguments(models, out_dir=out, **({"eval_samples": 0, "baselines_max_steps": 0} | more))
+    return [*flags, "--override", f"deep_prefix.ranked={json.dumps(ranked)}"]
+
+
+def reader_of(run: Path, name: str) -> dict[str, torch.Tensor]:
+    state = load_folder(run)[f"receivers/{name}"]
+    return {key.removeprefix("reader."): tensor for key, tensor in state.items() if key.startswith("reader.")}
+
+
+def test_a_receiver_whose_heads_show_other_tokens_is_read_anew(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = words(models, tmp_path, {"qwen": 2}, init_from=models / "run", end_to_end_max_steps=0)
+    train_main(flags)
+    before, after = models / "run" / "last", tmp_path / "last"
+    for key, tensor in reader_of(before, "llama").items():
+        assert reader_of(after, "llama")[key].equal(tensor)
+    old, new = reader_of(before, "qwen"), reader_of(after, "qwen")
+    assert "phases_of" not in old and set(new["phases_of"].flatten().tolist()) == {0, 1}
+    assert not new["generator.linear"].equal(old["generator.linear"])
+    rows = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    assert stages == ["heads/qwen", "slot_tuning/qwen", "closed_form"]
+    assert 0 < sum(rows[0]["layer.head"].values()) <= 1.001
+    capsys.readouterr()
+    train_main(flags)  # all is there, also which heads show which tokens
+    assert "closed_form: done before" in capsys.readouterr().out
+    assert reader_of(after, "qwen")["phases_of"].equal(new["phases_of"])
+    results = eval_main(["--ckpt", str(tmp_path), "--samples", "6", "--override", "evaluation.latency_samples=1"])
+    assert set(results["receivers"]) == {"llama", "qwen"}
+
+
+@pytest.mark.parametrize(
+    ("ranked", "more", "refusal"),
+    [
+        ({"mistral": 2}, [], "deep_prefix.ranked: 'mistral' is not in model.receivers"),
+        ({"qwen": 9}, [], "deep_prefix.ranked: 'qwen': 9 is more than the"),
+        ({"qwen": 2}, ["deep_prefix.pattern=strided"], "'strided' shows the same token in all heads"),
+        ({"qwen": 2}, ["curriculum.closed_form.importance_passages=0"], "importance_passages to rank heads on"),
+        ({"qwen": 2}, ['curriculum.train_only=["llama"]'], "with train_only, 'qwen' stays as"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(
+    models: Path,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ranked: dict[str, int],
+    more: list[str],
+    refusal: str,
+) -> None:
+    flags = words(models, tmp_path / "run", ranked, init_from=models / "run")
+    flags += [word for change in more for word in ("--override", change)]
+    assert refusal in fails(train_main, flags, capsys)
+    assert not (tmp_path / "run").exists()
