@@ -30,7 +30,7 @@ class Generator(nn.Module):
         self.register_buffer("scale", torch.ones(d_out))
         self.register_buffer("shift", torch.zeros(d_out))
         self.register_buffer("centre", torch.zeros(d_z))
-        self.mlp: nn.Module | None = None
+        self.mlp: nn.Sequential | None = None
         if hidden:
             out = nn.Linear(hidden, d_out, bias=False)
             nn.init.zeros_(out.weight)
@@ -50,6 +50,14 @@ class Generator(nn.Module):
         rank = min(self.down.shape[1], len(values))
         self.linear.zero_()[:rank] = values[:rank].sqrt()[:, None] * right[:rank]
         self.down.zero_()[: len(weight), :rank] = left[:, :rank] * values[:rank].sqrt()
+
+    @torch.no_grad()
+    def forget(self, last: int) -> None:
+        """Make nothing of the last so many dimensions of latents."""
+        self.linear[-last:].zero_()
+        if self.mlp is not None:
+            assert isinstance(self.mlp[0], nn.Linear)
+            self.mlp[0].weight[:, -last:].zero_()
 
     def forward(self, z: Tensor) -> Tensor:
         z = F.dropout(z - self.centre, self.dropout, training=torch.is_grad_enabled())

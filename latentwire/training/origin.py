@@ -167,6 +167,8 @@ class Origin:
         names, only = self.known & set(resolve_receivers(ours.model)), ours.curriculum.train_only
         ranked, before = ours.deep_prefix.ranked, self.config.deep_prefix.ranked
         anew = {name for name in names if ranked.get(name) != before.get(name)}
+        if anew and self.lacks_companion:
+            raise ConfigError("deep_prefix.ranked: first a companion for the readers there are, then others")
         for name in sorted(anew - set(only or anew)):
             raise ConfigError(f"deep_prefix.ranked: with train_only, {name!r} stays as {self.folder} has it")
         return anew

@@ -261,7 +261,10 @@ class Run:
         return key
 
     def _closed_form(self, new: dict[str, Receiver]) -> None:
-        """Encoder and generators, or only what a checkpoint lacks: a companion's part, generators of new receivers."""
+        """Encoder and generators, or only what a checkpoint lacks: a companion's part, generators of new receivers.
+
+        A companion's part is fitted again to receivers that show other tokens, as it was to what they missed before.
+        """
         if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
             return
@@ -270,10 +273,18 @@ class Run:
         weighed: dict[str, Any] = {"band": stage.band, "asked": asked, "importance_floor": stage.importance_floor}
         if self.origin is None:
             self._solve_stage("closed_form", partial(closed_form.fit, system, **weighed))
+        fit_companion = partial(closed_form.fit_companion, system, **weighed)
         if self.config.encoder.companion and (self.origin is None or self.origin.lacks_companion):
             known = {name: r for name, r in system.receivers.items() if self.origin is None or name not in new}
             meant = {name: r for name, r in known.items() if name in (stage.companion_for or known)}
-            self._solve_stage("closed_form/companion", partial(closed_form.fit_companion, system, meant, **weighed))
+            self._solve_stage("closed_form/companion", partial(fit_companion, meant))
+        elif self.config.encoder.companion and self.origin and not self.config.curriculum.train_only:
+            anew = {name: new[name] for name in self.origin.shown_anew}
+            if anew:
+                closed_form.forget_companion(system)
+                self._solve_stage("closed_form", partial(fit_generators, system.sender, new))
+                self._solve_stage("closed_form/companion", partial(fit_companion, anew))
+                return
         if self.origin and new:
             self._solve_stage("closed_form", partial(fit_generators, system.sender, new))
 

@@ -50,6 +50,25 @@ def test_a_receiver_whose_heads_show_other_tokens_is_read_anew(
     assert set(results["receivers"]) == {"llama", "qwen"}
 
 
+def test_the_companion_is_fitted_again_to_what_such_a_receiver_misses(
+    models: Path, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    companion: dict[str, object] = {
+        "companion_id": models / "qwen3", "companion_layers": "1,2", "companion_d_z": 6, "d_z": 22,
+        "end_to_end_max_steps": 2, "generator_hidden": 8,
+    }  # fmt: skip
+    train_main(words(models, tmp_path / "old", {}, **companion))
+    again = companion | {"end_to_end_max_steps": 0, "init_from": tmp_path / "old"}
+    train_main(words(models, tmp_path / "new", {"qwen": 2}, **again))
+    old, new = (load_folder(tmp_path / run / "last")["sender"] for run in ("old", "new"))
+    for key, tensor in old.items():
+        assert tensor.equal(new[key]) == (key != "encoder.companion.weight"), key
+    for name, used in (("llama", False), ("qwen", True)):
+        generator = reader_of(tmp_path / "new" / "last", name)
+        assert bool(generator["generator.linear"][-6:].any()) == used
+        assert used or not generator["generator.mlp.0.weight"][:, -6:].any()
+
+
 @pytest.mark.parametrize(
     ("ranked", "more", "refusal"),
     [

@@ -142,6 +142,16 @@ def fit(
     return hand_out(factors, receivers, x, y)
 
 
+@torch.no_grad()
+def forget_companion(system: LatentWire) -> None:
+    """Leave a companion's dimensions of latents empty, and receivers without any use for them."""
+    encoder = system.sender.encoder
+    assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None
+    width = encoder.companion.weight.zero_().shape[1]
+    for receiver in system.receivers.values():
+        receiver.reader.generator.forget(width)
+
+
 def fit_companion(
     system: LatentWire,
     receivers: Mapping[str, Receiver],
