@@ -263,7 +263,7 @@ class Run:
     def _closed_form(self, new: dict[str, Receiver]) -> None:
         """Encoder and generators, or only what a checkpoint lacks: a companion's part, generators of new receivers.
 
-        A companion's part is fitted again to receivers that show other tokens, as it was to what they missed before.
+        A companion's part is fitted again to receivers that show other tokens, as it was to what they needed before.
         """
         if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
@@ -281,10 +281,8 @@ class Run:
         elif self.config.encoder.companion and self.origin and not self.config.curriculum.train_only:
             anew = {name: new[name] for name in self.origin.shown_anew}
             if anew:
-                closed_form.forget_companion(system)
-                self._solve_stage("closed_form", partial(fit_generators, system.sender, new))
+                closed_form.forget_companion(system, anew)
                 self._solve_stage("closed_form/companion", partial(fit_companion, anew))
-                return
         if self.origin and new:
             self._solve_stage("closed_form", partial(fit_generators, system.sender, new))
 

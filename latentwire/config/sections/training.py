@@ -107,7 +107,11 @@ class ClosedFormStage(Section):
     """Reduced-rank ridge regression of all receivers' targets on the sender's window features."""
 
     passages: PositiveInt = Field(2000, description="Passages read.")
-    ridge: PositiveFloat = Field(0.1, description="Ridge, as a share of the mean diagonal of the feature covariance.")
+    ridge: PositiveFloat = Field(
+        0.1,
+        description="Ridge, as a share of each window feature's variance; where latents or single tokens predict, of the "
+        "mean variance.",
+    )
     band: NonNegativeInt | None = Field(
         1,
         description="Tokens on each side of its own from whose features a slot is predicted; null: the whole window.",

@@ -79,7 +79,7 @@ def solve(
     bands: Bands | None = None,
     importance: Tensor | None = None,
 ) -> Factors:
-    """Reduced-rank ridge regression; `ridge` is a share of the mean diagonal of X'X, `groups` (d_y,) scale together.
+    """Reduced-rank ridge regression; `ridge` is a share of each input's own variance, `groups` (d_y,) scale together.
 
     importance: (d_y,) weight of each target's squared error when the rank is cut; None for equal weights once scaled.
     """
@@ -90,7 +90,7 @@ def solve(
     everything = [(slice(0, len(xx)), torch.arange(xy.shape[1], device=xy.device))]
     for inputs, targets in bands.blocks(len(xx)) if bands else everything:
         block = xx[inputs, inputs].clone()
-        block.diagonal().add_(ridge * block.diagonal().mean())
+        block.diagonal().mul_(1 + ridge)
         weight[inputs, targets] = torch.cholesky_solve(xy[inputs, targets], cholesky(block))
     # With X'X = LL', the predictions' Gram matrix is (L'W)'(L'W): its leading right singular vectors are the directions
     # of the targets in which the predictions vary most.
@@ -143,13 +143,16 @@ def fit(
 
 
 @torch.no_grad()
-def forget_companion(system: LatentWire) -> None:
-    """Leave a companion's dimensions of latents empty, and receivers without any use for them."""
+def forget_companion(system: LatentWire, anew: Mapping[str, Receiver]) -> None:
+    """Leave a companion's dimensions of latents empty and receivers without any use for them, some (`anew`) without any
+    use for all others as well."""
     encoder = system.sender.encoder
     assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None
     width = encoder.companion.weight.zero_().shape[1]
     for receiver in system.receivers.values():
         receiver.reader.generator.forget(width)
+    for receiver in anew.values():
+        receiver.reader.generator.linear.zero_()
 
 
 def fit_companion(
