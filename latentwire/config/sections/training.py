@@ -109,7 +109,7 @@ class ClosedFormStage(Section):
     passages: PositiveInt = Field(2000, description="Passages read.")
     ridge: PositiveFloat = Field(
         0.1,
-        description="Ridge, as a share of each window feature's variance; where latents or single tokens predict, of the "
+        description="Ridge, as a share of each window feature's variance; where latents or tokens predict, of the "
         "mean variance.",
     )
     band: NonNegativeInt | None = Field(
