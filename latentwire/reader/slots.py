@@ -95,9 +95,8 @@ class SlotReader(Reader):
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
         self.ranked = ranked
         table = phase_table(anatomy, phases, pattern)
-        self.register_buffer(
-            "phases_of", table, persistent=ranked is not None
-        )  # else it follows from the configuration
+        # Where heads are not ranked it follows from the configuration.
+        self.register_buffer("phases_of", table, persistent=ranked is not None)
 
     @classmethod
     def of(cls, anatomy: Anatomy, config: Config, head_len: int, receiver: str) -> SlotReader:
