@@ -32,7 +32,13 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
-ENCODER_NEEDS = {"keep_by": "keep", "keep_from": "keep", "companion_layers": "companion", "companion_d_z": "companion"}
+ENCODER_NEEDS = {
+    "keep_by": "keep",
+    "keep_from": "keep",
+    "keep_order": "keep",
+    "companion_layers": "companion",
+    "companion_d_z": "companion",
+}
 """Keys of the encoder that mean nothing without another one."""
 
 
@@ -190,6 +196,8 @@ class Config(Section):
 
     def _choosable(self, keep: int) -> None:
         """What asks for every token of a text, or for their order, does not go with a choice of them."""
+        if self.encoder.keep_order == "score" and self.encoder.keep_by == "surprisal":
+            raise ValueError("encoder.keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
         if keep >= self.encoder.window:
             raise ValueError(f"encoder.keep: {keep} is not less than encoder.window = {self.encoder.window}")
         for key, on in (

@@ -42,6 +42,7 @@ class BackboneEncoder(Encoder):
         self.layers = config.encoder.layers
         self.deepest = deepest_layer(self.layers, lm, "encoder.layers")
         self.keep, self.across = config.encoder.keep, config.encoder.keep_from == "text"
+        self.best_first = config.encoder.keep_order == "score"
         if self.keep is None:  # else the whole model is needed, to tell what is hard to predict
             lm.truncate(self.deepest)
         self.adapted: Callable[[], AbstractContextManager[None]] | None = None
@@ -128,11 +129,14 @@ class BackboneEncoder(Encoder):
         """For each text the tokens that are read of it: (keep, N) indices."""
         every, out = self.lm.surprisal(final, ids), []
         for row, text in enumerate(texts):
-            scores = every[row] if self.salience is None else self.salience(self._salience_inputs(seen, every, row))
+            surprisal = scores = every[row].tolist()
+            if self.salience is not None:
+                scores = self.salience(self._salience_inputs(seen, every, row)).tolist()
+            order = scores if self.best_first else surprisal
             if self.across:
-                out.append(best_of_text(text.own_tokens, scores.tolist(), self.phases, len(text.starts)))
+                out.append(best_of_text(text.own_tokens, scores, order, self.phases, len(text.starts)))
             else:
-                out.append(best_of_windows(text.phase_tokens, scores.tolist(), self.phases))
+                out.append(best_of_windows(text.phase_tokens, scores, order, self.phases))
         return out
 
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

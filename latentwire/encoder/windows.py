@@ -77,21 +77,25 @@ def take_phases(members: Sequence[Sequence[int]], phases: int) -> list[list[int]
     return [[m[min(len(m) - 1, p * len(m) // phases)] for m in members] for p in range(phases)]
 
 
-def best_of_windows(phase_tokens: Sequence[Sequence[int]], scores: Sequence[float], keep: int) -> list[list[int]]:
-    """(keep, M): of the tokens (phases, M) of each window those with the highest scores, the highest first.
+def best_of_windows(
+    phase_tokens: Sequence[Sequence[int]], scores: Sequence[float], order: Sequence[float], keep: int
+) -> list[list[int]]:
+    """(keep, M): of the tokens (phases, M) of each window those with the highest scores, highest in order first.
 
     A token that a short window repeats counts once as long as there are others.
     """
     chosen = []
     for tokens in zip(*phase_tokens, strict=True):
         best = sorted(dict.fromkeys(tokens), key=lambda token: -scores[token])[:keep]
-        chosen.append((best * keep)[:keep])
+        chosen.append((sorted(best, key=lambda token: -order[token]) * keep)[:keep])
     return [list(row) for row in zip(*chosen, strict=True)]
 
 
-def best_of_text(tokens: Sequence[int], scores: Sequence[float], keep: int, count: int) -> list[list[int]]:
+def best_of_text(
+    tokens: Sequence[int], scores: Sequence[float], order: Sequence[float], keep: int, count: int
+) -> list[list[int]]:
     """(keep, count): of all tokens of a text the keep * count with the highest scores. Those that follow one another
-    share a window, highest score first.
+    share a window, highest in order first.
 
     A text that has fewer tokens than that is divided evenly, and some are repeated.
     """
@@ -99,7 +103,7 @@ def best_of_text(tokens: Sequence[int], scores: Sequence[float], keep: int, coun
     bounds = [len(best) * i // count for i in range(count + 1)]
     chosen = []
     for first, end in pairwise(bounds):
-        window = sorted(best[first : max(end, first + 1)], key=lambda token: -scores[token])
+        window = sorted(best[first : max(end, first + 1)], key=lambda token: -order[token])
         chosen.append((window * keep)[:keep])
     return [list(row) for row in zip(*chosen, strict=True)]
 

@@ -187,7 +187,7 @@ class Origin:
         if self.lacks_companion:
             free |= {"encoder.d_z"} | {f"encoder.{key}" for key in EncoderConfig.model_fields if "companion" in key}
         if not only and theirs.encoder.keep is not None:
-            free |= {"encoder.keep_by", "encoder.keep_from"}
+            free |= {"encoder.keep_by", "encoder.keep_from", "encoder.keep_order"}
         if only and not set(only) & self.known:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}

@@ -76,6 +76,7 @@ def test_the_companion_is_fitted_again_to_what_such_a_receiver_misses(
         ({"qwen": 9}, [], "deep_prefix.ranked: 'qwen': 9 is more than the"),
         ({"qwen": 2}, ["deep_prefix.pattern=strided"], "'strided' shows the same token in all heads"),
         ({"qwen": 2}, ["curriculum.closed_form.importance_passages=0"], "importance_passages to rank heads on"),
+        ({}, ["encoder.keep=2", "encoder.keep_order=score"], "encoder.keep_by = 'surprisal' both orders are the same"),
         ({"qwen": 2}, ['curriculum.train_only=["llama"]'], "with train_only, 'qwen' stays as"),
     ],
 )

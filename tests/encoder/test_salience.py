@@ -44,15 +44,29 @@ def fitted(system: LatentWire, passages: int = 40) -> dict[str, float]:
 
 
 def test_the_best_of_a_text_share_windows_in_their_order() -> None:
-    scores = [7.5, 1.0, 8.0, 3.0, 4.0, 2.0, 7.0, 6.0]
-    assert best_of_text(range(8), scores, 2, 2) == [[2, 6], [0, 7]]  # windows (0, 2) and (6, 7), the best first
-    assert best_of_text(range(1, 8), scores, 2, 1) == [[2], [6]]  # the first token is a special one
-    assert best_of_text(range(3), scores, 2, 2) == [[0, 2], [0, 1]]  # too few tokens: a repeated one
-    assert best_of_text(range(1), scores, 2, 3) == [[0, 0, 0], [0, 0, 0]]
+    scores, nats = [9.0, 1.0, 8.0, 3.0, 4.0, 2.0, 7.0, 6.0], [5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 9.5]
+    assert best_of_text(range(8), scores, nats, 2, 2) == [[2, 6], [0, 7]]  # windows (0, 2) and (6, 7), hardest first
+    assert best_of_text(range(1, 8), scores, nats, 2, 1) == [[6], [2]]  # the first token is a special one
+    assert best_of_text(range(3), scores, nats, 2, 2) == [[0, 2], [0, 1]]  # too few tokens: a repeated one
+    assert best_of_text(range(1), scores, nats, 2, 3) == [[0, 0, 0], [0, 0, 0]]
 
 
-def test_the_best_of_a_window_come_in_the_order_of_their_scores() -> None:
-    assert best_of_windows([[0], [1], [2], [3]], [9.0, 1.0, 8.0, 3.0], 2) == [[0], [2]]
+@torch.no_grad()
+def test_what_scores_highest_comes_first_where_that_is_asked_for() -> None:
+    system = system_with(keep_order="score")
+    fitted(system)
+    encoder = encoder_of(system)
+    for text in TEXTS:
+        sent = system.sender.prepare(text)
+        scores = encoder.salience(encoder.salience_inputs([sent])[0])
+        assert sent.chosen is not None
+        for first, second in zip(*sent.chosen, strict=True):
+            assert scores[first - sent.before] >= scores[second - sent.before]
+
+
+def test_the_best_of_a_window_stand_in_the_order_of_their_surprisal() -> None:
+    scores, nats = [9.0, 1.0, 8.0, 3.0], [5.0, 6.0, 7.0, 8.0]
+    assert best_of_windows([[0], [1], [2], [3]], scores, nats, 2) == [[2], [0]]
 
 
 @pytest.mark.parametrize("keep_by", ["surprisal", "salience"])
@@ -66,15 +80,15 @@ def test_what_is_read_of_the_whole_text(keep_by: str) -> None:
         sent, texts = system.prepare(passage)
         assert sent.chosen is not None and len(sent.chosen[0]) == sent.latents == -(-sent.tokens // 4)
         ids = torch.tensor([sent.ids])
-        scores = encoder.lm.surprisal(encoder.lm.final_states(ids, torch.ones_like(ids)), ids)[0]
+        scores = surprisal = encoder.lm.surprisal(encoder.lm.final_states(ids, torch.ones_like(ids)), ids)[0]
         if encoder.salience is not None:
-            scores = scores.new_zeros(len(sent.ids))
+            scores = surprisal.new_zeros(len(sent.ids))
             scores[list(sent.own_tokens)] = encoder.salience(encoder.salience_inputs([sent])[0])
         read = {token for row in sent.chosen for token in row}
         left = set(sent.own_tokens) - read
         assert len(read) == 2 * sent.latents and min(scores[list(read)]) >= max(scores[list(left)])
         for first, second in zip(*sent.chosen, strict=True):
-            assert scores[first] >= scores[second]
+            assert surprisal[first] >= surprisal[second]
         head, frame = texts["a"].head_len, len(sent.ids) - sent.tokens
         assert texts["a"].phase_tokens == [[i - frame + head for i in row] for row in sent.chosen]
         assert "".join(sent.text[a:b] for a, b in sent.spans) == sent.text

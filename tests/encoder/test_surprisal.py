@@ -26,8 +26,8 @@ def system_with(**encoder: object) -> LatentWire:
 
 def test_the_best_of_windows_come_first_and_repeats_last() -> None:
     surprisal = [9.0, 1.0, 5.0, 3.0, 2.0, 7.0]
-    assert best_of_windows([[1, 5], [2, 5], [3, 5], [4, 5]], surprisal, 2) == [[2, 5], [3, 5]]
-    assert best_of_windows([[1, 4], [1, 4], [2, 5], [2, 5]], surprisal, 3) == [[2, 5], [1, 4], [2, 5]]
+    assert best_of_windows([[1, 5], [2, 5], [3, 5], [4, 5]], surprisal, surprisal, 2) == [[2, 5], [3, 5]]
+    assert best_of_windows([[1, 4], [1, 4], [2, 5], [2, 5]], surprisal, surprisal, 3) == [[2, 5], [1, 4], [2, 5]]
 
 
 def test_tokens_of_another_tokenizer_are_found_by_their_centres() -> None:

@@ -67,6 +67,12 @@ class EncoderConfig(Section):
         "dealt out to them in order.",
         json_schema_extra=flag("encoder_keep_from"),
     )
+    keep_order: Literal["surprisal", "score"] = Field(
+        "surprisal",
+        description="Which token of a window comes first, and so in which heads of a receiver: the hardest to predict, "
+        "or the best by keep_by.",
+        json_schema_extra=flag("encoder_keep_order"),
+    )
     latent_len: PositiveInt | None = Field(
         None,
         description="Fixed number of latents M. backbone: windows of ceil(T/M) tokens, of which `window` are read.",

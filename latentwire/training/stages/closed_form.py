@@ -208,7 +208,7 @@ def solve_for(
     """`solve` for a model's map to latents and all receivers' targets, on a model's device."""
     device = model.weight.device
     if band and model.keep is not None:
-        band = 0  # tokens that were chosen are in the order of their scores: none is another's neighbour
+        band = 0  # tokens that were chosen are in an order of their own: none is another's neighbour
     phases = torch.cat([r.reader.target_phases() for r in receivers.values()]).to(device)
     bands = None if band is None else Bands(phases, model.phases, band)
     importance = None

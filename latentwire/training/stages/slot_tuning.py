@@ -25,6 +25,7 @@ from torch import Tensor
 from latentwire.backbone.load import weights_digest
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
+from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.hashing import stable_hash
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
@@ -146,8 +147,9 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
     if reads == LATENT:
         if config.encoder.keep is not None:
             key["encoder"] |= {"keep": config.encoder.keep}
-        if config.encoder.keep_from != "window":
-            key["encoder"] |= {"keep_from": config.encoder.keep_from}
+        for name in ("keep_from", "keep_order"):
+            if getattr(config.encoder, name) != EncoderConfig.model_fields[name].default:
+                key["encoder"] |= {name: getattr(config.encoder, name)}
         key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
         key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
         key["calibration"] = (
