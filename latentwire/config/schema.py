@@ -127,6 +127,8 @@ class Config(Section):
             if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
                 default = EncoderConfig.model_fields[key].default
                 raise ValueError(f"encoder.{key}: does nothing without encoder.{needed}; leave it at {default!r}")
+        if self.encoder.keep_order == "score" and self.encoder.keep_by == "surprisal":
+            raise ValueError("encoder.keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
         for key, needed, there in (
             ("companion_for", "encoder.companion", self.encoder.companion is not None),
             ("salience_passages", "encoder.keep_by = 'salience'", self.encoder.keep_by == "salience"),
@@ -196,8 +198,6 @@ class Config(Section):
 
     def _choosable(self, keep: int) -> None:
         """What asks for every token of a text, or for their order, does not go with a choice of them."""
-        if self.encoder.keep_order == "score" and self.encoder.keep_by == "surprisal":
-            raise ValueError("encoder.keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
         if keep >= self.encoder.window:
             raise ValueError(f"encoder.keep: {keep} is not less than encoder.window = {self.encoder.window}")
         for key, on in (

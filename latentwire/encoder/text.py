@@ -56,7 +56,7 @@ class SenderText:
 
     @property
     def read_spans(self) -> list[list[Span]] | None:
-        """For each window the characters of the tokens that are read, the first one first; None where all are."""
+        """For each window the characters of the tokens that are read, in their order; None where all are."""
         if self.chosen is None:
             return None
         return [[self.offsets[token] for token in dict.fromkeys(window)] for window in zip(*self.chosen, strict=True)]

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch.nn import Module
 
 from latentwire.checkpoint.parts import CODECS, State, adapter_stem, codebooks_in
@@ -45,7 +44,7 @@ from latentwire.training.stages import closed_form, codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.fixed_encoder import fit_generators
-from latentwire.training.stages.importance import rank_heads
+from latentwire.training.stages.importance import largest, rank_heads
 from latentwire.training.stages.salience import fit_salience
 from latentwire.training.stages.scratch import standardise
 from latentwire.training.stages.slot_tuning import (
@@ -60,8 +59,6 @@ from latentwire.training.stages.slot_tuning import (
 from latentwire.wire.codecs import LearnedCodec
 
 MEASURES = {"r2": "R²", "auc": "area under the ROC curve"}
-MOST_HEADS = 8
-"""Heads that are named of those that matter most."""
 STATISTICS_PASSAGES = 200
 """Passages behind means and variances: thousands of windows, while a covariance takes hundreds of thousands."""
 
@@ -263,7 +260,7 @@ class Run:
     def _closed_form(self, new: dict[str, Receiver]) -> None:
         """Encoder and generators, or only what a checkpoint lacks: a companion's part, generators of new receivers.
 
-        A companion's part is fitted again to receivers that show other tokens, as it was to what they needed before.
+        Where receivers show other tokens than they did, a companion's part is first fitted again, to these receivers.
         """
         if self.origin is None and self.config.encoder.type != "backbone":
             self._start_readers()
@@ -302,7 +299,7 @@ class Run:
 
     def _rank_heads(self, receivers: dict[str, Receiver]) -> None:
         """Which heads show which tokens, for those of these receivers where deep_prefix.ranked asks for it."""
-        for name in receivers.keys() & self.config.deep_prefix.ranked.keys():
+        for name in (name for name in receivers if name in self.config.deep_prefix.ranked):
             stage, reader = f"heads/{name}", receivers[name].reader
             assert isinstance(reader, SlotReader)
             done = self.folder.done(stage)
@@ -310,9 +307,7 @@ class Run:
                 reader.phases_of.copy_(load_folder(done)["heads"]["phases_of"])
                 continue
             texts = self.material.of(receivers[name])[: self.config.curriculum.closed_form.importance_passages]
-            share = rank_heads(receivers[name], texts)
-            largest = sorted(((float(part), index) for index, part in np.ndenumerate(share.cpu())), reverse=True)
-            top = {f"{layer}.{head}": round(part, 3) for part, (layer, head) in largest[:MOST_HEADS]}
+            top = largest(rank_heads(receivers[name], texts))
             self.folder.record({"stage": stage, "layer.head": top})
             print(f"{stage}: share of layer.head in what answers hang on: {top}", flush=True)
             save_folder(done, {"heads": {"phases_of": reader.phases_of}}, {"layer.head": top})

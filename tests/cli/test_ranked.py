@@ -50,6 +50,24 @@ def test_a_receiver_whose_heads_show_other_tokens_is_read_anew(
     assert set(results["receivers"]) == {"llama", "qwen"}
 
 
+def test_its_lora_begins_as_the_one_that_was_tuned_on_text(
+    models: Path, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    steps = {"init_from": models / "run", "slot_tuning_max_steps": 0, "end_to_end_max_steps": 0}
+    train_main([*words(models, tmp_path, {"qwen": 2}, **steps), "--use_lora"])
+    before, after = load_folder(models / "run" / "last"), load_folder(tmp_path / "last")
+
+    def lora(group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: tensor for key, tensor in group.items() if key.startswith("lora.")}
+
+    for name, start in (("llama", "receivers/llama"), ("qwen", "baselines/qwen-text")):
+        own, meant = lora(after[f"receivers/{name}"]), lora(before[start])
+        assert own.keys() == meant.keys() and own
+        assert all(tensor.equal(meant[key]) for key, tensor in own.items())
+    kept = lora(before["receivers/qwen"])
+    assert not all(tensor.equal(kept[key]) for key, tensor in lora(after["receivers/qwen"]).items())
+
+
 def test_the_companion_is_fitted_again_to_what_such_a_receiver_misses(
     models: Path, trained: dict[str, Any], tmp_path: Path
 ) -> None:

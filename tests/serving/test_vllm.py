@@ -32,6 +32,7 @@ from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, WireError
 from latentwire.model.receiver import LATENT
 from latentwire.model.system import LatentWire
+from latentwire.reader.slots import SlotReader
 from latentwire.serving.vllm_gate import WireGate
 from latentwire.serving.vllm_requests import KEY, SALT, Admission, Client, salt_of, wire_request
 from latentwire.serving.vllm_serve import serve_arguments
@@ -178,12 +179,22 @@ def test_the_salt_is_the_message_s_own(client: Client, wires: list[Wire]) -> Non
     assert salts[0] == client.body(wires[0], "Another?")["cache_salt"]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
-def test_slots_are_those_of_the_receiver(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "ranked"),
+    [("llama", {}), ("qwen2", {}), ("qwen3", {}), ("gemma3", {}), ("llama", {"a": 2})],
+)
+def test_slots_are_those_of_the_receiver(family: str, ranked: dict[str, int], tmp_path: Path) -> None:
     """To the last bit: the same reader, positions and rotation, without the model's weights."""
     model = str(save_tiny(family, tmp_path / family))
-    config = small_config(model={"receivers": {"a": model}}, encoder={"model": model})
-    save_checkpoint(tmp_path / "run" / "last", LatentWire.build(config))
+    config = small_config(
+        model={"receivers": {"a": model}}, encoder={"model": model}, deep_prefix={"hidden": 8, "ranked": ranked}
+    )
+    system = LatentWire.build(config)
+    reader = system.receivers["a"].reader
+    assert isinstance(reader, SlotReader)
+    if ranked:
+        reader.rank(-torch.arange(float(reader.phases_of.numel())).view(reader.phases_of.shape).square())
+    save_checkpoint(tmp_path / "run" / "last", system)
     wire = Sender.from_pretrained(tmp_path / "run").encode(small_passages(1)[0].context, "int8")
     receiver = Receiver.from_pretrained(tmp_path / "run", "a")
     with torch.no_grad():

@@ -197,6 +197,14 @@ def test_what_matters_is_kept_when_the_rank_is_cut() -> None:
     torch.testing.assert_close(even.encoder @ even.generator, plain.encoder @ plain.generator, atol=1e-3, rtol=1e-3)
 
 
+def test_ridge_does_not_depend_on_the_units_of_a_feature() -> None:
+    x, y = data(rank=12)
+    groups = torch.zeros(20, dtype=torch.long)
+    units = torch.logspace(-1, 1, 12)
+    one, other = (solve(equations(x * scale, y), groups, 12, 0.5) for scale in (torch.ones(12), units))
+    torch.testing.assert_close(other.encoder @ other.generator * units[:, None], one.encoder @ one.generator)
+
+
 def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() -> None:
     system = small_system(small_config(), ("llama",))
     receiver = system.receivers["a"]

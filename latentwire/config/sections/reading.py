@@ -20,6 +20,7 @@ class DeepPrefixConfig(Section):
         {},
         description="Receivers whose KV heads take tokens in the order of how much answers hang on each head, and how "
         "many of a window they share: the few heads that find answers then show a window's first tokens.",
+        json_schema_extra=flag(None),
     )
     hidden: int = Field(
         256,

@@ -24,6 +24,8 @@ from latentwire.training.stages.normal_equations import shared_variance
 
 BATCH = 4
 """Texts read together."""
+NAMED = 8
+"""Heads that are named of those that matter most."""
 
 Given = tuple[Sequence[ReceiverText], Tensor, Tensor]
 """Texts, what a reader gives the model of them (batch, n, d_out), and how many of these n are real (batch,)."""
@@ -51,6 +53,13 @@ def rank_heads(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
     share = _shares(receiver, reader, TEXT, given)[0].view(reader.shape).sum((2, 3))
     receiver.reader.rank(share)
     return share / share.sum()
+
+
+def largest(share: Tensor) -> dict[str, float]:
+    """The heads with the largest shares (layers, kv_heads), as "layer.head"."""
+    parts, places = share.flatten().topk(min(NAMED, share.numel()))
+    heads = ("{}.{}".format(*divmod(place, share.shape[1])) for place in places.tolist())
+    return {head: round(part, 3) for head, part in zip(heads, parts.tolist(), strict=True)}
 
 
 def _batches(texts: Sequence[ReceiverText]) -> Iterator[Sequence[ReceiverText]]:
