@@ -33,26 +33,27 @@ def cloze_passages(texts: Iterable[str], most: int, seed: int) -> Iterator[Passa
             yield Passage(f"{CLOZE}{number}", text, tuple(questions))
 
 
-def is_cloze(passage: Passage) -> bool:
-    """Whether a passage's questions were made from it rather than asked of it."""
-    return passage.id.startswith(CLOZE)
-
-
 def cloze_questions(text: str) -> Iterator[tuple[str, str]]:
     """Every cloze question of a text, with its answer.
 
     What is shown does not hold the answer, and has words on both sides of the blank or three on one.
     """
     for sentence in SENTENCE.split(text):
-        for found in CANDIDATE.finditer(sentence):
-            answer = found[0] if found.start() else _without_opening(found[0])
-            if not answer:
-                continue
-            before = sentence[: found.end() - len(answer)].split()[-BEFORE:]
-            after = sentence[found.end() :].rstrip(".!?").split()[:AFTER]
+        for start, end in mentions(sentence):
+            answer = sentence[start:end]
+            before = sentence[:start].split()[-BEFORE:]
+            after = sentence[end:].rstrip(".!?").split()[:AFTER]
             asked = " ".join([*before, BLANK, *after])
             if answer not in asked and (len(before) + len(after) > 2 or (before and after)):
                 yield asked, answer
+
+
+def mentions(sentence: str) -> Iterator[tuple[int, int]]:
+    """Where names and numbers stand in a sentence: the first character of each, and the one behind it."""
+    for found in CANDIDATE.finditer(sentence):
+        words = found[0] if found.start() else _without_opening(found[0])
+        if words:
+            yield found.end() - len(words), found.end()
 
 
 def _without_opening(words: str) -> str:

@@ -14,6 +14,7 @@ from latentwire.data.example import Passage
 from latentwire.data.facts import make_facts
 from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import load_from_hub
+from latentwire.data.renamed import renamed_passages
 from latentwire.data.squad import parse_squad
 
 FACTS_QUESTIONS = {"train": 20_000, "validation": 2_000}
@@ -24,7 +25,7 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     """Passages of the "train" or "validation" split, with at most `limit` questions in all.
 
     Training passages come in an order drawn with data.seed, so that a limit is a sample rather than a file's beginning;
-    with data.cloze, those made from plain text are among them.
+    with data.cloze, those made from plain text are among them, and with data.renamed some once more, with other names.
 
     `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
     that is not given, through the `datasets` library.
@@ -40,7 +41,9 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     if split == "train":
         if config.cloze and config.text_path:
             passages += cloze_passages(load_texts(config.text_path), config.cloze, config.seed)
-        if config.cloze or config.dataset != "facts":
+        if config.renamed:
+            passages += list(renamed_passages(passages, config.renamed, config.seed))
+        if config.cloze or config.renamed or config.dataset != "facts":
             random.Random(config.seed).shuffle(passages)
     return take_questions(passages, limit)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from latentwire.config import Config
 from latentwire.core.errors import TrainingError
-from latentwire.data.cloze import is_cloze
+from latentwire.data.cloze import CLOZE
 from latentwire.data.example import Passage, data_fingerprint
+from latentwire.data.renamed import RENAMED
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
@@ -54,14 +55,14 @@ class Material:
         if found <= aside:
             raise TrainingError(
                 f"encoder.keep_by: salience is learned from passages with questions, and of {found} (without those of "
-                f"data.cloze) curriculum.closed_form.held_out = {aside} are set aside"
+                f"data.cloze and data.renamed) curriculum.closed_form.held_out = {aside} are set aside"
             )
 
     def for_salience(self) -> list[Asked]:
         """Passages as the sender reads them, with questions that were asked of them, up to
         closed_form.salience_passages."""
         stage, every = self.config.curriculum.closed_form, zip(self.prepared, self.passages, strict=True)
-        asked = [(sent, passage) for (sent, _), passage in every if not is_cloze(passage)]
+        asked = [(sent, passage) for (sent, _), passage in every if not passage.id.startswith((CLOZE, RENAMED))]
         return asked[: stage.held_out + stage.salience_passages]
 
     def of(self, receiver: Receiver) -> list[ReceiverText]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,9 +156,11 @@ def test_the_area_under_the_curve() -> None:
 def test_questions_that_were_made_from_the_text_do_not_count() -> None:
     system = system_with()
     made = Passage("cloze-7", "Edda sells lamps in Veyra.", (Question("c", "____ sells lamps", ("Edda",)),))
-    material = Material(system, system.config, [*small_passages(3), made], [])
-    assert len(material.prepared) == 4 and [passage.id for _, passage in material.for_salience()] == ["p0", "p1", "p2"]
-    with pytest.raises(TrainingError, match=r"encoder\.keep_by: .* of 3 \(without those of data\.cloze\)"):
+    once_more = replace(small_passages(1)[0], id="renamed-p0")
+    material = Material(system, system.config, [*small_passages(3), made, once_more], [])
+    assert len(material.prepared) == 5 and [passage.id for _, passage in material.for_salience()] == ["p0", "p1", "p2"]
+    without = r"\(without those of data\.cloze and data\.renamed\)"
+    with pytest.raises(TrainingError, match=rf"encoder\.keep_by: .* of 3 {without}"):
         material.check_salience()
 
 

@@ -53,6 +53,13 @@ class DataConfig(Section):
     cloze: NonNegativeInt = Field(
         0, description="Cloze questions a paragraph of data.text_path, which are trained on like the dataset's own."
     )
+    renamed: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the training passages that come once more, with other names and numbers in passage and "
+        "questions: what a model knows by heart does not help there.",
+    )
     hotpot_context: Literal["supporting", "all"] = Field(
         "supporting", description="hotpot: only the paragraphs that hold supporting facts, or the distractors as well."
     )
