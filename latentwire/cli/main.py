@@ -33,6 +33,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "fuzz": ("fuzz:fuzz", "Parse damaged and forged messages."),
     },
     "Train and measure": {
+        "questions": ("questions:questions", "Have a model ask questions on plain text, to train on."),
         "train": ("train:command", "Train a sender and its receivers, then evaluate."),
         "eval": ("eval:command", "Evaluate a checkpoint against every baseline."),
         "add-receiver": ("add_receiver:add_receiver", "Add a receiver to a trained sender, which stays as it is."),

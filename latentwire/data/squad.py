@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from latentwire.data.example import Passage, Question
@@ -29,3 +30,21 @@ def parse_squad(raw: Any, version2: bool = False) -> list[Passage]:
             if questions:
                 passages.append(Passage(f"{a}-{p}", paragraph["context"].strip(), tuple(questions)))
     return passages
+
+
+def squad_file(passages: Iterable[Passage], title: str) -> dict[str, Any]:
+    """Passages whose answers stand in them as a v1.1 file, to be parsed again."""
+
+    def answer(passage: Passage, text: str) -> dict[str, Any]:
+        return {"text": text, "answer_start": passage.context.index(text)}
+
+    paragraphs = [
+        {
+            "context": p.context,
+            "qas": [
+                {"id": q.id, "question": q.text, "answers": [answer(p, a) for a in q.answers]} for q in p.questions
+            ],
+        }
+        for p in passages
+    ]
+    return {"version": "1.1", "data": [{"title": title, "paragraphs": paragraphs}]}

@@ -6,6 +6,7 @@ The receiver learns to answer from a context in the form in which it will read i
     text          the whole text: the tuned text baseline
     token_budget  the text cut to as many positions as the latents take
     llmlingua     as many of its tokens, selected by that method (only where evaluation.rivals asks for it)
+    asking        the whole text, to ask a question for an answer (`training.questioner`)
 
 LoRA, data, batches and rates are the same for all; the number of steps is set apart for the baselines
 (`curriculum.baselines`) and is written into diagnostics.jsonl. What section `losses` adds is for latents only. Only the
@@ -28,7 +29,7 @@ from latentwire.config.schema import Config
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.hashing import stable_hash
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 END_TO_END = {
@@ -92,7 +93,7 @@ class SlotTuning:
             from latentwire.rivals.llmlingua import select  # an optional package
 
             return select(self.receiver, text)
-        return text.ids if self.reads == TEXT else text.truncated(self.receiver.extra_positions)
+        return text.truncated(self.receiver.extra_positions) if self.reads == TOKEN_BUDGET else text.ids
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"lora": self.lora.state_dict()}

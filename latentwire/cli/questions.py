@@ -1,0 +1,98 @@
+"""`latentwire questions`: a model asks questions on plain text, to train on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.run import run_and_exit
+from latentwire.config.load import parse_override
+from latentwire.core.atomic import append_jsonl, read_json, read_jsonl, write_json
+from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import stable_hash
+
+MADE, RESULT, SETTINGS = "asked.jsonl", "questions.json", "settings.json"
+
+
+def questions(
+    text_path: Annotated[
+        str, typer.Option("--text_path", metavar="FILE", help="The text to ask about, one paragraph a line.")
+    ],
+    data_path: Annotated[
+        str, typer.Option("--data_path", metavar="A,B", help="Files in SQuAD's format, to learn asking from.")
+    ],
+    out_dir: Annotated[str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where they go.")],
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    receiver: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which receiver asks; default: the first one.")
+    ] = None,
+    most: Annotated[int, typer.Option("--questions", min=1, help="Most questions asked on a paragraph.")] = 9,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in which it learns to ask.")] = 150,
+    worst: Annotated[
+        float, typer.Option(min=0.0, help="Nats a token that an answer may have for who reads the text.")
+    ] = 1.5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many paragraphs.")] = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Have a receiver ask questions on plain text, and keep those that it can answer from the text.
+
+    DIR/questions.json is in SQuAD's format, for data.data_path. The same command again goes on where it was cut off;
+    with another --worst it chooses anew from what was asked.
+
+    Example: latentwire questions --text_path paragraphs.txt --data_path squad_train.json --out_dir runs/asked
+    """
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.data import load_passages, load_texts
+    from latentwire.data.squad import squad_file
+    from latentwire.model.pretrained import load_receiver
+    from latentwire.training.questioner import Asked, Questioner, kept
+
+    folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
+    of_data = {"data.dataset": "squad", "data.data_path": data_path.split(","), "data.text_path": None}
+    changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
+    changes |= dict(map(parse_override, overrides or []))
+    config = load_config_of(folder, changes)
+    name = receiver or next(iter(config.model.chosen))
+    texts = list(dict.fromkeys(load_texts(text_path)))[:limit]
+    passages = load_passages(config.data, "train", config.data.samples)
+    settings = {
+        "config": config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "system", "anchor"}),
+        "receiver": name,
+        "questions": most,
+        "steps": steps,
+        "texts": stable_hash(texts),
+    }
+    if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
+        raise ConfigError(f"--out_dir: {out} holds questions that were asked with other settings; name another folder")
+    questioner = Questioner(load_receiver(folder, name, changes), config, out / "asker")
+    write_json(out / SETTINGS, settings)
+    questioner.tune(passages, steps)
+    before = read_jsonl(out / MADE) if (out / MADE).is_file() else []
+    known = {row["context"] for row in before}
+    for number, (text, asked) in enumerate(questioner.ask([t for t in texts if t not in known], most), len(before) + 1):
+        append_jsonl(out / MADE, {"context": text, "asked": [one._asdict() for one in asked]})
+        if number % 100 == 0:
+            print(f"asked about {number} paragraphs", flush=True)
+    rows = [(row["context"], [Asked(**one) for one in row["asked"]]) for row in read_jsonl(out / MADE)]
+    good = kept(rows, worst)
+    write_json(out / RESULT, squad_file(good, "asked by a model"))
+    counts = {"asked": sum(len(asked) for _, asked in rows), "kept": sum(len(p.questions) for p in good)}
+    print(f"{out / RESULT}: {counts['kept']} of {counts['asked']} questions on {len(rows)} paragraphs are kept")
+    return {"file": str(out / RESULT)} | counts
+
+
+def main(args: list[str] | None = None) -> dict[str, Any]:
+    """Ask with command-line arguments; returns the file, and how many questions were asked and kept."""
+    from latentwire.cli.main import main as latentwire
+
+    result: dict[str, Any] = latentwire(["questions", *(sys.argv[1:] if args is None else args)])
+    return result
+
+
+if __name__ == "__main__":
+    run_and_exit(main)
