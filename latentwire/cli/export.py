@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json
 from latentwire.core.errors import CheckpointError
 from latentwire.report.artifacts import EXPORTED_LOG, LOG
 from latentwire.report.results import checked, read_results
+
+if TYPE_CHECKING:
+    from latentwire.checkpoint.parts import State
 
 RESULTS, CARD = "eval.json", "README.md"
 HERE = {
@@ -29,9 +32,12 @@ HERE = {
     "-o", "--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes."
 )
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
+@click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint; default: all.")
 @click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(ckpt: str, out_dir: str, results: str | None, data_licence: str | None, debug: bool) -> dict[str, Any]:
+def command(
+    ckpt: str, out_dir: str, results: str | None, receivers: str | None, data_licence: str | None, debug: bool
+) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
     The card gets its table from an evaluation of the exported checkpoint, so export twice. Example:
@@ -54,9 +60,12 @@ def command(ckpt: str, out_dir: str, results: str | None, data_licence: str | No
     with atomic_dir(out) as new:
         info = read_info(folder)
         earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
+        state = load_folder(folder)
+        if receivers:
+            state, info = only_some(state, info, receivers.split(","))
         with checked(folder / INDEX):
             info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
-        save_folder(new, load_folder(folder), info, dtype=torch.bfloat16, pack=True)
+        save_folder(new, state, info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
         with checked(Path(results or folder / INDEX)):
             if measured is not None:
@@ -73,6 +82,28 @@ def command(ckpt: str, out_dir: str, results: str | None, data_licence: str | No
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
+
+
+def only_some(state: State, info: dict[str, Any], names: list[str]) -> tuple[State, dict[str, Any]]:
+    """A checkpoint's tensors and index without the receivers that are not named; ConfigError for one it has not."""
+    from latentwire.checkpoint.parts import adapter_stem
+    from latentwire.config import Config
+    from latentwire.config.load import some_receivers
+    from latentwire.model.receiver import ADAPTERS
+
+    config = Config.model_validate(info["config"])
+    chosen = some_receivers(config.model, names, "--receivers")
+    others = set(config.model.chosen) - set(chosen)
+    gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
+    kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}
+    short = {"receivers": chosen, "llama_id": None, "qwen_id": None}
+    has_lora = any(key.startswith("lora.") for name in chosen for key in kept[f"receivers/{name}"])
+    changes = {
+        "model": info["config"]["model"] | short,
+        "features": info["config"]["features"] | {"use_lora": has_lora},
+        "curriculum": info["config"]["curriculum"] | {"train_only": None},
+    }
+    return kept, info | {"config": info["config"] | changes}
 
 
 def check_target(out: Path, source: Path) -> None:

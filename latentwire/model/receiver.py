@@ -41,7 +41,7 @@ from latentwire.reader.base import Reader, real
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.message import Wire
 
-LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA = "latent", "text", "token_budget", "llmlingua"
+ADAPTERS = LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA = "latent", "text", "token_budget", "llmlingua"
 """Names of a receiver's LoRA adapters: what it was tuned to read."""
 ASKING = "asking"
 """The name of the one that asks about a text instead of answering."""
@@ -455,6 +455,7 @@ def build_reader(lm: LanguageModel, config: Config, head_len: int, receiver: str
 
 
 __all__ = [
+    "ADAPTERS",
     "ASKING",
     "LATENT",
     "LLMLINGUA",

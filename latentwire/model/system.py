@@ -17,7 +17,7 @@ from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import ReceiverText, encode_for_receiver
-from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import ADAPTERS, Receiver
 from latentwire.model.sender import Sender, default_codec
 
 
@@ -109,7 +109,7 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
         own = part_of(state[f"receivers/{name}"], feature_name)
         if own or not (start or feature.train_only):
             load_part(feature, own, f"receivers/{name}: {feature_name}")
-    for adapter in (LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA):
+    for adapter in ADAPTERS:
         lora = part_of(state.get(adapter_stem(name, adapter), {}), "lora")
         if lora and receiver.config.features.use_lora:
             receiver.add_adapter(adapter).load_state_dict(lora)

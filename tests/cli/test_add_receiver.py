@@ -163,6 +163,12 @@ def test_a_frozen_receiver_beside_others_with_lora(
     bare = eval_main([*measure, *frozen, "--out_dir", str(tmp_path / "b")])["receivers"]["llama"]
     assert bare["latent"]["tuned"] is False and bare["text_tuned"] is None
     assert bare["latent"]["nll_per_token"] != all_of_them["llama"]["latent"]["nll_per_token"]
+    # Exported by itself it is a checkpoint without LoRA.
+    info = export_main(
+        ["--ckpt", str(tmp_path / "frozen"), "--out_dir", str(tmp_path / "alone"), "--receivers", "gemma"]
+    )
+    assert set(info["files"]) == {"sender.safetensors", "receivers/gemma.safetensors"}
+    assert info["config"]["features"]["use_lora"] is False
     assert bare["text"]["nll_per_token"] == all_of_them["llama"]["text"]["nll_per_token"]
 
 

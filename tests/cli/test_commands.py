@@ -447,6 +447,28 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     assert (out / "README.md").read_text() == card  # and the export that was there is whole
 
 
+def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli.export import main as export_main
+
+    words = ["--ckpt", str(models / "run"), "--out_dir", str(tmp_path / "one")]
+    info = export_main([*words, "--receivers", "qwen"])
+    own = {"sender", "receivers/qwen", "baselines/qwen-text", "baselines/qwen-token_budget"}
+    assert set(info["files"]) == {f"{stem}.safetensors" for stem in own}
+    assert info["config"]["model"]["receivers"] == {"qwen": "qwen3"} and info["config"]["features"]["use_lora"]
+    model = ("--override", json.dumps({"qwen": str(models / "qwen3")}).join(["model.receivers=", ""]))
+    sender = ("--override", f"encoder.model={models / 'llama'}")
+    results = eval_main(
+        ["--ckpt", str(tmp_path / "one"), "--samples", "6", *model, *sender, "--out_dir", str(tmp_path / "measured")]
+    )
+    whole = json.loads((models / "run" / "eval.json").read_text())["receivers"]["qwen"]
+    assert set(results["receivers"]) == {"qwen"}
+    assert results["receivers"]["qwen"]["text_tuned"]["f1"] == pytest.approx(whole["text_tuned"]["f1"])
+    wrong = fails(export_main, [*words, "--receivers", "qwen,gemma"], capsys)
+    assert "--receivers has no receiver 'gemma' (it has: llama, qwen)" in wrong
+
+
 def test_an_export_takes_the_place_of_an_earlier_one_alone(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
