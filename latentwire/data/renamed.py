@@ -44,14 +44,14 @@ def renamed_passages(passages: Sequence[Passage], share: float, seed: int) -> It
 def renamed(passage: Passage, names: Names, rng: random.Random) -> Passage | None:
     """A passage under other names; None where nothing changes or no question is left.
 
-    Questions go whose answer no longer stands in the passage, or stands in the question.
+    Answers go that no longer stand in the passage, and questions that are left without one or hold it.
     """
     change = _changes(passage.context, names, rng)
     context = change(passage.context)
     asked = []
     for question in passage.questions:
-        text, answers = change(question.text), tuple(map(change, question.answers))
-        if answers[0] in context and answers[0].lower() not in text.lower():
+        text, answers = change(question.text), tuple(a for a in map(change, question.answers) if a in context)
+        if answers and answers[0].lower() not in text.lower():
             asked.append(Question(question.id, text, answers))
     if context == passage.context or not asked:
         return None
