@@ -13,7 +13,6 @@ from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import append_jsonl, read_json, read_jsonl, write_json
 from latentwire.core.errors import ConfigError
-from latentwire.core.hashing import stable_hash
 
 MADE, RESULT, SETTINGS = "asked.jsonl", "questions.json", "settings.json"
 
@@ -42,7 +41,7 @@ def questions(
     """Have a receiver ask questions on plain text, and keep those that it can answer from the text.
 
     DIR/questions.json is in SQuAD's format, for data.data_path. The same command again goes on where it was cut off;
-    with another --worst it chooses anew from what was asked.
+    with more text it asks about what is new, and with another --worst it chooses anew from all that was asked.
 
     Example: latentwire questions --text_path paragraphs.txt --data_path squad_train.json --out_dir runs/asked
     """
@@ -60,13 +59,8 @@ def questions(
     name = receiver or next(iter(config.model.chosen))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]
     passages = load_passages(config.data, "train", config.data.samples)
-    settings = {
-        "config": config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "system", "anchor"}),
-        "receiver": name,
-        "questions": most,
-        "steps": steps,
-        "texts": stable_hash(texts),
-    }
+    decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})
+    settings = {"config": decisive | {"seed": config.system.seed}, "receiver": name, "questions": most, "steps": steps}
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
         raise ConfigError(f"--out_dir: {out} holds questions that were asked with other settings; name another folder")
     questioner = Questioner(load_receiver(folder, name, changes), config, out / "asker")

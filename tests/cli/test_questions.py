@@ -87,6 +87,10 @@ def test_questions_are_asked_kept_and_trained_on(
     fewer = questions_main(words(trained, files, worst=0.001))
     assert fewer["asked"] == result["asked"] and fewer["kept"] == 0
     assert "step" not in capsys.readouterr().out
+    with open(files["text_path"], "a") as file:
+        file.write("\nThe lamp of number 7 is sold in Ystad to nobody.")
+    more = questions_main(words(trained, files))
+    assert 1 <= more["asked"] - result["asked"] <= 2
     with pytest.raises(ConfigError, match=r"--out_dir: .*asked with other settings"):
         questions_main(words(trained, files, questions=3))
 
