@@ -227,6 +227,7 @@ SMALLER = {
     "fuzz": ["--messages", "200"],
     "rates": ["--samples", "2"],
     "add-receiver": ["--steps", "2"],
+    "questions": ["--steps", "2", "--limit", "2"],
 }
 """What is added to the page's commands so that they end soon; train and bench get tiny models as well."""
 
@@ -251,7 +252,9 @@ def test_the_page_on_commands_can_be_followed(
     for name in ("runs", "checkpoints"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "default").symlink_to(models / "run")
-    shutil.copy(ROOT / "examples" / "questions.json", tmp_path / "squad_dev.json")
+    for name in ("squad_dev.json", "squad_train.json"):
+        shutil.copy(ROOT / "examples" / "questions.json", tmp_path / name)
+    (tmp_path / "paragraphs.txt").write_text("Mira of Orlin wrote it.\nIn 1871 it was lost.")
     here = {"gemma3-270m": "llama", "smollm2-135m": "qwen"}
     for words in commands:
         if words[0] == "serve":  # does not end by itself; docs/serving.md has its own test
@@ -269,6 +272,7 @@ def test_the_page_on_commands_can_be_followed(
         "runs/demo/eval.json",
         "checkpoints/mine/README.md",
         "runs/three/last",
+        "runs/asked/questions.json",
     ):
         assert (tmp_path / made).exists(), made
     assert not (tmp_path / "cache" / "models" / "smollm2-135m").exists()
