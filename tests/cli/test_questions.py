@@ -15,6 +15,7 @@ from latentwire.core.errors import ConfigError, DataError, TrainingError
 from latentwire.data.candidates import likely_answers
 from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
+from latentwire.model.receiver import ASKING
 from latentwire.training import questioner as module
 from latentwire.training.questioner import Asked, kept
 from tests.cli.test_commands import models, trained
@@ -39,6 +40,11 @@ def test_what_the_reader_does_not_expect_is_not_kept() -> None:
     asked = [("Ada met Tom.", [Asked("Who met Tom?", "Ada", 0.2), Asked("Who?", "Tom", 1.6)]), ("No.", [])]
     assert [[q.text for q in p.questions] for p in kept(asked, 1.5)] == [["Who met Tom?"]]
     assert [[q.text for q in p.questions] for p in kept(asked, 1.6)] == [["Who met Tom?", "Who?"]]
+
+
+def test_a_question_is_one_and_does_not_hold_its_answer() -> None:
+    assert module._sound("Who met Tom?", "Ada")
+    assert not module._sound("Tom met", "Ada") and not module._sound("Who met ada?", "Ada")
 
 
 @pytest.fixture
@@ -133,6 +139,8 @@ def test_it_learns_to_ask(trained: dict[str, Any], files: dict[str, Path]) -> No
     text = files["text_path"].read_text().splitlines()[3]
     (own,) = [asked for _, asked in asker.ask([text], 4)]
     assert own and all(one.question.startswith("Where is ") for one in own)
+    read = asker._read(text)
+    assert module.SlotTuning(asker.receiver, [read], config, ASKING).row(read) == read.ids  # all of it
 
 
 def test_what_cannot_be_asked_is_said(trained: dict[str, Any], files: dict[str, Path], tmp_path: Path) -> None:
