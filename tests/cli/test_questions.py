@@ -149,4 +149,6 @@ def test_what_cannot_be_asked_is_said(trained: dict[str, Any], files: dict[str, 
     short = ("--override", "data.max_context_tokens=2")
     with pytest.raises(TrainingError, match=r"no training passage is short enough"):
         questions_main(words(trained, files, *short))
+    with pytest.raises(TrainingError, match=r"receiver 'llama': it has no LoRA tuned on text"):
+        questions_main(words(trained, files, "--override", "features.use_lora=false"))
     assert not (files["out_dir"] / "questions.json").exists()
