@@ -14,7 +14,7 @@ from latentwire.config.load import parse_override
 from latentwire.core.atomic import append_jsonl, read_json, read_jsonl, write_json
 from latentwire.core.errors import ConfigError
 
-MADE, RESULT, SETTINGS = "asked.jsonl", "questions.json", "settings.json"
+ASKER, MADE, RESULT, SETTINGS = "asker", "asked.jsonl", "questions.json", "settings.json"
 
 
 def questions(
@@ -61,9 +61,10 @@ def questions(
     passages = load_passages(config.data, "train", config.data.samples)
     decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})
     settings = {"config": decisive | {"seed": config.system.seed}, "receiver": name, "questions": most, "steps": steps}
-    if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
+    begun = (out / ASKER).is_dir()  # else an earlier command ended before it had learned anything
+    if begun and read_json(out / SETTINGS) != settings:
         raise ConfigError(f"--out_dir: {out} holds questions that were asked with other settings; name another folder")
-    questioner = Questioner(load_receiver(folder, name, changes), config, out / "asker")
+    questioner = Questioner(load_receiver(folder, name, changes), config, out / ASKER)
     write_json(out / SETTINGS, settings)
     questioner.tune(passages, steps)
     before = read_jsonl(out / MADE) if (out / MADE).is_file() else []
