@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from latentwire.data.cloze import SENTENCE, mentions
+from latentwire.data.cloze import SENTENCE, mentioned
 
 PHRASES = 0.3
 """About so many of the candidates are phrases."""
@@ -20,9 +20,9 @@ PHRASE = re.compile(
 
 def likely_answers(text: str, most: int, rng: random.Random) -> list[str]:
     """At most `most` candidates of a text, drawn by chance, each once."""
-    sentences = SENTENCE.split(text)
-    named = _some({s[start:end] for s in sentences for start, end in mentions(s) if end - start > 1}, rng)
-    phrases = _some({p for s in sentences for p in map(str.strip, PHRASE.findall(s)) if len(p) > FEWEST}, rng)
+    named = _some(set(mentioned(text)), rng)
+    found = (phrase.strip() for sentence in SENTENCE.split(text) for phrase in PHRASE.findall(sentence))
+    phrases = _some({phrase for phrase in found if len(phrase) > FEWEST}, rng)
     room = min(len(phrases), max(1, round(most * PHRASES)))
     return [*named[: most - room], *phrases][:most]
 

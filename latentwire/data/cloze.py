@@ -48,6 +48,11 @@ def cloze_questions(text: str) -> Iterator[tuple[str, str]]:
                 yield asked, answer
 
 
+def mentioned(text: str) -> list[str]:
+    """The names and numbers of a text, in order, those of a single character left out."""
+    return [s[start:end] for s in SENTENCE.split(text) for start, end in mentions(s) if end - start > 1]
+
+
 def mentions(sentence: str) -> Iterator[tuple[int, int]]:
     """Where names and numbers stand in a sentence: the first character of each, and the one behind it."""
     for found in CANDIDATE.finditer(sentence):

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from latentwire.data.cloze import SENTENCE, mentions
+from latentwire.data.cloze import mentioned
 from latentwire.data.example import Passage, Question
 
 RENAMED = "renamed-"
@@ -62,14 +62,10 @@ def names_in(texts: Iterable[str]) -> Names:
     """All names in some texts, as often as they stand there."""
     found = defaultdict(list)
     for text in texts:
-        for mention in _mentioned(text):
+        for mention in mentioned(text):
             if not _has_digit(mention) and mention not in MONTHS:
                 found[len(mention.split())].append(mention)
     return found
-
-
-def _mentioned(text: str) -> list[str]:
-    return [s[start:end] for s in SENTENCE.split(text) for start, end in mentions(s) if end - start > 1]
 
 
 def _changes(text: str, names: Names, rng: random.Random) -> Callable[[str], str]:
@@ -80,7 +76,7 @@ def _changes(text: str, names: Names, rng: random.Random) -> Callable[[str], str
     """
     others: dict[str, str] = {}
     words: dict[str, str] = {}
-    for mention in sorted(dict.fromkeys(_mentioned(text)), key=len, reverse=True):
+    for mention in sorted(dict.fromkeys(mentioned(text)), key=len, reverse=True):
         own = mention.split()
         if mention in words:
             others[mention] = words[mention]
