@@ -123,6 +123,10 @@ class Config(Section):
             raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
+        elif self.encoder.window % 1:
+            raise ValueError(
+                f"encoder.window: {self.encoder.window} is a fraction; only encoder.keep can read that"
+            )
         for key in changed(self.encoder):
             if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
                 default = EncoderConfig.model_fields[key].default

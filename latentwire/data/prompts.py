@@ -1,6 +1,6 @@
 """How a question is put to a receiver: the constant head, the tail behind the context, and the answer.
 
-    head: BOS | context (text, vectors or slots) | tail: anchor, question, "Answer:" | answer
+    head: BOS | context (text, vectors or slots) | tail: anchor, question and what is around it | answer
 
 All readers and all baselines use the same head, tail and answer; only the context differs.
 """
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentwire.config.sections.reading import AnchorConfig
+from latentwire.config.sections.reading import ASKED, AnchorConfig
 from latentwire.core.errors import ConfigError
 
-QUESTION = "\nQuestion: {question}\nAnswer:"
 SPAN = "\nText:"
 CONTENT_MARK = "\x02"
 
@@ -20,8 +19,8 @@ CONTENT_MARK = "\x02"
 class PromptFormat:
     """Token ids of prompts for one tokenizer.
 
-    Plain form: BOS, context, anchor, "\\nQuestion: ...\\nAnswer:", then " answer\\n". With anchor.bos "after", BOS
-    stands between context and anchor, as if the prompt began there, and the head is empty.
+    Plain form: BOS, context, anchor, "\\nQuestion: ...\\nAnswer:" or what else anchor.question says, then " answer\\n".
+    With anchor.bos "after", BOS stands between context and anchor, as if the prompt began there, and the head is empty.
     Chat form: the context, anchor and question are the user's turn of the tokenizer's own chat template, and the
     answer is the assistant's, ended by EOS. What the template puts before the context is the head.
 
@@ -31,6 +30,7 @@ class PromptFormat:
     def __init__(self, tokenizer: Any, anchor: AnchorConfig, bos_id: int | None):
         self.tokenizer = tokenizer
         self.anchor = anchor.text
+        self.question = anchor.question
         self.chat = anchor.chat_template
         bos = [] if bos_id is None else [bos_id]
         self.before_anchor = bos if anchor.bos == "after" else []
@@ -60,7 +60,7 @@ class PromptFormat:
 
     def tail(self, question: str) -> list[int]:
         """Everything between the context and the answer."""
-        return self.rest(QUESTION.format(question=question))
+        return self.rest(self.question.replace(ASKED, question))
 
     def rest(self, text: str) -> list[int]:
         """Everything between the context and what is generated, where that is a text of any form."""

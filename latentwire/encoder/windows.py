@@ -10,6 +10,7 @@ those that are likely to be asked about.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,15 +33,16 @@ class Windows:
         return len(self.starts)
 
 
-def split(offsets: Sequence[Span], window: int, latent_len: int | None = None) -> Windows:
+def split(offsets: Sequence[Span], window: float, latent_len: int | None = None) -> Windows:
     """Cut a text of T sender tokens, given by character spans, into ceil(T / window) windows.
 
-    With `latent_len` M, windows hold ceil(T / M) tokens instead, which gives at most M windows; `window` stays the
-    number of tokens read from each.
+    A fraction is the mean: of windows of 7.5 tokens every other one has 7 and the rest 8. With `latent_len` M, windows
+    hold ceil(T / M) tokens instead, which gives at most M windows; `window` stays the number of tokens read from each.
     """
     size = window if latent_len is None else max(1, -(-len(offsets) // latent_len))
-    members = [list(range(i, min(i + size, len(offsets)))) for i in range(0, len(offsets), size)]
-    return Windows(tuple(offsets[m[0]][0] for m in members), take_phases(members, window))
+    bounds = [*(int(size * i) for i in range(math.ceil(len(offsets) / size))), len(offsets)]
+    members = [range(first, end) for first, end in pairwise(bounds)]
+    return Windows(tuple(offsets[m[0]][0] for m in members), take_phases(members, math.ceil(window)))
 
 
 def divide(offsets: Sequence[Span], count: int, phases: int) -> Windows:

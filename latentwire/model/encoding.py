@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class ReceiverText:
 def encode_for_sender(
     source: Source,
     text: str,
-    window: int,
+    window: float,
     latent_len: int | None,
     layout: LatentLayout = EVERYTHING,
     choose: Callable[[SenderText], list[list[int]]] | None = None,
@@ -74,7 +75,7 @@ def encode_for_sender(
     if layout.read is None:
         cut = windows.split(offsets, window, latent_len)
     else:
-        cut = windows.divide(offsets, layout.read, window)
+        cut = windows.divide(offsets, layout.read, math.ceil(window))
     before, behind = source.frame
     return SenderText(
         text,

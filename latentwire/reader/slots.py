@@ -80,7 +80,7 @@ class SlotReader(Reader):
         phases: int,
         head_len: int,
         *,
-        span: int,
+        span: float,
         hidden: int = 0,
         rank: int | None = None,
         dropout: float = 0.0,

@@ -178,16 +178,17 @@ class Origin:
 
         Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
         where all of these do, the new ones may have LoRA or not. A companion may come in addition, and tokens may be
-        chosen otherwise, or shown by other heads.
+        chosen otherwise, or shown by other heads. Where all is trained, questions may be put otherwise, and windows in
+        which tokens are chosen may have another size.
         """
         theirs, only = self.config, ours.curriculum.train_only
         new = [k for k, on in ours.features if on and not getattr(theirs.features, k) and k in ADDITIONAL]
         free = set() if only else {f"features.{key}" for key in new} | {key.removeprefix("use_") for key in new}
-        free |= {"deep_prefix.ranked"}
+        free |= {"deep_prefix.ranked"} if only else {"deep_prefix.ranked", "anchor.question"}
         if self.lacks_companion:
             free |= {"encoder.d_z"} | {f"encoder.{key}" for key in EncoderConfig.model_fields if "companion" in key}
         if not only and theirs.encoder.keep is not None:
-            free |= {"encoder.keep_by", "encoder.keep_from", "encoder.keep_order"}
+            free |= {f"encoder.{key}" for key in ("window", "keep_by", "keep_from", "keep_order")}
         if only and not set(only) & self.known:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}

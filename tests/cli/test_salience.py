@@ -78,6 +78,25 @@ def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_pat
     assert all(sender[key].equal(tensor) for key, tensor in load_folder(tmp_path / "new" / "last")["sender"].items())
 
 
+def test_a_checkpoint_goes_on_with_smaller_windows_and_shorter_questions(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few: dict[str, object] = {"encoder_keep": 2, "eval_samples": 6, "baselines_max_steps": 1, "window": 6}
+    other = {"window": 3.5, "anchor_question": "\n{question}\n"}
+    train_main(arguments(models, out_dir=tmp_path / "old", **few))
+    train_main(arguments(models, out_dir=tmp_path / "new", **(few | other), init_from=tmp_path / "old"))
+    before, after = (json.loads((tmp_path / run / "eval.json").read_text())["receivers"] for run in ("old", "new"))
+    for name, receiver in after.items():
+        assert receiver["compression"] < before[name]["compression"]
+        assert receiver["positions"]["text"] < before[name]["positions"]["text"]
+    config = json.loads((tmp_path / "new" / "last" / "checkpoint.json").read_text())["config"]
+    assert config["encoder"]["window"] == 3.5
+    one = next(iter(after))
+    flags = arguments(models, out_dir=tmp_path / "one", **few, init_from=tmp_path / "new")
+    refusal = fails(train_main, [*flags, "--override", f'curriculum.train_only=["{one}"]'], capsys)
+    assert "was trained with anchor.question = '\\n{question}\\n', not" in refusal
+
+
 def test_too_few_passages_are_refused(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refusal = fails(train_main, words(models, tmp_path / "run", samples=1), capsys)
     assert "encoder.keep_by: salience is learned from passages with questions, and of 1 " in refusal

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
@@ -225,6 +226,11 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     assert tokenizer.decode(plain.tail("Who?")) == "\nQuestion: Who?\nAnswer:"
     assert tokenizer.decode(anchored.tail("Who?")) == " In short:\nQuestion: Who?\nAnswer:"
     assert plain.head == [2] == prompt(bos=True).head and prompt(bos=False).head == [] == prompt(bos="none").head
+    short = prompt(question="\n{question} {name}:", text=" In short:")
+    assert tokenizer.decode(short.tail("{name}?")) == " In short:\n{name}? {name}:"
+    for wrong in ("\nAnswer:", "{question}{question}"):
+        with pytest.raises(ValidationError, match=r"\{question\} has to stand in it once"):
+            prompt(question=wrong)
     after = prompt(bos="after", text=" In short:")
     assert after.head == [] and after.tail("Who?") == [2, *anchored.tail("Who?")]
     assert after.span() == [2, *anchored.span()]

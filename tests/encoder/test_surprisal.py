@@ -126,6 +126,7 @@ def test_it_must_fit_the_window_and_the_encoder() -> None:
 
     for values, message in (
         ({"encoder": {"keep": 8, "window": 8}}, "encoder.keep: 8 is not less than encoder.window = 8"),
+        ({"encoder": {"window": 7.5}}, "encoder.window: 7.5 is a fraction; only encoder.keep can read that"),
         ({"encoder": {"keep": 2, "type": "byte"}}, "encoder.keep: only encoder.type = 'backbone'"),
         ({"encoder": {"keep": 2}, "losses": {"copy_weight": 1.0}}, "losses.copy_weight: asks for all tokens"),
         ({"encoder": {"keep": 2}, "features": {"use_gist_head": True}}, "features.use_gist_head: asks for all tokens"),

@@ -15,6 +15,18 @@ def test_windows_and_phases_of_whole_and_short_windows() -> None:
     assert cut.phase_tokens == [[0, 4], [1, 4], [2, 5], [3, 5]]
 
 
+def test_windows_of_a_fraction_take_turns() -> None:
+    offsets = [(i, i + 1) for i in range(20)]
+    cut = split(offsets, 7.5)
+    assert cut.starts == (0, 7, 15) and len(cut.phase_tokens) == 8
+    assert [sorted(set(column)) for column in zip(*cut.phase_tokens, strict=True)] == [
+        list(range(7)),
+        list(range(7, 15)),
+        list(range(15, 20)),
+    ]
+    assert len(split(offsets[:15], 7.5)) == 2 and len(split(offsets[:16], 7.5)) == 3
+
+
 def test_latent_len_fixes_the_number_of_latents() -> None:
     offsets = [(i, i + 1) for i in range(50)]
     cut = split(offsets, 4, latent_len=5)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_serializer, field_validator
 
 from latentwire.config.sections.base import Section, Share, flag
 
@@ -33,7 +34,9 @@ class EncoderConfig(Section):
         description="Hidden states that backbone takes: 0 is the embedding, k the output of layer k.",
         json_schema_extra=flag("encoder_layers"),
     )
-    window: PositiveInt = Field(8, description="Sender tokens behind one latent.")
+    window: PositiveFloat = Field(
+        8, description="Sender tokens behind one latent; with keep also a fraction: then windows differ by one token."
+    )
     companion: str | None = Field(
         None,
         description="A second causal LM that reads the text too, as another architecture sees it; the last dimensions "
@@ -87,10 +90,19 @@ class EncoderConfig(Section):
     )
     d_z: PositiveInt = Field(512, le=65535, description="Width of a latent.")
 
+    @field_validator("window")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        return int(value) if value % 1 == 0 else value
+
+    @field_serializer("window")
+    def _as_it_is(self, value: float) -> int | float:
+        return value
+
     @property
     def read(self) -> int:
         """Tokens that are read of a window."""
-        return self.keep or self.window
+        return self.keep or math.ceil(self.window)
 
     @property
     def own_d_z(self) -> int:

@@ -8,6 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from latentwire.config.sections.base import Section, flag
 
+ASKED = "{question}"
+"""Stands for the question in anchor.question."""
+
 
 class DeepPrefixConfig(Section):
     """The slot reader (features.use_deep_prefix). Its length is the message's: encoder.window, encoder.latent_len."""
@@ -74,6 +77,11 @@ class AnchorConfig(Section):
     text: str = Field(
         "", description="Text between the context and the question.", json_schema_extra=flag("anchor_text")
     )
+    question: str = Field(
+        f"\nQuestion: {ASKED}\nAnswer:",
+        description=f"How a question is put behind that, {ASKED} in its place. Fewer words of it are fewer positions.",
+        json_schema_extra=flag("anchor_question"),
+    )
     bos: Literal["before", "after", "none"] = Field(
         "before",
         description="The receiver's BOS token: before the context, between context and anchor, or nowhere "
@@ -85,3 +93,10 @@ class AnchorConfig(Section):
     @classmethod
     def _bos_as_truth(cls, value: Any) -> Any:
         return {"true": "before", "false": "none"}.get(str(value).lower(), value)
+
+    @field_validator("question")
+    @classmethod
+    def _asks_once(cls, value: str) -> str:
+        if value.count(ASKED) != 1:
+            raise ValueError(f"{ASKED} has to stand in it once")
+        return value
