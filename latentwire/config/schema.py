@@ -88,6 +88,8 @@ class Config(Section):
             section = getattr(self, name)
             if section.width % section.heads:
                 raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
+        if self.lora.merge and self.model.load_4bit:
+            raise ValueError("lora.merge: excludes model.load_4bit, whose weights nothing can be added to")
         if self.system.sequential_models:
             for key, value in (
                 ("model.load_4bit", self.model.load_4bit),
@@ -124,9 +126,7 @@ class Config(Section):
         if self.encoder.keep is not None:
             self._choosable(self.encoder.keep)
         elif self.encoder.window % 1:
-            raise ValueError(
-                f"encoder.window: {self.encoder.window} is a fraction; only encoder.keep can read that"
-            )
+            raise ValueError(f"encoder.window: {self.encoder.window} is a fraction; only encoder.keep can read that")
         for key in changed(self.encoder):
             if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
                 default = EncoderConfig.model_fields[key].default

@@ -74,6 +74,7 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
             r"attn_firstN:12 names another number of layers than first_n = 3",
         ),
         ({}, ['lora.targets=["all-linear", "q_proj"]'], "names all-linear and others"),
+        ({}, ["lora.merge=true", "model.load_4bit=true"], r"lora\.merge: excludes model\.load_4bit"),
         ({}, ['lora.targets=["attn_firstN:12", "mlp"]'], "a group of the first layers stands alone"),
         ({}, ["lora.targets=attn", "lora.first_n=[3]"], r"lora\.first_n"),
     ],

@@ -116,3 +116,33 @@ def test_dropout_works_where_gradients_are_on_and_nowhere_else() -> None:
             assert not torch.equal(logits(model), logits(model))
         with torch.no_grad(), lora.active():
             assert torch.equal(logits(model), logits(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_in_training_it_is_the_same_in_one_product_a_layer(family: str) -> None:
+    model, found, products = tiny_model(family), [], []
+    for merge in (False, True):
+        lora, other = LoRA(LoraConfig(r=2, merge=merge)), LoRA(LoraConfig(r=3, merge=merge), "other")
+        torch.manual_seed(0)
+        with lora.attach(model), other.attach(model):
+            shake(lora)
+            shake(other)
+            with torch.profiler.profile() as seen, lora.active():
+                out = logits(model)
+            products.append(sum(e.count for e in seen.key_averages() if e.key == "aten::linear"))
+            out.pow(2).mean().backward()
+            assert all(p.grad is None for p in other.trainable_parameters())
+            with base_model(model):
+                untouched = logits(model)
+            with torch.no_grad(), lora.active():
+                assert torch.allclose(logits(model), out, atol=1e-5)
+            found.append([out.detach(), untouched.detach(), *(p.grad for p in lora.trainable_parameters())])
+    for apart, merged in zip(*found, strict=True):
+        assert torch.allclose(apart, merged, rtol=1e-3, atol=1e-5)
+    layers = (products[0] - products[1]) / 2  # two products less in each
+    assert layers == sum(isinstance(m, torch.nn.Linear) for m in model.get_decoder().layers.modules())
+
+
+def test_merged_it_has_no_dropout() -> None:
+    with pytest.raises(ValueError, match=r"merge: leaves no input of its own for dropout = 0\.1"):
+        LoraConfig(merge=True, dropout=0.1)

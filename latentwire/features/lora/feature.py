@@ -50,6 +50,8 @@ class LoRA:
             layer.cast_input_dtype_enabled = False  # autocast does it, without a copy of the input in fp32
             for part in (layer.lora_A[self.adapter], layer.lora_B[self.adapter]):
                 part.float()
+            if self.config.merge and "forward" not in vars(layer):
+                layer.forward = partial(_merged, layer, layer.forward)
         _switch(model, None)
         try:
             yield
@@ -112,6 +114,18 @@ class LoRA:
                         f"LoRA {self.adapter!r}: {name} has shape {tuple(state[name].shape)}, not {tuple(p.shape)}"
                     )
                 p.copy_(state[name])
+
+
+def _merged(layer: LoraLayer, apart: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a LoRA layer makes of x (..., d_in), its update added to the weights first where gradients are on.
+
+    In bf16 the sum is rounded like any other weight.
+    """
+    if layer.disable_adapters or not torch.is_grad_enabled():
+        return apart(x)
+    base, adapter = layer.get_base_layer(), layer.active_adapters[0]
+    update = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight * layer.scaling[adapter]
+    return nn.functional.linear(x, base.weight + update.to(base.weight.dtype), base.bias)
 
 
 def base_model(model: nn.Module) -> AbstractContextManager[None]:
