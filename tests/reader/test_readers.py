@@ -123,6 +123,17 @@ def test_a_slot_stands_as_far_from_the_question_as_its_token_did(family: str) ->
             torch.testing.assert_close(slots.values[:, kv_head], whole.values[:, kv_head, chosen], atol=1e-4, rtol=1e-4)
 
 
+def test_with_windows_of_a_fraction_slots_stand_that_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = {"window": 2.5, "keep": 2}
+    receiver = small_system(small_config(encoder=encoder, model={"receivers": {"a": "t"}})).receivers["a"]
+    lm, reader, seen = receiver.lm, receiver.reader, []
+    rope = lm.rope
+    monkeypatch.setattr(lm, "rope", lambda positions: (seen.append(positions), rope(positions))[1])
+    reader.context(lm, torch.randn(1, 4, reader.shape.numel()), torch.tensor([4]))
+    after = reader.head.shape[0] + 4  # The question's first position, right behind the last slot.
+    assert (seen[0].view(reader.phases, -1)[:, -4:] - after).tolist() == [[-9, -6.5, -4, -1.5]] * 2
+
+
 def test_the_same_wire_is_read_by_receivers_with_other_tokenizers() -> None:
     system = small_system(small_config(), FAMILIES)
     sent, texts = system.prepare(small_passages(1)[0])
