@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -129,7 +131,7 @@ def test_with_windows_of_a_fraction_slots_stand_that_far_apart(monkeypatch: pyte
     lm, reader, seen = receiver.lm, receiver.reader, []
     rope = lm.rope
     monkeypatch.setattr(lm, "rope", lambda positions: (seen.append(positions), rope(positions))[1])
-    reader.context(lm, torch.randn(1, 4, reader.shape.numel()), torch.tensor([4]))
+    reader.context(lm, torch.randn(1, 4, math.prod(reader.shape)), torch.tensor([4]))
     after = reader.head.shape[0] + 4  # The question's first position, right behind the last slot.
     assert (seen[0].view(reader.phases, -1)[:, -4:] - after).tolist() == [[-9, -6.5, -4, -1.5]] * 2
 
