@@ -253,6 +253,8 @@ class LanguageModel:
         watch: Watch | None = None,
     ) -> Tensor:
         """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
+        if self.anatomy.sliding_window is not None and not mask.all():
+            context, ids, mask = self._pads_first(context, ids, mask)
         cached = context.mask.shape[1]
         criteria = StoppingCriteriaList([] if watch is None else [_Watched(watch, ids.shape[1])])
         self.take_turn()
@@ -267,6 +269,21 @@ class LanguageModel:
                 stopping_criteria=criteria,
             )
         return out[:, ids.shape[1] :]
+
+    def _pads_first(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Context, Tensor, Tensor]:
+        """Left-padded questions (batch, Q) read but for their last tokens, and all padding moved before the context.
+
+        `generate` counts sliding windows in places of the cache: padding between context and question would count too.
+        """
+        self.continue_from(context, ids[:, :-1], mask[:, :-1])
+        seen = torch.cat([context.mask, mask[:, :-1].bool()], 1)
+        order = seen.int().argsort(dim=1, stable=True)
+        cache = DynamicCache()
+        for i, layer in enumerate(context.cache.layers):
+            place = order.to(layer.keys.device)[:, None, :, None]
+            keys, values = (t.gather(2, place.expand_as(t)) for t in (layer.keys, layer.values))
+            cache.update(keys, values, i)
+        return Context(cache, seen.gather(1, order), context.latents, context.latent_mask), ids[:, -1:], mask[:, -1:]
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
 

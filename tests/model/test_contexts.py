@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.backbone.lm import pad_left
 from latentwire.config import Config
 from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question
@@ -245,6 +246,23 @@ def test_copied_spans_are_packed_behind_the_questions(family: str) -> None:
     without = alone.metrics
     assert without["answer_ce"] == pytest.approx(parts["answer_ce"], rel=1e-4) == alone.total.item()
     assert without["first_acc"] == parts["first_acc"] and "copy_ce" not in without
+
+
+@torch.no_grad()
+def test_what_sliding_layers_forget_does_not_depend_on_longer_questions_beside_it() -> None:
+    receiver = receiver_of("gemma3", window=4, sliding_window=24)
+    ids = receiver.prompt.head + receiver.lm.tokenize_with_offsets(" ".join(p.context for p in PASSAGES))[0]
+    tails = [receiver.prompt.tail(q) for q in ("Who?", "Where does the keeper of the green boat live, in which town?")]
+    assert len(ids) > 24 and len(tails[1]) > len(tails[0]) + 8
+    own = (ids[: len(ids) // 2], ids)  # contexts of other lengths too
+    for first, second in (own, own[::-1]):
+        together = receiver.lm.generate(receiver.read_text([first, second]), *pad_left(tails, 0), 8, [])
+        for row, text, tail in zip(together.tolist(), (first, second), tails, strict=True):
+            whole = torch.tensor([text + tail])
+            alone = receiver.lm.model.generate(
+                whole, max_new_tokens=8, do_sample=False, eos_token_id=[], pad_token_id=0
+            )
+            assert row == alone[0, whole.shape[1] :].tolist()
 
 
 @torch.no_grad()
