@@ -129,10 +129,10 @@ class Receiver:
         return self.adapters[name]
 
     @contextmanager
-    def using(self, adapter: str | None) -> Iterator[None]:
+    def using(self, adapter: str | None, dropout: bool = True) -> Iterator[None]:
         """Read with the named adapter if the receiver has it, else with the untouched model (also for None)."""
         feature = self.adapters.get(adapter) if adapter else None
-        with feature.active() if feature else base_model(self.lm.model):
+        with feature.active(dropout) if feature else base_model(self.lm.model):
             yield
 
     def close(self) -> None:
@@ -271,7 +271,7 @@ class Receiver:
         layers = (losses.state_kd_layers or []) if losses.state_kd_weight else []
         with self.reading(context), self.lm.outputs_of(layers) as seen:
             final = self.lm.continue_from(context, block.ids, block.mask, block.segments)[:, :-1][before]
-        states = [seen[k][:, :-1][before] for k in layers] or [final]
+        states = [seen[k].to(before.device)[:, :-1][before] for k in layers] or [final]
         with self.lm.autocast():
             return Predictions(self.lm.logits(final) if logits else None, states)
 

@@ -220,6 +220,21 @@ def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() 
     assert (cut[0] * values[0].mean((0, 2), keepdim=True)).max() > 1
 
 
+def test_importance_is_measured_without_dropout() -> None:
+    lora = {"features": {"use_lora": True}, "lora": {"dropout": 0.5}}
+    system = small_system(small_config(**lora), ("llama",))
+    receiver = system.receivers["a"]
+    adapter = receiver.add_adapter("latent")
+    for parameter in adapter.trainable_parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found.append(importance_of(receiver, texts, 0.01))
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+
+
 @pytest.mark.parametrize(("keep", "width"), [(None, 1), (2, 0)])
 def test_tokens_that_were_chosen_have_no_neighbours(
     keep: int | None, width: int, monkeypatch: pytest.MonkeyPatch

@@ -71,15 +71,15 @@ class LoRA:
         self.model = None
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self, dropout: bool = True) -> Iterator[None]:
         """Switch this adapter on; what was active before is active again afterwards.
 
-        Its dropout works where gradients are on.
+        Its dropout works where gradients are on, unless it is asked not to.
         """
         model = self.model
         assert model is not None, "attach first"
-        for layer in self._layers():
-            layer.lora_dropout[self.adapter].train(torch.is_grad_enabled())  # the models themselves stay in eval mode
+        for layer in self._layers():  # the models themselves stay in eval mode
+            layer.lora_dropout[self.adapter].train(dropout and torch.is_grad_enabled())
         with _switched(model, self.adapter):
             yield
 

@@ -20,7 +20,7 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import LATENT, TEXT, Receiver
 from latentwire.reader.base import Reader
 from latentwire.reader.slots import SlotReader
-from latentwire.training.stages.normal_equations import shared_variance
+from latentwire.training.stages.normal_equations import batched, shared_variance, unpadded
 
 BATCH = 4
 """Texts read together."""
@@ -36,7 +36,7 @@ def importance_of(receiver: Receiver, texts: Sequence[ReceiverText], floor: floa
 
     A share `floor` of what they weigh together is spread evenly over the scaled targets, so that none is given up.
     """
-    given = ((batch, *receiver.targets(batch)) for batch in _batches(texts))
+    given = ((batch, *receiver.targets(batch)) for batch in batched(texts, BATCH))
     share, variance = _shares(receiver, receiver.reader, LATENT, given)
     return ((1 - floor) * share / share.mean() + floor) / variance
 
@@ -49,7 +49,7 @@ def rank_heads(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
     head = receiver.prompt.head
     reader = SlotReader.of_tokens(receiver.lm.anatomy, len(head)).to(receiver.lm.device)
     reader.reset_head(receiver.lm, head)
-    given = ((batch, *_every_token(receiver, reader, batch)) for batch in _batches(texts))
+    given = ((batch, *_every_token(receiver, reader, batch)) for batch in batched(texts, BATCH))
     share = _shares(receiver, reader, TEXT, given)[0].view(reader.shape).sum((2, 3))
     receiver.reader.rank(share)
     return share / share.sum()
@@ -60,10 +60,6 @@ def largest(share: Tensor) -> dict[str, float]:
     parts, places = share.flatten().topk(min(NAMED, share.numel()))
     heads = ("{}.{}".format(*divmod(place, share.shape[1])) for place in places.tolist())
     return {head: round(part, 3) for head, part in zip(heads, parts.tolist(), strict=True)}
-
-
-def _batches(texts: Sequence[ReceiverText]) -> Iterator[Sequence[ReceiverText]]:
-    return (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
 
 
 def _every_token(receiver: Receiver, reader: SlotReader, texts: Sequence[ReceiverText]) -> tuple[Tensor, Tensor]:
@@ -80,10 +76,10 @@ def _shares(receiver: Receiver, reader: Reader, adapter: str, given: Iterator[Gi
     for number, (texts, values, counts) in enumerate(given):
         values = values.float().requires_grad_(True)
         block = receiver.pack(texts, random.Random(number * BATCH), copying=False)
-        with receiver.using(adapter):
+        with receiver.using(adapter, dropout=False):
             terms = receiver.loss(reader.context(receiver.lm, values, counts), block)
         (gradient,) = torch.autograd.grad(terms.total, values)
         total = total + gradient.pow(2).sum((0, 1))
-        seen += [v[:n] for v, n in zip(values.detach(), counts.tolist(), strict=True)]
+        seen.append(unpadded(values.detach(), counts))
     variance = shared_variance(torch.cat(seen).var(0), reader.target_groups().to(total.device)).clamp(min=1e-12)
     return total * variance, variance

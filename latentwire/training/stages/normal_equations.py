@@ -69,8 +69,6 @@ class NormalEquations:
             d_x, d_y = x.shape[1], y.shape[1]
             self.xx, self.xy = x.new_zeros(d_x, d_x), x.new_zeros(d_x, d_y)
             self.x, self.y, self.y2 = x.new_zeros(d_x), x.new_zeros(d_y), x.new_zeros(d_y)
-        for name in SUMS:  # sums that were kept come back on the CPU
-            setattr(self, name, getattr(self, name).to(x.device))
         x, y = x - self.origin_x, y - self.origin_y
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
@@ -85,10 +83,10 @@ class NormalEquations:
         sums = {name: getattr(self, name) for name in SUMS}
         save_folder(folder, {"sums": sums}, {"rows": self.rows, "passages": passages})
 
-    def load(self, folder: Path) -> int:
-        """Take up kept sums; returns how many passages are in them."""
+    def load(self, folder: Path, device: torch.device) -> int:
+        """Take up kept sums, on the device of the rows to come; returns how many passages are in them."""
         for name, tensor in load_folder(folder)["sums"].items():
-            setattr(self, name, tensor)
+            setattr(self, name, tensor.to(device))
         info = read_info(folder)
         self.rows = info["rows"]
         return int(info["passages"])
@@ -123,7 +121,7 @@ def gather(
     aside = [rows_of(batch) for batch in batched(islice(passages, held_out), batch_size)]
     equations, done = NormalEquations(), 0
     if state is not None and (state / INDEX).is_file():
-        done = equations.load(state)
+        done = equations.load(state, aside[0][0].device)
         report(equations.rows)
     with StopRequest() as stop:
         for batch in batched(islice(passages, done, None), batch_size):
