@@ -85,7 +85,12 @@ class BackboneEncoder(Encoder):
 
     @torch.no_grad()
     def window_features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """What the untouched model makes of each text: (M_i, d_features), fp32. It reads behind the sender's BOS."""
+        """What the untouched model makes of each text: (M_i, d_features), fp32. It reads behind the sender's BOS.
+
+        Texts whose tokens are still to be chosen are read one at a time, as `choose` would: once for both.
+        """
+        if len(texts) > 1 and not all(text.is_chosen for text in texts):
+            return [self.window_features([text])[0] for text in texts]
         seen, final, ids = self._read(texts)
         if self.keep is not None and len(texts) == 1:
             texts[0].remember(self._choices(texts, seen, final, ids)[0])

@@ -44,6 +44,11 @@ class SenderText:
         """
         return self.choose(self) if self.choose else None
 
+    @property
+    def is_chosen(self) -> bool:
+        """Whether `chosen` is known, or nothing is to be chosen."""
+        return self.choose is None or "chosen" in self.__dict__
+
     def remember(self, chosen: list[list[int]]) -> None:
         """Take up a choice that came with another reading of the text by itself."""
         self.__dict__.setdefault("chosen", chosen)

@@ -81,6 +81,18 @@ def test_features_are_those_of_the_chosen_tokens_alone_or_in_a_batch() -> None:
         torch.testing.assert_close(features[:, : first[0].numel()], first.flatten(1), atol=1e-4, rtol=1e-4)
 
 
+def test_texts_are_read_once_for_the_choice_and_the_features_of_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, read = system_with(), []
+    lm = system.sender.encoder.lm  # type: ignore[attr-defined]
+    final_states = lm.final_states
+    monkeypatch.setattr(lm, "final_states", lambda ids, mask: (read.append(len(ids)), final_states(ids, mask))[1])
+    texts = [system.sender.prepare(passage.context) for passage in small_passages(3)]
+    system.sender.features(texts)
+    assert read == [1, 1, 1]  # each by itself, as a choice must not depend on other texts
+    system.sender.features(texts)
+    assert read == [1, 1, 1, 3]
+
+
 @pytest.mark.parametrize("together", [2, 64])
 def test_choices_made_ahead_are_those_of_each_text_by_itself(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone, "TOGETHER", together)
