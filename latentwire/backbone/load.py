@@ -218,11 +218,12 @@ def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
 
 
 def weights_digest(name: str) -> str | None:
-    """A hash of the weights in a local folder; None for what another name than a folder's tells for good."""
-    folder = Path(name).expanduser()
-    if name in ALIASES or not folder.is_dir():
+    """A hash of the weights in a local folder or GGUF file; None for what a name tells for good."""
+    found = Path(name).expanduser()
+    if name in ALIASES or not found.exists():
         return None
-    files = [(path, path.stat()) for path in sorted(folder.glob("*.safetensors"))]
+    paths = sorted(found.glob("*.safetensors")) if found.is_dir() else [found]
+    files = [(path, path.stat()) for path in paths]
     return stable_hash([_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in files])
 
 

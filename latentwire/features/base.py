@@ -38,7 +38,8 @@ class ReadingFeature(nn.Module):
         yield
 
     def loss(self, lm: LanguageModel, context: Context, texts: Sequence[Sequence[int]]) -> Tensor | None:
-        """A training loss of the latents behind a context, given the token ids of the texts; None for none."""
+        """A training loss of the latents behind a context, given the token ids of the texts, their heads
+        left out; None for none."""
         return None
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

@@ -124,6 +124,11 @@ class QuestionBlock:
     place: Tensor
     spans: Tensor
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of answers, copied spans not among them."""
+        return int(((self.labels >= 0) & ~self.spans).sum())
+
     def early(self, k: int) -> Tensor:
         """(batch, Q) True at the first k tokens of each answer, copied spans not among them."""
         return (self.place >= 0) & (self.place < k) & ~self.spans

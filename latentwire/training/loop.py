@@ -47,10 +47,11 @@ class Callback(Protocol):
 
 
 class Seen(NamedTuple):
-    """What is logged of a micro-batch; the loss in nats per answer token."""
+    """What is logged of a micro-batch; the loss in nats per answer token, and how much it counts in the step's."""
 
     receiver: str
     loss: float
+    weight: float
     tokens: int
     metrics: dict[str, float]
 
@@ -104,19 +105,20 @@ class Trainer:
         started = time.perf_counter()
         self._set_lr()
         seen: list[Seen] = []
-        for part in self.processes.share(self.accumulation):
-            index = self.step * self.accumulation + part
+        indices = [self.step * self.accumulation + part for part in self.processes.share(self.accumulation)]
+        batches = [self.module.batch(index) for index in indices]
+        for index, batch, weight in zip(indices, batches, self._weights(batches), strict=True):
             torch.manual_seed(self.config.system.seed * 1_000_003 + index)
             with self.memory.phase("forward"), self.watch.watching():
-                output = self.module.forward(self.module.batch(index))
+                output = self.module.forward(batch)
             output.metrics |= self.watch.rms
-            seen.append(Seen(output.receiver, output.loss.item(), output.tokens, output.metrics))
+            seen.append(Seen(output.receiver, output.loss.item(), weight, output.tokens, output.metrics))
             if not math.isfinite(seen[-1].loss):
                 break
             if self._norms_due(output.receiver):
                 output.metrics |= self._loss_grad_norms(output.terms)
             with self.memory.phase("backward"):
-                self.accelerator.backward(output.loss / self.accumulation)
+                self.accelerator.backward(output.loss * (weight / self.accumulation))
         record = self._record(self.processes.gathered(seen))
         finite = math.isfinite(record["loss"])
         if finite:
@@ -142,8 +144,17 @@ class Trainer:
         record |= self.memory.step()
         return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
 
+    def _weights(self, batches: Sequence[Any]) -> list[float]:
+        """How much each micro-batch counts, 1 in the mean: among those of its receiver in this step by its answer
+        tokens, as if they were one batch. Batches hold texts of one length, and so differ in tokens many times over."""
+        sizes = [self.module.size(batch) for batch in batches]
+        tokens: dict[str, list[int]] = {}
+        for receiver, count in self.processes.gathered(sizes):
+            tokens.setdefault(receiver, []).append(count)
+        return [count * len(tokens[name]) / max(1, sum(tokens[name])) for name, count in sizes]
+
     def _record(self, outputs: list[Seen]) -> StepRecord:
-        loss = sum(o.loss for o in outputs) / len(outputs)
+        loss = sum(o.loss * o.weight for o in outputs) / (sum(o.weight for o in outputs) or 1.0)
         bad = [o.receiver for o in outputs if not math.isfinite(o.loss)]
         names = bad or [o.receiver for o in outputs]
         record: StepRecord = {

@@ -47,6 +47,9 @@ class TrainModule(Protocol):
     def batch(self, index: int) -> Any:
         """The index-th micro-batch of the run."""
 
+    def size(self, batch: Any) -> tuple[str, int]:
+        """Which receiver reads a micro-batch, and of how many answer tokens its loss is the mean."""
+
     def forward(self, batch: Any) -> StepOutput: ...
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

@@ -62,6 +62,11 @@ class Processes:
             raise ConfigError(f"system.device: {device!r} is one device for {own.count} processes; use 'auto'")
         if own.count > 1 and spread is not None:
             raise ConfigError(f"system.device_map: a model that is spread out leaves no room for {own.count} processes")
+        if own.count > 1 and config.adapter.color != "none" and not config.features.use_deep_prefix:
+            raise ConfigError(
+                f"adapter.color: {config.adapter.color!r} follows the statistics of one process's batches, and there "
+                f"are {own.count} processes; say 'none'"
+            )
         on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
         found = resolve_device(device) if own.count > 1 else "cpu"
         if not found.startswith("cpu" if on_cpu else ("cpu", "cuda")):

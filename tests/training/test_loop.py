@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +105,40 @@ def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None
         linear = [p.grad for n, p in receiver.reader.generator.named_parameters() if not n.startswith("mlp.")]
         norm = torch.nn.utils.get_total_norm(linear)
         assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
+
+
+def test_micro_batches_of_a_receiver_count_by_their_answer_tokens(tmp_path: Path) -> None:
+    """As if they were one batch, whose loss is the mean over all its answer tokens."""
+    run, _ = trainer(uneven(), tmp_path, 1)
+    record = run.take_step()
+    module = uneven()
+    batches = [module.batch(part) for part in range(4)]
+    counts = [int((b.block.labels >= 0).sum()) for b in batches]
+    means = [module.forward(b).loss for b in batches]
+    assert [b.receiver for b in batches] == ["a", "b", "a", "b"] and max(counts) > 2 * min(counts)
+    of_two = [sum(means[i] * counts[i] for i in (k, k + 2)) / (counts[k] + counts[k + 2]) for k in range(2)]
+    (sum(of_two) / 2).backward()
+    assert record["loss"] == pytest.approx(float(sum(of_two) / 2), rel=1e-5)
+    assert abs(record["loss"] - float(sum(means) / 4)) > 1e-3
+    for name, receiver in module.system.receivers.items():
+        linear = [p.grad for n, p in receiver.reader.generator.named_parameters() if not n.startswith("mlp.")]
+        norm = torch.nn.utils.get_total_norm(linear)
+        assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
+
+
+def uneven() -> EndToEnd:
+    """Two rounds a step, of passages with short answers and with long ones."""
+    module = stage(lora=False, accumulation=4)
+    long = " ".join(["red lamps on the hill"] * 4)
+    passages = [
+        replace(p, questions=tuple(replace(q, answers=(long,)) for q in p.questions)) if n % 2 else p
+        for n, p in enumerate(small_passages(8))
+    ]
+    prepared = [module.system.prepare(p) for p in passages]
+    order = [0, 2, 1, 3]
+    module.passages = [prepared[i] for i in order]
+    module.lengths = [1, 1, 9, 9]  # alike in length, and so in the same batch
+    return module
 
 
 def test_receivers_of_one_step_share_one_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +282,25 @@ def test_what_was_tuned_on_four_bits_is_not_taken_for_the_whole_model() -> None:
         tuning_key(receiver, small_config(model={"load_4bit": on}), "text", "data", 1) for on in (False, True)
     )
     assert plain != packed
+
+
+def test_the_text_baseline_is_kept_whatever_the_windows_are_and_not_when_a_file_of_weights_changes(
+    tmp_path: Path,
+) -> None:
+    receiver = small_system(small_config()).receivers["a"]
+
+    def key(reads: str, window: int) -> dict:
+        return tuning_key(receiver, small_config(encoder={"window": window}), reads, "data", 1)
+
+    assert key("text", 4) == key("text", 2)
+    assert key("token_budget", 4) != key("token_budget", 2) and key("latent", 4) != key("latent", 2)
+    file = tmp_path / "tiny.gguf"
+    receiver.lm.name = str(file)
+    seen = []
+    for weights in (b"one", b"two"):
+        file.write_bytes(weights)
+        seen.append(key("text", 4))
+    assert seen[0]["model"] == seen[1]["model"] and seen[0] != seen[1]
 
 
 def test_every_part_learns_at_its_own_rate(tmp_path: Path) -> None:

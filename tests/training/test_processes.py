@@ -222,6 +222,9 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
         Processes.of(small_config(system={"device": "cuda:0"}))
     with pytest.raises(ConfigError, match=r"system\.device_map: .* no room for 2 processes"):
         Processes.of(small_config(system={"device_map": "auto"}))
+    colored = {"features": {"use_deep_prefix": False}, "adapter": {"color": "full"}}
+    with pytest.raises(ConfigError, match=r"adapter\.color: 'full' .* 2 processes; say 'none'"):
+        Processes.of(small_config(**colored))
     assert list(Processes().share(4)) == [2, 3] and list(Processes().share(3)) == [1, 2]
     with monkeypatch.context() as patch:
         patch.setattr(processes, "resolve_device", lambda device: "mps")

@@ -64,7 +64,8 @@ class LoraConfig(Section):
     merge: bool = Field(
         False,
         description="In training, add the update to the weights first: one product a layer in place of three, which is "
-        "faster on a GPU, and a third more arithmetic, which is slower on a CPU.",
+        "faster on a GPU, and a third more arithmetic, which is slower on a CPU. The sums stay in memory until the "
+        "backward pass: as much as the weights that LoRA is on.",
         json_schema_extra=flag("lora_merge"),
     )
 

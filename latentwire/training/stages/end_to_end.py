@@ -114,6 +114,9 @@ class EndToEnd:
             kept = [keep_latents(text.latents, progress, self.config.latents, rng) for text in texts]
         return Batch(name, chosen, block, from_text, progress, kept, round_)
 
+    def size(self, batch: Batch) -> tuple[str, int]:
+        return batch.receiver, batch.block.answer_tokens
+
     def progress(self, index: int) -> float:
         """How far through its schedules a micro-batch is, from 0 to 1."""
         return progress_of(index, self.total)
@@ -154,8 +157,9 @@ class EndToEnd:
         if self.config.system.cache_features:
             # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
             found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
-            self._features |= found
-        return [self._features.get(i, found.get(i)) for i in chosen]  # type: ignore[misc]
+            self._features |= {i: f.cpu() for i, f in found.items()}  # of a large data set, a GPU's whole memory
+        known = [found[i] if i in found else self._features[i] for i in chosen]
+        return [f.to(self.system.sender.device) for f in known]
 
     @torch.no_grad()
     def _frozen_part(self, text: SenderText) -> Tensor:
@@ -179,7 +183,7 @@ class EndToEnd:
         terms = receiver.loss(context, batch.block, batch.progress, teacher)
         terms.extend(receiver.reader_loss(context, batch.block))
         for name, feature in receiver.features.items():
-            term = feature.loss(receiver.lm, context, [text.ids for text in texts])
+            term = feature.loss(receiver.lm, context, [text.ids[text.head_len :] for text in texts])
             if term is not None:
                 terms.add(name, term, feature.weight)
         return terms

@@ -29,7 +29,7 @@ from latentwire.config.schema import Config
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.hashing import stable_hash
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT, LLMLINGUA, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 END_TO_END = {
@@ -37,6 +37,8 @@ END_TO_END = {
     "adapter": {"hidden", "color", "learn_gain"},
 }
 """Options that play no part before there is a wire."""
+WHOLE_TEXT = (TEXT, ASKING)
+"""What is read without regard to how a sender cuts it."""
 
 
 class Batch(NamedTuple):
@@ -87,6 +89,9 @@ class SlotTuning:
         tokens += int(block.mask.sum())
         return StepOutput(terms.total, tokens, self.receiver.name, terms.metrics, terms.weighted)
 
+    def size(self, batch: Batch) -> tuple[str, int]:
+        return self.receiver.name, batch.block.answer_tokens
+
     def row(self, text: ReceiverText) -> list[int]:
         """What a baseline reads of a text: token ids, head first."""
         if self.reads == LLMLINGUA:
@@ -120,11 +125,6 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         "dtype": str(receiver.lm.dtype),
         "data": data,
         "steps": steps,
-        "encoder": {
-            "model": config.encoder.model,
-            "window": config.encoder.window,
-            "latent_len": config.encoder.latent_len,
-        },
         "questions_per_passage": config.data.questions_per_passage,
         "anchor": config.anchor.model_dump(),
         "lora": config.lora.model_dump(),
@@ -133,6 +133,14 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         ),
         "seed": config.system.seed,
     }
+    if reads not in WHOLE_TEXT:
+        key["encoder"] = {
+            "model": config.encoder.model,
+            "window": config.encoder.window,
+            "latent_len": config.encoder.latent_len,
+        }
+        if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
+            key["encoder"]["latents_read"] = config.latent_layout.read
     chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
     if reads == LLMLINGUA:
         chooser = key["selected_by"] = config.evaluation.llmlingua_model
@@ -143,8 +151,6 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         key["load_4bit"] = True
     if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:
         key["more_positions"] = receiver.extra_positions
-    if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
-        key["encoder"]["latents_read"] = config.latent_layout.read
     if reads == LATENT:
         if config.encoder.keep is not None:
             key["encoder"] |= {"keep": config.encoder.keep}
