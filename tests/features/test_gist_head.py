@@ -69,6 +69,20 @@ def test_only_the_first_tokens_are_rebuilt_and_padding_is_none_of_them() -> None
     assert not torch.allclose(both, loss_of(system, [[*long[:3], 11], short]))
 
 
+def test_in_training_it_rebuilds_the_text_and_not_its_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    system, given = system_with("llama", "gist_head"), []
+    module, head = module_of(system), head_of(system)
+    rebuild = head.loss
+    monkeypatch.setattr(head, "loss", lambda lm, context, ids: (given.extend(ids), rebuild(lm, context, ids))[1])
+    batch = module.batch(0)
+    module.forward(batch)
+    texts = [module.passages[i][1]["a"] for i in batch.chosen]
+    assert all(text.head_len for text in texts)
+    assert given == [text.ids[text.head_len :] for text in texts]
+
+
 def test_what_is_shown_helps_and_at_least_one_token_is_hidden() -> None:
     system = system_with("llama", "gist_head", mask_ratio=1e-9)
     texts = [[3, 7, 9, 4]]
