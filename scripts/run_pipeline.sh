@@ -19,6 +19,18 @@ python -m latentwire.cli.train --config "$config" --out_dir "$run" ${held_out:+-
 case " ${args[*]-} " in *" --dry-run "*) exit ;; esac
 export=(python -m latentwire.cli.export --ckpt "$run" --out_dir "$out" ${DATA_LICENCE:+--data_licence "$DATA_LICENCE"})
 "${export[@]}"
-python -m latentwire.cli.eval --ckpt "$out" --out_dir "$run/exported" ${held_out:+--data_path "$held_out"}
+# An exported checkpoint names a local model by the last part of its path; here it still lies where it was.
+mapfile -t models < <(
+    python - "$run/config.json" "$out/checkpoint.json" <<'PYTHON'
+import json, sys
+here, there = (json.load(open(name)) for name in sys.argv[1:])
+for section in ("model", "encoder"):
+    for key, value in here[section].items():
+        if there["config"][section].get(key, value) != value:
+            print(f"--override={section}.{key}={json.dumps(value)}")
+PYTHON
+)
+python -m latentwire.cli.eval --ckpt "$out" --out_dir "$run/exported" ${held_out:+--data_path "$held_out"} \
+    ${models[@]+"${models[@]}"}
 "${export[@]}" --results "$run/exported/eval.json"
 python scripts/compare_baselines.py --latent "$run/exported/eval.json" --text "$run/eval.json"

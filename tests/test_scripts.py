@@ -108,12 +108,14 @@ def test_shellcheck_finds_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_pipeline_ends_in_a_checkpoint_with_its_own_results(installed: dict[str, str], tmp_path: Path) -> None:
-    """The whole script, with tiny models in the cache where the built-in ones would be."""
+    """The whole script, with tiny models in the cache where the built-in ones would be, and one in a folder."""
     for alias, family in (("smollm2-135m", "llama"), ("gemma3-270m", "gemma3")):
         save_tiny(family, tmp_path / "cache" / "models" / alias)
+    save_tiny("llama", tmp_path / "local")
     small = {
         "extends": str(ROOT / "configs" / "smoke" / "base.json"),
         "data": {"samples": 48, "max_context_tokens": 400},
+        "model": {"receivers": {"smollm2-135m": str(tmp_path / "local"), "gemma3-270m": "gemma3-270m"}},
         "encoder": {"layers": [0, 2], "d_z": 16},
         "curriculum": {"closed_form": {"passages": 6, "held_out": 2}, "end_to_end": {"max_steps": 2}},
         "evaluation": {"samples": 6, "max_new_tokens": 3, "modes": ["text", "latent"], "latency_samples": 0},

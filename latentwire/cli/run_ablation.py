@@ -91,6 +91,8 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
     key, value = parse_override(text)
     if isinstance(value, str):
         value = [parse_override(f"{key}={part}")[1] for part in value.split(",") if part.strip()]
+    if value == []:
+        raise ConfigError(f"--sweep {text}: expected one value or more, such as {key}=1,2")
     return key, value if isinstance(value, list) else [value]
 
 

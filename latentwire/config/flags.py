@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,11 +105,17 @@ def _plain(annotation: Any) -> Any:
 
 
 def _value(option: Option, value: Any) -> Any:
-    """What a flag's text stands for. Lists are separated by commas; pydantic turns text into numbers."""
+    """What a flag's text stands for. Lists are separated by commas; mappings are JSON; pydantic turns text into
+    numbers."""
     if isinstance(value, str):
         parts = _parts(option.field.annotation)
         lists = any(get_origin(p) in (list, tuple) for p in parts)
         choices = [arg for p in parts if get_origin(p) is Literal for arg in get_args(p)]
+        if value.startswith("{") and any((get_origin(p) or p) is dict for p in parts):
+            try:
+                return json.loads(value)
+            except json.JSONDecodeError:
+                return value  # which the schema refuses by name
         if lists and value not in choices and ("," in value or str not in parts):
             return [part.strip() for part in value.split(",") if part.strip()]
     return value

@@ -43,7 +43,8 @@ def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, A
     changes LoRA's targets to those of the first layers means these layers.
     """
     values = json.loads(json.dumps(values))
-    limits = {key.removesuffix("epochs") + "max_steps": None for key in changes if key.endswith(".epochs")}
+    stages = [key.removesuffix("epochs") for key in changes if re.fullmatch(r"curriculum\.\w+\.epochs", key)]
+    limits = {f"{stage}max_steps": None for stage in stages}
     if "_firstN:" in str(changes.get("lora.targets")):
         limits["lora.first_n"] = None
     for dotted, value in (limits | dict(changes)).items():

@@ -36,10 +36,18 @@ MAY_CHANGE = {
 """Where a run writes and what it evaluates may change while it goes on."""
 
 
+def has_begun(path: Path) -> bool:
+    """Whether a run in a folder has something to go on from."""
+    return any(path.glob("stages/*/*")) or (path / "last").is_dir()
+
+
 def changed_since(path: Path, config: Config) -> list[str]:
-    """The dotted keys in which the run in a folder, if there is one, was started with another configuration."""
+    """The dotted keys in which the run in a folder, if there is one, was started with another configuration.
+
+    What ended before its first stage had anything to keep is no run: a mistake may be put right in the same folder.
+    """
     file = path / "config.json"
-    if not file.is_file():
+    if not (file.is_file() and has_begun(path)):
         return []
     # Through the schema, as options that came later had their defaults then.
     before = config_from_dict(read_json(file), str(file), {}).model_dump(mode="json")
@@ -80,7 +88,7 @@ class RunFolder:
         now = self.config.model_dump(mode="json")
         if origin:
             origin.remember(self.path)
-        if not path.is_file():
+        if not (path.is_file() and has_begun(self.path)):
             write_json(path, now)
         made_by = run_manifest(now, command) | {"processes": self.processes.count}
         write_json(self.path / "manifest.json", made_by)

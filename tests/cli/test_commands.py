@@ -229,6 +229,30 @@ def test_a_mistake_ends_in_one_line(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_mistake_that_shows_late_may_be_put_right_in_the_same_folder(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(models, out_dir=tmp_path / "run", stages="closed_form")
+    assert "no passage is left" in fails(train_main, [*words, "--closed_form_held_out", "1000"], capsys)
+    assert (tmp_path / "run" / "config.json").is_file()
+    train_main(words)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["curriculum"]["closed_form"]["held_out"] == 2
+    assert "another value of curriculum.closed_form.held_out" in fails(
+        train_main, [*words, "--closed_form_held_out", "3"], capsys
+    )
+
+
+@pytest.mark.parametrize("found", [[], {"manifest": 5}, {"manifest": {"config": 5}}])
+def test_results_of_another_form_are_no_results(
+    models: Path, trained: dict[str, Any], tmp_path: Path, found: object
+) -> None:
+    (tmp_path / "eval.json").write_text(json.dumps(found))
+    words = ["--ckpt", str(models / "run"), "--samples", "2", "--dataset", "facts", "--out_dir", str(tmp_path)]
+    results = eval_main([*words, "--override", 'evaluation.modes=["latent"]'])
+    assert json.loads((tmp_path / "eval.json").read_text())["samples"] == results["samples"] == 2
+
+
 def test_bad_checkpoints_end_in_one_line(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_dry_run_lists_what_would_run(
         (["--shard", "3/2"], r"--shard 3/2: expected I/N"),
         (["--shard", "0/2"], r"--shard 0/2: expected I/N"),
         (["--shard", "half"], r"--shard half: expected I/N"),
+        (["--sweep", "lora.alpha="], r"--sweep lora\.alpha=: expected one value or more, such as lora\.alpha=1,2"),
         (["--sweep", "lora.rr=1"], r"lora\.rr: unknown key"),
         (["--override", "lora.r=1"], r"--override lora\.r: the runs of .* differ in it"),
     ],

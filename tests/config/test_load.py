@@ -135,6 +135,18 @@ def test_a_stage_has_its_own_limit_unless_a_file_asks_for_epochs(
     config = load_config(write(tmp_path / "c.json", {"curriculum": {"slot_tuning": stage}}))
     assert config.curriculum.slot_tuning.max_steps == limit
     assert load_config(None, ["curriculum.end_to_end.lr_scale=2"]).curriculum.end_to_end.max_steps == 1000
+    assert load_config(None, ["codec.epochs=5"]).codec.epochs == 5  # no stage, and so without a limit
+
+
+def test_a_flag_takes_a_name_or_a_mapping() -> None:
+    from latentwire.train import main
+
+    def placed(value: str) -> object:
+        return main(["--dry-run", "--device_map", value])["config"]["system"]["device_map"]
+
+    assert placed('{"model.layers.0": 0, "": "cpu"}') == {"model.layers.0": 0, "": "cpu"} and placed("auto") == "auto"
+    with pytest.raises(ConfigError, match=r"system\.device_map"):
+        placed('{"": ')
 
 
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["--override", "curriculum.end_to_end.epochs=3"]])
