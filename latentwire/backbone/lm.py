@@ -57,10 +57,7 @@ class Context:
     def repeat(self, counts: Sequence[int]) -> Context:
         """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
         index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.mask.device)
-        cache = DynamicCache()
-        for i, layer in enumerate(self.cache.layers):
-            rows = index.to(layer.keys.device)
-            cache.update(layer.keys[rows], layer.values[rows], i)
+        cache = _rearranged(self.cache, lambda t: t[index.to(t.device)])
         latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
         return Context(cache, self.mask[index], latents, latent_mask)
 
@@ -278,11 +275,7 @@ class LanguageModel:
         self.continue_from(context, ids[:, :-1], mask[:, :-1])
         seen = torch.cat([context.mask, mask[:, :-1].bool()], 1)
         order = seen.int().argsort(dim=1, stable=True)
-        cache = DynamicCache()
-        for i, layer in enumerate(context.cache.layers):
-            place = order.to(layer.keys.device)[:, None, :, None]
-            keys, values = (t.gather(2, place.expand_as(t)) for t in (layer.keys, layer.values))
-            cache.update(keys, values, i)
+        cache = _rearranged(context.cache, lambda t: t.gather(2, order.to(t.device)[:, None, :, None].expand_as(t)))
         return Context(cache, seen.gather(1, order), context.latents, context.latent_mask), ids[:, -1:], mask[:, -1:]
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
@@ -360,6 +353,14 @@ class LanguageModel:
     def _additive(self, allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
         return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
+
+
+def _rearranged(cache: DynamicCache, rows: Callable[[Tensor], Tensor]) -> DynamicCache:
+    """A new cache of what `rows` makes of each layer's keys and values (batch, kv_heads, K, head_dim)."""
+    out = DynamicCache()
+    for i, layer in enumerate(cache.layers):
+        out.update(rows(layer.keys), rows(layer.values), i)
+    return out
 
 
 def _causal(like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import click
 
 from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_override
-from latentwire.core.atomic import read_json
+from latentwire.core.atomic import mapping_at, read_json
 from latentwire.core.errors import ConfigError
 
 
@@ -120,8 +120,8 @@ def command(
     done, passages = out / "eval.json", held_out(config)
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
-        made_with = _mapping(results, "manifest")
-        made, now = _mapping(made_with, "config"), config.model_dump(mode="json")
+        made_with = mapping_at(results, "manifest")
+        made, now = mapping_at(made_with, "config"), config.model_dump(mode="json")
         same = not any(differences(made, now, ("evaluation.rivals",)))
         same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
         same = same and set(results["receivers"]) == set(some_receivers(config.model, wanted, str(folder)))
@@ -139,12 +139,6 @@ def command(
         quiet=quiet,
         passages=passages,
     )
-
-
-def _mapping(found: Any, key: str) -> dict[str, Any]:
-    """What stands under a key of a file that anybody may have written; empty where that is no mapping."""
-    inner = found.get(key) if isinstance(found, dict) else None
-    return inner if isinstance(inner, dict) else {}
 
 
 def _names(given: str | None) -> list[str]:

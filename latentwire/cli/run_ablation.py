@@ -16,7 +16,7 @@ import click
 
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
-from latentwire.config.load import parse_override
+from latentwire.config.load import json_or_text, parse_override
 from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError, LatentWireError, TrainingError
 from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
@@ -90,7 +90,7 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
     """The key and the values of "key=a,b" or of "key=[a, b]", where a and b are JSON or else plain text."""
     key, value = parse_override(text)
     if isinstance(value, str):
-        value = [parse_override(f"{key}={part}")[1] for part in value.split(",") if part.strip()]
+        value = [json_or_text(part) for part in value.split(",") if part.strip()]
     if value == []:
         raise ConfigError(f"--sweep {text}: expected one value or more, such as {key}=1,2")
     return key, value if isinstance(value, list) else [value]

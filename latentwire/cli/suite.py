@@ -9,7 +9,7 @@ from typing import Any
 
 from latentwire.config import Config, some_receivers
 from latentwire.config.load import differences
-from latentwire.core.atomic import read_json, write_json, write_jsonl
+from latentwire.core.atomic import mapping_at, read_json, write_json, write_jsonl
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import sha256_file
 from latentwire.core.manifest import run_manifest
@@ -68,7 +68,7 @@ def run_suite(
     manifest["versions"]["lm_eval"] = lm_eval.__version__
     results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
     path = out / "lm_eval.json"
-    known = results["receivers"] = {} if fresh else _known(path, results)
+    known = results["receivers"] = {} if fresh else known_results(path, results)
     left = [name for name in wanted if not set(modes) <= set(known.get(name, {}))]
     if not left:
         if not quiet:
@@ -103,15 +103,14 @@ def _files(suite: Suite) -> dict[str, str]:
     return {str(file): sha256_file(file) for file in sorted(files) if file.is_file()}
 
 
-def _known(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+def known_results(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     """What the file holds of receivers and modes that were measured with the same settings, checkpoint and versions."""
     there = read_json(path) if path.is_file() else {}
     if not isinstance(there, dict) or there.get("settings") != results["settings"]:
         return {}
-    made, now = there.get("manifest", {}), results["manifest"]
+    made, now = mapping_at(there, "manifest"), results["manifest"]
     if made.get("checkpoint") != now["checkpoint"] or made.get("versions") != now["versions"]:
         return {}
-    if any(differences(made.get("config") or {}, now["config"], ("evaluation.modes",))):
+    if any(differences(mapping_at(made, "config"), now["config"], ("evaluation.modes",))):
         return {}
-    known: dict[str, Any] = there.get("receivers", {})
-    return known
+    return mapping_at(there, "receivers")

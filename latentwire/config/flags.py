@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from latentwire.config.load import json_or_text
 from latentwire.config.schema import Config
 
 STAGE_SECTION = "curriculum"
@@ -112,10 +112,7 @@ def _value(option: Option, value: Any) -> Any:
         lists = any(get_origin(p) in (list, tuple) for p in parts)
         choices = [arg for p in parts if get_origin(p) is Literal for arg in get_args(p)]
         if value.startswith("{") and any((get_origin(p) or p) is dict for p in parts):
-            try:
-                return json.loads(value)
-            except json.JSONDecodeError:
-                return value  # which the schema refuses by name
+            return json_or_text(value)
         if lists and value not in choices and ("," in value or str not in parts):
             return [part.strip() for part in value.split(",") if part.strip()]
     return value

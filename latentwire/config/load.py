@@ -30,10 +30,15 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign:
         raise ConfigError(f"--override {text}: expected key=value, such as data.samples=64")
+    return key.strip(), json_or_text(value)
+
+
+def json_or_text(value: str) -> Any:
+    """A value as it is typed: JSON, or else plain text."""
     try:
-        return key.strip(), json.loads(value)
+        return json.loads(value)
     except json.JSONDecodeError:
-        return key.strip(), value
+        return value
 
 
 def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:

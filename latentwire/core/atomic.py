@@ -97,6 +97,12 @@ def read_json(path: str | Path) -> Any:
         raise LatentWireError(f"{path}: not valid JSON: {error}") from error
 
 
+def mapping_at(found: Any, key: str) -> dict[str, Any]:
+    """What stands under a key of a JSON value of any form; empty where that is no mapping."""
+    inner = found.get(key) if isinstance(found, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, atomically."""
     write_text(path, "".join(f"{_json_line(row)}\n" for row in rows))

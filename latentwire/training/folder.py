@@ -22,7 +22,7 @@ from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.manifest import run_manifest
-from latentwire.training.origin import Origin
+from latentwire.training.origin import ORIGIN, Origin
 from latentwire.training.processes import Processes
 from latentwire.training.tracking import tracker_of
 
@@ -38,7 +38,7 @@ MAY_CHANGE = {
 
 def has_begun(path: Path) -> bool:
     """Whether a run in a folder has something to go on from."""
-    return any(path.glob("stages/*/*")) or (path / "last").is_dir()
+    return (path / "config.json").is_file() and (any(path.glob("stages/*/*")) or (path / "last").is_dir())
 
 
 def changed_since(path: Path, config: Config) -> list[str]:
@@ -46,9 +46,9 @@ def changed_since(path: Path, config: Config) -> list[str]:
 
     What ended before its first stage had anything to keep is no run: a mistake may be put right in the same folder.
     """
-    file = path / "config.json"
-    if not (file.is_file() and has_begun(path)):
+    if not has_begun(path):
         return []
+    file = path / "config.json"
     # Through the schema, as options that came later had their defaults then.
     before = config_from_dict(read_json(file), str(file), {}).model_dump(mode="json")
     return sorted(differences(before, config.model_dump(mode="json"), MAY_CHANGE))
@@ -86,9 +86,12 @@ class RunFolder:
             shutil.rmtree(self.path)
         self.check()
         now = self.config.model_dump(mode="json")
+        begun = has_begun(self.path)
+        if not begun:
+            (self.path / ORIGIN).unlink(missing_ok=True)  # of a try that kept nothing else
         if origin:
             origin.remember(self.path)
-        if not (path.is_file() and has_begun(self.path)):
+        if not begun:
             write_json(path, now)
         made_by = run_manifest(now, command) | {"processes": self.processes.count}
         write_json(self.path / "manifest.json", made_by)

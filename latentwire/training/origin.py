@@ -49,6 +49,9 @@ NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"
 READ_LATENTS = {"reader.generator.linear": 0, "reader.generator.centre": 0, "reader.generator.mlp.0.weight": 1}
 """Tensors of a receiver that have a dimension as wide as latents, and which it is."""
 
+ORIGIN = "origin.json"
+"""What a run started from, in its folder."""
+
 
 class Origin:
     """A checkpoint whose sender and receivers a run takes up.
@@ -112,7 +115,7 @@ class Origin:
 
     def remember(self, run: Path) -> None:
         """Note in a run's folder what it started from; ConfigError where that has become another checkpoint since."""
-        note = run / "origin.json"
+        note = run / ORIGIN
         if note.is_file() and read_json(note) != self.files:
             raise ConfigError(
                 f"checkpoint.init_from: {self.folder} has changed since this run started from it; choose another "

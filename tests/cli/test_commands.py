@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.run import run_and_exit
+from latentwire.cli.suite import known_results
 from latentwire.core.errors import LatentWireError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
@@ -235,7 +236,9 @@ def test_a_mistake_that_shows_late_may_be_put_right_in_the_same_folder(
     words = arguments(models, out_dir=tmp_path / "run", stages="closed_form")
     assert "no passage is left" in fails(train_main, [*words, "--closed_form_held_out", "1000"], capsys)
     assert (tmp_path / "run" / "config.json").is_file()
+    (tmp_path / "run" / "origin.json").write_text("{}")  # as a try that started from a checkpoint leaves it
     train_main(words)
+    assert not (tmp_path / "run" / "origin.json").exists()
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["curriculum"]["closed_form"]["held_out"] == 2
     assert "another value of curriculum.closed_form.held_out" in fails(
@@ -251,6 +254,13 @@ def test_results_of_another_form_are_no_results(
     words = ["--ckpt", str(models / "run"), "--samples", "2", "--dataset", "facts", "--out_dir", str(tmp_path)]
     results = eval_main([*words, "--override", 'evaluation.modes=["latent"]'])
     assert json.loads((tmp_path / "eval.json").read_text())["samples"] == results["samples"] == 2
+
+
+@pytest.mark.parametrize("made", [None, [], {"config": [1]}])
+def test_results_of_a_suite_of_another_form_are_none(tmp_path: Path, made: object) -> None:
+    file, now = tmp_path / "suite.json", {"checkpoint": None, "versions": None, "config": {"evaluation": {}}}
+    file.write_text(json.dumps({"settings": 1, "manifest": made, "receivers": {"a": {}}}))
+    assert known_results(file, {"settings": 1, "manifest": now}) == {}
 
 
 def test_bad_checkpoints_end_in_one_line(

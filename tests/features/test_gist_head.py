@@ -69,9 +69,7 @@ def test_only_the_first_tokens_are_rebuilt_and_padding_is_none_of_them() -> None
     assert not torch.allclose(both, loss_of(system, [[*long[:3], 11], short]))
 
 
-def test_in_training_it_rebuilds_the_text_and_not_its_head(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_training_it_rebuilds_the_text_and_not_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     system, given = system_with("llama", "gist_head"), []
     module, head = module_of(system), head_of(system)
     rebuild = head.loss

@@ -101,10 +101,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None
     losses = [module.forward(module.batch(part)).loss for part in range(2)]
     (sum(losses) / 2).backward()
     assert record["loss"] == pytest.approx(float(sum(losses) / 2), rel=1e-5)
-    for name, receiver in module.system.receivers.items():
-        linear = [p.grad for n, p in receiver.reader.generator.named_parameters() if not n.startswith("mlp.")]
-        norm = torch.nn.utils.get_total_norm(linear)
-        assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
+    assert_gradients(record, module)
 
 
 def test_micro_batches_of_a_receiver_count_by_their_answer_tokens(tmp_path: Path) -> None:
@@ -120,25 +117,26 @@ def test_micro_batches_of_a_receiver_count_by_their_answer_tokens(tmp_path: Path
     (sum(of_two) / 2).backward()
     assert record["loss"] == pytest.approx(float(sum(of_two) / 2), rel=1e-5)
     assert abs(record["loss"] - float(sum(means) / 4)) > 1e-3
-    for name, receiver in module.system.receivers.items():
-        linear = [p.grad for n, p in receiver.reader.generator.named_parameters() if not n.startswith("mlp.")]
-        norm = torch.nn.utils.get_total_norm(linear)
-        assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
+    assert_gradients(record, module)
 
 
 def uneven() -> EndToEnd:
     """Two rounds a step, of passages with short answers and with long ones."""
     module = stage(lora=False, accumulation=4)
     long = " ".join(["red lamps on the hill"] * 4)
-    passages = [
-        replace(p, questions=tuple(replace(q, answers=(long,)) for q in p.questions)) if n % 2 else p
-        for n, p in enumerate(small_passages(8))
-    ]
-    prepared = [module.system.prepare(p) for p in passages]
-    order = [0, 2, 1, 3]
-    module.passages = [prepared[i] for i in order]
+    short, others = small_passages(4)[:2], small_passages(4)[2:]
+    longer = [replace(p, questions=tuple(replace(q, answers=(long,)) for q in p.questions)) for p in others]
+    module.passages = [module.system.prepare(p) for p in short + longer]
     module.lengths = [1, 1, 9, 9]  # alike in length, and so in the same batch
     return module
+
+
+def assert_gradients(record: dict, module: EndToEnd) -> None:
+    """A step's record has the norms of the gradients that a module's generators have."""
+    for name, receiver in module.system.receivers.items():
+        linear = [p.grad for n, p in receiver.reader.generator.named_parameters() if not n.startswith("mlp.")]
+        norm = torch.nn.utils.get_total_norm(linear)
+        assert record[f"grad_norm/generator/{name}"] == pytest.approx(float(norm), rel=1e-4) and norm > 0
 
 
 def test_receivers_of_one_step_share_one_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

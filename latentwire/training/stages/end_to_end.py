@@ -154,12 +154,14 @@ class EndToEnd:
         missing = [i for i in chosen if i not in self._features]
         # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
         found = {i: self._frozen_part(self.passages[i][0]) for i in missing}
+        known = found
         if self.config.system.cache_features:
-            # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers.
+            # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers. Kept on the CPU:
+            # those of a large data set would fill a GPU.
             found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
-            self._features |= {i: f.cpu() for i, f in found.items()}  # of a large data set, a GPU's whole memory
-        known = [found[i] if i in found else self._features[i] for i in chosen]
-        return [f.to(self.system.sender.device) for f in known]
+            self._features |= {i: f.cpu() for i, f in found.items()}
+            known = self._features
+        return [known[i].to(self.system.sender.device) for i in chosen]
 
     @torch.no_grad()
     def _frozen_part(self, text: SenderText) -> Tensor:
