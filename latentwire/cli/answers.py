@@ -16,6 +16,7 @@ from latentwire.cli.files import label, text_of
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_override
 from latentwire.core.errors import DataError, ModelError
+from latentwire.core.unicode import utf8
 
 if TYPE_CHECKING:
     from latentwire.model.asking import Answered, Conversation
@@ -56,9 +57,11 @@ def read_text(name: str) -> str:
 
 
 def check_questions(asked: Sequence[str]) -> None:
-    """DataError where nothing is asked."""
+    """DataError where nothing is asked, or what is asked is no text."""
     if not asked or not all(question.strip() for question in asked):
         raise DataError("QUESTION: nothing is asked (latentwire chat FILE asks for questions)")
+    for question in asked:
+        utf8(question, "QUESTION: it")
 
 
 def summary(name: str, conversation: Conversation) -> str:

@@ -14,6 +14,7 @@ from latentwire.cli.answers import (
     Receivers,
     TextToo,
     ask_all,
+    check_questions,
     open_checkpoint,
     read_text,
     screen_for_output,
@@ -133,6 +134,7 @@ class Talk:
 
     def ask(self, question: str) -> None:
         """Show and keep the answers to a question."""
+        check_questions([question])
         with suppress(OSError):  # a file that is gone has been read all the same
             if self.file.stat().st_mtime_ns != self.changed:
                 print(f"{self.file} has changed; /reload reads it again", flush=True)

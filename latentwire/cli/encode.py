@@ -55,6 +55,8 @@ def encode(
             raise DataError(f"{name}: no such file")
         if Path(name).is_dir():
             raise DataError(f"{name}: a folder (latentwire index compresses the texts in one)")
+        if "-" not in (name, out) and Path(out).exists() and Path(out).samefile(name):
+            raise DataError(f"--out: {out} is a text that is read; the messages would take its place")
     if text != "only":
         folder = find_checkpoint(Path(ckpt))
         if codec is not None:

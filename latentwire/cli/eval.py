@@ -9,7 +9,7 @@ import click
 
 from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_override
-from latentwire.core.atomic import mapping_at, read_json
+from latentwire.core.atomic import make_folder, mapping_at, read_json
 from latentwire.core.errors import ConfigError
 
 
@@ -129,6 +129,7 @@ def command(
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")
             return results
+    make_folder(out)  # what is wrong with it is said before models are loaded
     system = load_checkpoint(folder, config, wanted)
     return evaluate_system(
         system,

@@ -59,11 +59,11 @@ def command(
     runs = lineage(folder)
     with atomic_dir(out) as new:
         info = read_info(folder)
-        earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
         state = load_folder(folder)
         if receivers:
-            state, info = only_some(state, info, receivers.split(","))
+            state, info = only_some(state, info, receivers.split(","), f"--receivers: {folder}")
         with checked(folder / INDEX):
+            earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
             info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
         save_folder(new, state, info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
@@ -84,15 +84,18 @@ def command(
     return info
 
 
-def only_some(state: State, info: dict[str, Any], names: list[str]) -> tuple[State, dict[str, Any]]:
-    """A checkpoint's tensors and index without the receivers that are not named; ConfigError for one it has not."""
+def only_some(state: State, info: dict[str, Any], names: list[str], where: str) -> tuple[State, dict[str, Any]]:
+    """A checkpoint's tensors and index without the receivers that are not named.
+
+    ConfigError, which begins with `where`, for one that it has not.
+    """
     from latentwire.checkpoint.parts import adapter_stem
     from latentwire.config import Config
     from latentwire.config.load import some_receivers
     from latentwire.model.receiver import ADAPTERS
 
     config = Config.model_validate(info["config"])
-    chosen = some_receivers(config.model, names, "--receivers")
+    chosen = some_receivers(config.model, names, where)
     others = set(config.model.chosen) - set(chosen)
     gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
     kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}

@@ -10,7 +10,7 @@ import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
 from latentwire.config.load import parse_override
-from latentwire.core.atomic import dump_json, read_json, write_bytes, write_json
+from latentwire.core.atomic import dump_json, make_folder, read_json, write_bytes, write_json
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import git_state
 
@@ -67,6 +67,7 @@ def rates(
     rows = [row for row in known if row not in others]
     wanted = dict.fromkeys([FLOAT, *(codec or _all(folder))])
     missing = [spec for spec in wanted if not any(row["codec"] == spec for row in rows)]
+    make_folder(path.parent)
     system = load_checkpoint(folder, config) if missing else None
     items = encode_items(system, passages, FLOAT) if system else []
     lossless = lossless_limits(config, passages) if missing and lm_bytes else None

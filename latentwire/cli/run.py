@@ -45,14 +45,27 @@ def run_and_exit(main: Callable[[], Any]) -> None:
     --debug on the command line shows the traceback as well.
     """
     debug = "--debug" in sys.argv
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller; the next file to be opened would take its place
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # until the end
     try:
         main()
+        sys.stdout.flush()  # here, where what is wrong with it has its status
     except BrokenPipeError:  # whoever read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end_output()
         sys.exit(0)
+    except SystemExit:
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # what click makes of the same
+            _end_output()
+            sys.exit(0)
+        raise
     except (LatentWireError, MemoryError, OSError) as error:
         if debug:
             traceback.print_exc()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _end_output()
         interrupted = type(error).__name__ == "Interrupted"
         text = str(error) or type(error).__name__
         print(f"{'' if interrupted else 'error: '}{text}", file=sys.stderr)
@@ -72,6 +85,11 @@ def run_and_exit(main: Callable[[], Any]) -> None:
         if hasattr(error, "show"):
             error.show()
         sys.exit(error.exit_code)
+
+
+def _end_output() -> None:
+    """Write no more, so that what could not be written is not tried again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _stopped() -> NoReturn:

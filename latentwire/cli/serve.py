@@ -109,7 +109,9 @@ def serve(
     ready = engine.batcher.ready
     if ready.done():
         ready.result()
-    print("stopped", file=sys.stderr)
+    print("stopped", file=sys.stderr, flush=True)
+    if not ready.done():  # its thread still loads models, which would not survive the interpreter's end
+        os._exit(0)
 
 
 def _token(file: Path | None) -> str | None:

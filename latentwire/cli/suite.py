@@ -9,7 +9,7 @@ from typing import Any
 
 from latentwire.config import Config, some_receivers
 from latentwire.config.load import differences
-from latentwire.core.atomic import mapping_at, read_json, write_json, write_jsonl
+from latentwire.core.atomic import make_folder, mapping_at, read_json, write_json, write_jsonl
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import sha256_file
 from latentwire.core.manifest import run_manifest
@@ -78,6 +78,7 @@ def run_suite(
     metadata = {} if suite.data_path is None else {"data_path": suite.data_path}
     include = None if suite.include_path is None else Path(suite.include_path)
     tasks = load_tasks(suite.tasks, include, suite.num_fewshot, metadata)
+    make_folder(out)
     system = load_checkpoint(folder, config, left)
     messages = Messages(system.sender)
     for name, receiver in system.receivers.items():

@@ -61,7 +61,8 @@ def check(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
             row["receivers"] |= resolve_receivers(config.model)
             _check_codec(config, path)
     except LatentWireError as error:
-        row["error"] = str(error)
+        where, text = f"{path}: ", str(error)
+        row["error"] = text if text.startswith(where) else where + text
     return row
 
 

@@ -15,6 +15,9 @@ from latentwire.config.schema import Config
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError
 
+SHOWN = 200
+"""Characters of a wrong value that an error quotes."""
+
 
 def load_config(
     path: str | Path | None = None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
@@ -37,16 +40,18 @@ def json_or_text(value: str) -> Any:
     """A value as it is typed: JSON, or else plain text."""
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 
-def config_from_dict(values: dict[str, Any], where: str, changes: Mapping[str, Any]) -> Config:
+def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Config:
     """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key.
 
     Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds; who
     changes LoRA's targets to those of the first layers means these layers.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a configuration is a JSON object, got {_short(values)}")
     values = json.loads(json.dumps(values))
     stages = [key.removesuffix("epochs") for key in changes if re.fullmatch(r"curriculum\.\w+\.epochs", key)]
     limits = {f"{stage}max_steps": None for stage in stages}
@@ -90,7 +95,7 @@ def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object")
@@ -130,8 +135,14 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     elif not dotted:  # a check of the whole configuration names its keys itself
         text = str(first["ctx"]["error"])
     else:
-        text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_short(first['input'])}"
     return text + (f" (and {more} more)" if more else "")
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, or its beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], but: Container[str] = (), path: str = "") -> Iterator[str]:

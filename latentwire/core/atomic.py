@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from latentwire.core.errors import LatentWireError
@@ -157,14 +158,24 @@ def _json_line(value: Any) -> str:
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, where there is none; LatentWireError where no file can be written into it."""
+    with _one_line(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+
+
 @contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """A temporary sibling folder that takes the place of `path` when the block succeeds, and vanishes if it fails.
 
-    On Linux there is a whole folder at `path` at every moment, elsewhere none between two renames.
+    On Linux there is a whole folder at `path` at every moment, elsewhere none between two renames. Where `path` is a
+    link, the folder that it leads to is replaced, not the link.
     """
     path = Path(path)
     with _one_line(path):
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path, "new")
         temporary = _beside(path, "new")
@@ -182,8 +193,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step, as Linux can (renameat2); False where system or disk cannot, or for a link."""
-    if other.is_symlink() or not other.is_dir():
+    """Swap two folders in one step, as Linux can (renameat2); False where system or disk cannot."""
+    if not other.is_dir():
         return False
     try:
         swap = ctypes.CDLL(None).renameat2

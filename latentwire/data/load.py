@@ -9,6 +9,7 @@ from typing import Any
 
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
+from latentwire.core.unicode import utf8
 from latentwire.data.cloze import cloze_passages
 from latentwire.data.example import Passage
 from latentwire.data.facts import make_facts
@@ -64,17 +65,22 @@ def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{key}: {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{key}: {path}: not a readable JSON file: {error}") from None
     dataset = config.dataset
     try:
         if dataset == "hotpot":
-            return parse_hotpot(raw, config.hotpot_context)
-        return parse_squad(raw, version2=dataset == "squad_v2")
+            passages = parse_hotpot(raw, config.hotpot_context)
+        else:
+            passages = parse_squad(raw, version2=dataset == "squad_v2")
     except KeyError as error:
         raise DataError(f"{key}: {path}: not in the format of {dataset}: key {error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{key}: {path}: not in the format of {dataset}: {error}") from None
+    for passage in passages:
+        texts = (passage.context, *(text for q in passage.questions for text in (q.id, q.text, *q.answers)))
+        utf8("".join(texts), f"{key}: {path}: passage {passage.id!r}")
+    return passages
 
 
 def take_questions(passages: list[Passage], limit: int | None) -> list[Passage]:

@@ -15,6 +15,7 @@ from latentwire.core.atomic import dump_json, write_text
 from latentwire.report import charts, view
 from latentwire.report.artifacts import RunFiles, read_runs
 from latentwire.report.card import RIVALS
+from latentwire.report.results import checked
 
 PAGE, SUMMARY = "report.html", "report.md"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -29,9 +30,12 @@ def write_report(folders: Sequence[Path], out: Path) -> dict[str, str]:
 
     LatentWireError, in one line, where a folder holds nothing of the kind or a file in it is broken.
     """
-    shown = content(read_runs(folders))
-    for name in (PAGE, SUMMARY):
-        write_text(out / name, render(f"{name}.j2", shown))
+    runs = read_runs(folders)
+    with checked(" or ".join(map(str, folders))):
+        shown = content(runs)
+        pages = {name: render(f"{name}.j2", shown) for name in (PAGE, SUMMARY)}
+    for name, page in pages.items():
+        write_text(out / name, page)
     return {"html": str(out / PAGE), "markdown": str(out / SUMMARY)}
 
 

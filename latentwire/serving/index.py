@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
 from latentwire.core.errors import DataError, ModelError, WireError
+from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
@@ -101,7 +102,7 @@ def build_index(
         """The files that have to be written anew."""
         nonlocal encoded
         before: dict[bytes, bytes] = {}
-        for number, rows in enumerate(_parts(documents)):
+        for number, rows in enumerate(_parts(documents, out)):
             words.extend(_words([row.text for row in rows]))
             path, here = _part(out, number), dict[bytes, bytes]()
             found = _sizes(path, rows, made_with)
@@ -123,7 +124,7 @@ def build_index(
         sizes[part.number] = sum(map(len, messages))
         progress(len(part.rows))
     if not sizes:
-        raise DataError("there is no document to index")
+        raise DataError(f"{out}: there is no document to index")
     info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
     if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
         (out / INDEX).unlink(missing_ok=True)
@@ -134,19 +135,16 @@ def build_index(
     return info | {"encoded": encoded}
 
 
-def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _parts(documents: Iterable[Document], out: Path) -> Iterator[list[Document]]:
     """The documents of each file; DataError for what cannot be indexed."""
     names: set[str] = set()
     rest = iter(documents)
     while rows := list(islice(rest, PART)):
         for row in rows:
             if row.id in names:
-                raise DataError(f"two documents have the id {row.id!r}")
+                raise DataError(f"{out}: two documents have the id {row.id!r}")
             names.add(row.id)
-            try:
-                (row.id + row.text).encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"document {row.id!r} is not valid Unicode: {error.reason}") from None
+            utf8(row.id + row.text, f"{out}: document {row.id!r}")
         yield rows
 
 
@@ -218,7 +216,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
 
 def _save_words(words: list[list[str]], out: Path) -> None:
     if not any(words):
-        raise DataError("no document holds a word to search for")
+        raise DataError(f"{out}: no document holds a word to search for")
     statistics = bm25s.BM25()
     statistics.index(words, show_progress=False)
     with atomic_dir(out / "bm25") as folder:

@@ -83,7 +83,7 @@ class RunFolder:
         """
         path = self.path / "config.json"
         if fresh and path.is_file() and (self.path / "manifest.json").is_file():
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path.resolve())  # not a link to it
         self.check()
         now = self.config.model_dump(mode="json")
         begun = has_begun(self.path)

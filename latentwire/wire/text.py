@@ -8,6 +8,7 @@ from __future__ import annotations
 import zstandard
 
 from latentwire.core.errors import WireError
+from latentwire.core.unicode import utf8
 
 PLAIN, ZSTD = 0, 1
 MOST_EXPANSION = 64
@@ -16,10 +17,7 @@ MOST_EXPANSION = 64
 
 def pack_text(text: str) -> bytes:
     """A text in the shorter form; as UTF-8 also where zstd would shrink it by more than a reader accepts."""
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError as error:
-        raise WireError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+    raw = utf8(text, "the text", WireError)
     if not raw:
         raise WireError("the text is empty: nothing to send")
     packed = zstandard.ZstdCompressor(level=19).compress(raw)

@@ -132,6 +132,10 @@ def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
         (["ask", "blank.txt", "?"], "blank.txt: no text in it"),
         (["ask", "story.txt"], "QUESTION: nothing is asked"),
         (["ask", "story.txt", " "], "QUESTION: nothing is asked"),
+        (
+            ["ask", "story.txt", "Who\udcff?"],
+            "QUESTION: it is not valid Unicode: surrogates not allowed at character 3",
+        ),
         (["ask", "story.txt", "?", "--documents", "2"], "--documents: only with --index"),
         (["ask", "?", "--index", "x", "--no-text"], "--no-text: does nothing with --index"),
         (["ask", "story.txt", "?", "--ckpt", "gone"], "gone: no checkpoint there"),

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from latentwire.checkpoint.tensors import load_folder
+from latentwire.cli.main import main as console
 from latentwire.cli.run import run_and_exit
 from latentwire.cli.suite import known_results
 from latentwire.core.errors import LatentWireError
@@ -231,7 +232,7 @@ def test_a_mistake_ends_in_one_line(
 
 
 def test_a_mistake_that_shows_late_may_be_put_right_in_the_same_folder(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = arguments(models, out_dir=tmp_path / "run", stages="closed_form")
     assert "no passage is left" in fails(train_main, [*words, "--closed_form_held_out", "1000"], capsys)
@@ -277,6 +278,22 @@ def test_bad_checkpoints_end_in_one_line(
     words = ["--ckpt", str(models / "run"), "--override", f"model.receivers={other}"]
     words += ["--override", "model.llama_id=null", "--override", "model.qwen_id=null"]
     assert "was not trained for 'new'" in fails(eval_main, words, capsys)
+
+
+def test_results_that_could_not_be_written_are_not_measured(
+    models: Path,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("latentwire.checkpoint.system.load_checkpoint", None)
+    (tmp_path / "file").touch()
+    words = ["--ckpt", str(models / "run"), "--samples", "2"]
+    wrong = fails(eval_main, [*words, "--out_dir", str(tmp_path / "file")], capsys)
+    assert f"{tmp_path / 'file'}: could not be written: File exists" in wrong
+    wrong = fails(console, ["rates", *words, "-o", str(tmp_path / "file" / "rows.json")], capsys)
+    assert f"{tmp_path / 'file'}: could not be written: " in wrong
 
 
 def test_a_passage_longer_than_the_window_is_named(
@@ -500,7 +517,13 @@ def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
     assert set(results["receivers"]) == {"qwen"}
     assert results["receivers"]["qwen"]["text_tuned"]["f1"] == pytest.approx(whole["text_tuned"]["f1"])
     wrong = fails(export_main, [*words, "--receivers", "qwen,gemma"], capsys)
-    assert "--receivers has no receiver 'gemma' (it has: llama, qwen)" in wrong
+    assert f"--receivers: {models / 'run' / 'last'} has no receiver 'gemma' (it has: llama, qwen)" in wrong
+    index = tmp_path / "one" / "checkpoint.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"earlier": 3}))
+    words = ["--ckpt", str(tmp_path / "one"), "--out_dir", str(tmp_path / "two")]
+    assert f"{index}: not in the form that a run writes" in fails(export_main, words, capsys)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"config": [1]}))
+    assert f"{tmp_path / 'one'}: a configuration is a JSON object, got [1]" in fails(export_main, words, capsys)
 
 
 def test_an_export_takes_the_place_of_an_earlier_one_alone(
@@ -532,7 +555,9 @@ def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
     fails(train_main, [*short, "--fresh", "--dataset", "squad", "--data_path", "gone.json"], capsys)
     fails(train_main, [*short, "--fresh", "--init_from", str(tmp_path)], capsys)
     assert (tmp_path / "last" / "checkpoint.json").read_text() == before
-    train_main([*short, "--fresh", "--d_z", "8"])
+    link = tmp_path.with_name(f"{tmp_path.name}-link")
+    link.symlink_to(tmp_path)
+    train_main([*short, "--fresh", "--d_z", "8", "--out_dir", str(link)])
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["config"]["encoder"]["d_z"] == 8
 
 

@@ -177,6 +177,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["decode", "{text}"], "receiver"),
         (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
         (["no_such_verb"], "no_such_verb"),
+        (["encode", "{text}", "--text", "only", "-o", "./text"], "--out: ./text is a text that is read"),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -337,6 +338,31 @@ def test_a_full_device_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     )
 
 
+@pytest.mark.parametrize("words", [["--version"], ["validate", "configs/default.json"], ["compare", "--help"]])
+def test_output_that_nobody_takes(words: list[str]) -> None:
+    program = [sys.executable, "-m", "latentwire.cli.main", *words]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as pipe:
+        done = subprocess.run(program, cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")  # whoever read it has enough
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as disk:
+            done = subprocess.run(program, cwd=ROOT, stdout=disk, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (2, b"error: [Errno 28] No space left on device\n")
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *program], cwd=ROOT, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_closed_input_is_an_empty_one(tmp_path: Path) -> None:
+    words = ["-m", "latentwire.cli.main", "encode", "--text", "only", "-o", "x.lw"]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    command = ["sh", "-c", '"$@" <&-', "sh", sys.executable, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: standard input: no text in it\n")
+    assert not any(tmp_path.iterdir())
+
+
 def test_configurations_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, ablation = str(ROOT / "configs" / "smoke" / "lora.json"), str(ROOT / "configs/ablation/sample_ablation.json")
     rows = latentwire(["validate", good, ablation, "--json"])
@@ -355,6 +381,9 @@ def test_configurations_are_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
         line = fails(latentwire, ["validate", str(tmp_path / f"{name}.json")], capsys)
         assert line.startswith(f"error: {tmp_path / name}.json: ") and message in line
     assert "encoder.window" in fails(latentwire, ["validate", good, "--override", "encoder.window=x"], capsys)
+    (tmp_path / "e.json").write_text('{"model": {"receivers": {}}}')
+    line = fails(latentwire, ["validate", str(tmp_path / "e.json")], capsys)
+    assert line == f"error: {tmp_path / 'e.json'}: model.receivers: at least one receiver is needed"
     with pytest.raises(ConfigError, match="2 of 3 files are wrong"):
         latentwire(["validate", str(tmp_path / "a.json"), good, str(tmp_path / "d.json")])
     shown = capsys.readouterr()

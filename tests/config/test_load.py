@@ -77,6 +77,12 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({}, ["lora.merge=true", "model.load_4bit=true"], r"lora\.merge: excludes model\.load_4bit"),
         ({}, ['lora.targets=["attn_firstN:12", "mlp"]'], "a group of the first layers stands alone"),
         ({}, ["lora.targets=attn", "lora.first_n=[3]"], r"lora\.first_n"),
+        ({}, ["optimizer.lr=1e999"], r"optimizer\.lr: .*finite number, got inf"),
+        ({}, ["optimizer.lr=NaN"], r"optimizer\.lr: .*finite number, got nan"),
+        ({}, [f"system.seed={'9' * 5000}"], r"system\.seed: .*, got '9{199}\.\.\.$"),
+        ({}, [f"data.samples={'[' * 100_000}"], r"data\.samples: .*, got '\[{199}\.\.\.$"),
+        ({}, [f"system.seed={1 << 64}"], r"system\.seed: .*less than 4294967296"),
+        ({}, [f"system.threads={1 << 64}"], r"system\.threads: .*less than or equal to 1024"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, values: object, overrides: list[str], message: str) -> None:
@@ -88,6 +94,9 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, values: object, override
 def test_a_file_that_is_not_json_and_one_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(ConfigError, match=r"c\.json: not valid JSON"):
+        load_config(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text(f'{{"data": {{"samples": {"9" * 5000}}}}}')
+    with pytest.raises(ConfigError, match=r"c\.json: not valid JSON: .*4300 digits"):
         load_config(tmp_path / "c.json")
     with pytest.raises(ConfigError, match=r"d\.json: no such file"):
         load_config(tmp_path / "d.json")

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from latentwire.core import atomic
-from latentwire.core.atomic import append_jsonl, atomic_dir, read_json, read_jsonl, write_bytes, write_json, write_jsonl
+from latentwire.core.atomic import (
+    append_jsonl,
+    atomic_dir,
+    make_folder,
+    read_json,
+    read_jsonl,
+    write_bytes,
+    write_json,
+    write_jsonl,
+)
 from latentwire.core.errors import LatentWireError
 from latentwire.core.manifest import run_manifest
 
@@ -64,6 +73,10 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise ValueError
     assert (tmp_path / "d" / "a").read_text() == "1"
     assert os.listdir(tmp_path) == ["d"]
+    (tmp_path / "link").symlink_to("d")
+    with atomic_dir(tmp_path / "link") as new:
+        (new / "a").write_text("3")
+    assert (tmp_path / "d" / "a").read_text() == "3" and (tmp_path / "link").is_symlink()
 
 
 def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
@@ -108,6 +121,18 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LatentWireError, match=r"file/eval\.json: could not be written"):
         write_json(tmp_path / "file" / "eval.json", {})
+    with pytest.raises(LatentWireError, match=r"file: could not be written"):
+        make_folder(tmp_path / "file")
+    make_folder(tmp_path / "new" / "folder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "TemporaryFile", denied)
+        with pytest.raises(LatentWireError, match=r"folder: could not be written: Permission denied"):
+            make_folder(tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def denied(**kwargs: object) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def test_the_manifest_is_plain_json() -> None:

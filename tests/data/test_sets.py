@@ -131,6 +131,12 @@ def test_files_and_limits(tmp_path: Path) -> None:
         ("squad", "[1]", r"not in the format of squad"),
         ("squad", '{"data": []}', r"no question in it"),
         ("hotpot", json.dumps(SQUAD), r"not in the format of hotpot"),
+        ("squad", f'{{"data": {"9" * 5000}}}', r"set\.json: not a readable JSON file"),
+        (
+            "squad",
+            json.dumps(SQUAD).replace("?", "\\ud800?"),
+            r"set\.json: passage '0-0' is not valid Unicode: surrogates not allowed",
+        ),
     ],
 )
 def test_bad_files_end_in_one_line(tmp_path: Path, dataset: str, text: str | None, message: str) -> None:

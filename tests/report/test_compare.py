@@ -62,6 +62,11 @@ def test_a_tuned_receiver_is_compared_with_tuned_text(tmp_path: Path, capsys: py
             r"a\.json or .*b\.json: not in the form",
         ),
         (results(a={"latent": {}}), results(a={"text": measured(0.1)}), r"a\.json or .*: 'tuned' is missing in it"),
+        (
+            results(a={"latent": measured(0.1) | {"em": None}}),
+            results(a={"text": measured(0.1)}),
+            r"a\.json or .*b\.json: not in the form",
+        ),
         (results(a={"latent": measured(0.1)}), results(b={}), r"b\.json: has none of the receivers of .*\(a\)"),
         (results(a={}), results(a={}), r"a\.json: receiver 'a' was not measured in mode 'latent'"),
         (results(a={"latent": measured(0.1)}), results(a={}), r"b\.json: receiver 'a' was not measured in mode 'text'"),

@@ -184,6 +184,7 @@ def test_the_markdown_says_the_same(tmp_path: Path) -> None:
         ("passages.jsonl", "", None),
         ("diagnostics.jsonl", "[]\n", r"diagnostics\.jsonl: line 1: not a JSON object"),
         ("config.json", "[]", r"config\.json: not a JSON object"),
+        ("eval.json", json.dumps(results(a={"latent": measured(0.1) | {"f1": None}})), r"run: not in the form"),
     ],
 )
 def test_what_is_broken_is_one_line_with_the_file_s_name(

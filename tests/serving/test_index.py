@@ -148,13 +148,13 @@ def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> 
     def build(*corpus: Document) -> None:
         build_index(corpus, tmp_path / "x", lambda: system.sender, MADE_WITH)
 
-    with pytest.raises(DataError, match="no document"):
+    with pytest.raises(DataError, match="x: there is no document"):
         build()
-    with pytest.raises(DataError, match="two documents have the id 'd0'"):
+    with pytest.raises(DataError, match="x: two documents have the id 'd0'"):
         build(CORPUS[0], CORPUS[0])
-    with pytest.raises(DataError, match="document 'half' is not valid Unicode"):
+    with pytest.raises(DataError, match="x: document 'half' is not valid Unicode"):
         build(Document("half", "a \ud800"))
-    with pytest.raises(DataError, match="no document holds a word"):
+    with pytest.raises(DataError, match="x: no document holds a word"):
         build(Document("a", "! ?"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(system.sender, "chunk", 10_000)

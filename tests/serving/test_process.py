@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +162,28 @@ def test_a_signal_that_comes_before_the_server_runs_stops_it(
             signal.signal(number, handler)
     assert capsys.readouterr().err.endswith("stopped\n") and configs[0].timeout_graceful_shutdown == 0.5
     assert configs[0].log_config["handlers"]["access"]["stream"] == "ext://sys.stderr"
+
+
+def test_stopped_while_it_loads_it_does_not_wait(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin, loaded, codes = uvicorn.Server.run, threading.Event(), list[int]()
+
+    def stopped(server: uvicorn.Server, sockets: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        begin(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", stopped)
+    monkeypatch.setattr("latentwire.serving.engine.ends_of", lambda *how: loaded.wait)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
+    finally:
+        loaded.set()
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
 
 
 def test_models_that_cannot_be_loaded_end_it_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

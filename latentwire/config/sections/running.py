@@ -119,6 +119,6 @@ class SystemConfig(Section):
         False,
         description="Gradient checkpointing of the receivers: activations are computed again in the backward pass.",
     )
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: what torch finds.")
-    seed: int = Field(0, description="Seed of initialisation and of batch order.")
+    threads: PositiveInt | None = Field(None, le=1024, description="CPU threads; default: what torch finds.")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of initialisation and of batch order.")
     cache_features: bool = Field(True, description="Keep the frozen sender's window features in memory.")
