@@ -118,7 +118,7 @@ def check_target(out: Path, source: Path) -> None:
     if not out.is_dir():
         raise CheckpointError(f"--out: {out} is a file; an export is a folder")
     if out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise CheckpointError(f"--out: {out} holds the checkpoint that is exported; name another folder")
+        raise CheckpointError(f"--out: {out} holds the checkpoint that is read; name another folder")
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
     own = {INDEX, CARD, RESULTS, EXPORTED_LOG, *(read_info(out)["files"] if INDEX in there else ())}
     if foreign := sorted(there - own):

@@ -37,6 +37,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("train:command", "Train a sender and its receivers, then evaluate."),
         "eval": ("eval:command", "Evaluate a checkpoint against every baseline."),
         "add-receiver": ("add_receiver:add_receiver", "Add a receiver to a trained sender, which stays as it is."),
+        "average": ("average:average", "Average the weights of checkpoints that went on from the same ones."),
         "ablate": ("run_ablation:command", "Train and evaluate many runs, and compare them in a table."),
         "report": ("report:report", "Make one page of what runs left in their folders."),
         "compare": ("compare:command", "Compare latents with a text baseline."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,18 +196,23 @@ class Origin:
         if only and not set(only) & self.known:
             bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
             free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
-        both_have_one = theirs.encoder.companion is not None and ours.encoder.companion is not None
-        unlike = differences(theirs.model_dump(mode="json"), ours.model_dump(mode="json"))
-        for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
-            elsewhere = dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one)
-            if {dotted, dotted.split(".")[0]} & free or elsewhere:  # the same model may lie elsewhere here
-                continue
-            if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
-                section, key = dotted.split(".")
-                trained, asked = (getattr(getattr(c, section), key) for c in (theirs, ours))
+        for dotted, trained, asked in unlike_forms(theirs, ours):
+            if not {dotted, dotted.split(".")[0]} & free:
                 raise ConfigError(
                     f"checkpoint.init_from: {self.folder} was trained with {dotted} = {trained!r}, not {asked!r}"
                 )
+
+
+def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
+    """What keeps two configurations' tensors from meaning the same: dotted keys, with the values of both."""
+    both_have_one = one.encoder.companion is not None and other.encoder.companion is not None
+    unlike = differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
+    for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
+        if dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one):
+            continue  # the same model may lie elsewhere
+        if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
+            section, key = dotted.split(".")
+            yield dotted, getattr(getattr(one, section), key), getattr(getattr(other, section), key)
 
 
 def widened(state: State, companion: Companion) -> State:

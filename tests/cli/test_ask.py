@@ -267,7 +267,8 @@ def test_the_page_on_commands_can_be_followed(
             if words[at - 1] == "--receiver":
                 words[at] = here[word]
         if words[0] in ("train", "bench"):
-            words += arguments(models, **({"out_dir": models / "run"} if words[0] == "train" else {}))
+            first = words[0] == "train" and "--init_from" not in words
+            words += arguments(models, **({"out_dir": models / "run"} if first else {}))
         result = latentwire([*words, *SMALLER.get(words[0], [])])
         assert result, words
     for made in (
@@ -276,6 +277,7 @@ def test_the_page_on_commands_can_be_followed(
         "runs/demo/eval.json",
         "checkpoints/mine/README.md",
         "runs/three/last",
+        "runs/mean/checkpoint.json",
         "runs/asked/questions.json",
     ):
         assert (tmp_path / made).exists(), made

@@ -542,7 +542,7 @@ def test_an_export_takes_the_place_of_an_earlier_one_alone(
     for target in (run, run / "last", tmp_path):
         before = sorted(tmp_path.rglob("*"))
         wrong = fails(export_main, ["--ckpt", str(run), "--out_dir", str(target)], capsys)
-        assert "holds the checkpoint that is exported" in wrong and sorted(tmp_path.rglob("*")) == before
+        assert "holds the checkpoint that is read" in wrong and sorted(tmp_path.rglob("*")) == before
 
 
 def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(

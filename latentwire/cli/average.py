@@ -1,0 +1,58 @@
+"""`latentwire average`: one checkpoint from several that went on from the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentwire.cli.files import Debug
+from latentwire.cli.run import CHECKPOINT
+from latentwire.core.atomic import atomic_dir, write_jsonl
+from latentwire.core.errors import ConfigError
+
+
+def average(
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help=f"Two or more: {CHECKPOINT}")],
+    out_dir: Annotated[
+        str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where the new checkpoint goes.")
+    ],
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Average the weights of checkpoints that went on from the same weights; the mean often reads better than each.
+
+    What several of them share counts once: a receiver that one run left as it was is not drawn back to it.
+
+    Example: latentwire average checkpoints/default runs/more --out runs/mean
+    """
+    import torch
+
+    from latentwire.checkpoint.index import find_checkpoint
+    from latentwire.checkpoint.tensors import read_info, save_folder
+    from latentwire.cli.export import check_target, history, lineage, training_log
+    from latentwire.core.manifest import run_manifest
+    from latentwire.report.artifacts import EXPORTED_LOG
+    from latentwire.training.average import average as mean_of
+
+    if len(checkpoints) < 2:
+        raise ConfigError("CKPT: two checkpoints or more make a mean")
+    folders, out = [find_checkpoint(Path(name)) for name in checkpoints], Path(out_dir)
+    for folder in folders:
+        check_target(out, folder)
+    state, shared = mean_of(folders)
+    runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
+    earlier: list[dict[str, Any]] = []
+    for made in (made for run in runs for made in history(run)):
+        if made not in earlier:
+            earlier.append(made)
+    of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
+    of_first["config"].get("checkpoint", {}).pop("init_from", None)
+    command = ["latentwire", "average", *checkpoints, "--out", out_dir]
+    with atomic_dir(out) as new:
+        made = {"manifest": run_manifest(None, command), "earlier": earlier}
+        save_folder(new, state, of_first | made, dtype=torch.bfloat16, copied=shared)
+        if log := training_log([*runs, new]):
+            write_jsonl(new / EXPORTED_LOG, log)
+    print(f"{out}: {', '.join(sorted(state))} averaged, {len(shared)} files taken over")
+    return read_info(out)

@@ -1,0 +1,67 @@
+"""The mean of checkpoints that went on from the same weights: it often reads better than each of them.
+
+Technique: model soups (Wortsman et al. 2022, arXiv:2203.05482) and, of a checkpoint and what came of it, WiSE-FT
+(Wortsman et al. 2021, arXiv:2109.01903).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.checkpoint.index import load_config_of
+from latentwire.checkpoint.parts import CODECS, State
+from latentwire.checkpoint.tensors import checked_file, load_folder, read_info
+from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.training.origin import unlike_forms
+
+
+def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
+    """The mean of each file's versions, {file stem: tensors}, and the files that all share, {name: where one lies}.
+
+    A version that several checkpoints hold counts once: of two runs that each trained another receiver of one
+    checkpoint (curriculum.train_only), each receiver is the mean of what it was and what it became, and the sender
+    stays that of both, with its fingerprint.
+
+    ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first.
+    """
+    first, *others = folders
+    config, files = load_config_of(first), read_info(first)["files"]
+    for folder in others:
+        _check(folder, first)
+        there = load_config_of(folder)
+        for dotted, own, other in unlike_forms(config, there):
+            raise CheckpointError(f"{folder}: has {dotted} = {other!r}, but {first} has {own!r}")
+    state, shared = State(), dict[str, Path]()
+    for name in files:
+        entries = {read_info(folder)["files"][name]["sha256"]: folder for folder in reversed(folders)}
+        if len(entries) == 1:
+            shared[name] = checked_file(first, name, files[name])
+            continue
+        stem = name.removesuffix(".safetensors")
+        if stem.startswith(CODECS):
+            raise CheckpointError(f"{name}: codebooks of these checkpoints differ, and have no mean")
+        versions = sorted(entries.values(), key=folders.index)
+        state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
+    if not state:
+        raise ConfigError(f"{', '.join(map(str, folders))}: nothing to average, as they hold the same")
+    return state, shared
+
+
+def _check(folder: Path, first: Path) -> None:
+    """CheckpointError where a checkpoint has not the files of the first."""
+    ours, theirs = (set(read_info(one)["files"]) for one in (first, folder))
+    for name in sorted(ours ^ theirs):
+        has, lacks = (first, folder) if name in ours else (folder, first)
+        raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
+
+
+def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: str) -> dict[str, Tensor]:
+    forms = [{key: tuple(tensor.shape) for key, tensor in group.items()} for group in groups]
+    for folder, form in zip(folders, forms, strict=True):
+        if form != forms[0]:
+            raise CheckpointError(f"{folder / name}: has not the names and shapes of tensors in {folders[0]}")
+    return {key: torch.stack([group[key].float() for group in groups]).mean(0) for key in groups[0]}

@@ -1,0 +1,90 @@
+"""`latentwire average`: the mean of checkpoints that went on from the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentwire.checkpoint.index import sender_fingerprint
+from latentwire.checkpoint.system import load_checkpoint
+from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
+from latentwire.cli.export import main as export_main
+from latentwire.cli.main import main as latentwire
+from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
+from tests.systems import saved_run
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_run(tmp_path_factory.mktemp("averaged")) / "last"
+
+
+def moved(one: Path, stem: str, folder: Path, by: float, log: str = "") -> Path:
+    """The last checkpoint of a run that changed one file of another checkpoint."""
+    info = read_info(one)
+    group = {key: tensor + by for key, tensor in load_folder(one, [stem])[stem].items()}
+    others = {name: checked_file(one, name, file) for name, file in info["files"].items() if name[:-12] != stem}
+    manifest = info["manifest"] | {"command": ["train", folder.name]}
+    save_folder(folder / "last", {stem: group}, info | {"manifest": manifest}, copied=others)
+    if log:
+        (folder / "diagnostics.jsonl").write_text(log)
+    return folder
+
+
+def test_each_file_is_the_mean_of_its_versions(one: Path, tmp_path: Path) -> None:
+    a = moved(one, "receivers/a", tmp_path / "a", 0.5)
+    b = moved(one, "receivers/b", tmp_path / "b", 1.0)
+    c = moved(a / "last", "receivers/b", tmp_path / "c", -2.0)
+    info = latentwire(["average", str(one), str(a), str(b), str(c), "--out", str(tmp_path / "mean")])
+    before, mean = load_folder(one), load_folder(tmp_path / "mean")
+    for stem, by in (("receivers/a", 0.25), ("receivers/b", -1 / 3), ("baselines/a-text", 0.0), ("sender", 0.0)):
+        for key, tensor in before[stem].items():
+            torch.testing.assert_close(mean[stem][key].float(), tensor.float() + by, rtol=0.01, atol=0.01)
+    assert sender_fingerprint(tmp_path / "mean") == sender_fingerprint(one)
+    assert info["files"]["sender.safetensors"] == read_info(one)["files"]["sender.safetensors"]
+    system = load_checkpoint(tmp_path / "mean")
+    wire = system.sender.encode("Mira lives in Orlin.")
+    assert system.receivers["a"].answer(wire, "Who?").source == "latents"
+
+
+def test_an_average_knows_the_runs_that_it_is_made_of(one: Path, tmp_path: Path) -> None:
+    row = '{"stage": "end_to_end", "step": %d}\n'
+    a = moved(one, "receivers/a", tmp_path / "a", 0.5, row % 3)
+    b = moved(one, "receivers/b", tmp_path / "b", 1.0, row % 4)
+    latentwire(["average", str(a), str(b), "--out", str(tmp_path / "mean")])
+    info = export_main(["--ckpt", str(tmp_path / "mean"), "--out_dir", str(tmp_path / "mine")])
+    commands = [made["command"] for made in info["earlier"]]
+    assert commands == [["train", "a"], ["train", "b"]]
+    assert info["manifest"]["command"] == ["latentwire", "average", "a", "b", "--out", "mean"]
+    log = [json.loads(line) for line in (tmp_path / "mine" / "training.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in log] == [("run 1: end_to_end", 3), ("run 2: end_to_end", 4)]
+    assert "latentwire average a b" in (tmp_path / "mine" / "README.md").read_text()
+    latentwire(["average", str(b), str(a), "--out", str(tmp_path / "mean")])  # takes the place of the one before
+
+
+def test_what_has_no_mean_is_said(one: Path, tmp_path: Path) -> None:
+    def fails(error: type[LatentWireError], message: str, *folders: Path, out: str = "mean") -> None:
+        with pytest.raises(error, match=message):
+            latentwire(["average", *map(str, folders), "--out", str(tmp_path / out)])
+        assert not (tmp_path / "mean").exists()
+
+    a = moved(one, "receivers/a", tmp_path / "a", 0.5)
+    fails(ConfigError, "CKPT: two checkpoints or more", one)
+    fails(ConfigError, "nothing to average, as they hold the same", one, one)
+    fails(CheckpointError, "gone: no checkpoint there", one, tmp_path / "gone")
+    fails(CheckpointError, "last holds the checkpoint that is read", one, a, out="a/last")
+    other = saved_run(tmp_path / "other", lora={"r": 2, "alpha": 8})
+    fails(CheckpointError, r"last: has lora\.r = 2, but .*last has 4", one, other)
+    books = tmp_path / "books"
+    info, files = read_info(one), {name: one / name for name in read_info(one)["files"]}
+    for name, level in (("x", 1.0), ("y", 2.0)):
+        book = {"codecs/fsq": {"level": torch.full((2,), level, dtype=torch.float16)}}
+        save_folder(books / name, book, info, copied=files)
+    fails(CheckpointError, r"last: has no codecs/fsq\.safetensors, which .*x has", books / "x", a)
+    fails(CheckpointError, r"codecs/fsq\.safetensors: codebooks .* differ", books / "x", books / "y")
+    short = {key: tensor[:1] for key, tensor in load_folder(one, ["sender"])["sender"].items()}
+    save_folder(books / "z", {"sender": short}, info, copied={n: f for n, f in files.items() if n[:6] != "sender"})
+    fails(CheckpointError, r"z/sender\.safetensors: has not the names and shapes", one, books / "z")
