@@ -22,7 +22,8 @@ def average(
 ) -> dict[str, Any]:
     """Average the weights of checkpoints that went on from the same weights; the mean often reads better than each.
 
-    What several of them share counts once: a receiver that one run left as it was is not drawn back to it.
+    A file that is the same in several of them counts once. A receiver that only one run trained becomes the mean of
+    what it was and what it became. Where the runs trained the sender, the mean has one of its own, for new messages.
 
     Example: latentwire average checkpoints/default runs/more --out runs/mean
     """

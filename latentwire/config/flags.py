@@ -18,7 +18,7 @@ from latentwire.config.schema import Config
 
 STAGE_SECTION = "curriculum"
 SPECIAL = {"curriculum.end_to_end.epochs": "epochs"}
-"""Flags of the specification whose name is not the field's."""
+"""Flags whose name is not the field's."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ RIVALS = ("llmlingua", "llmlingua_text_tuned", "llmlingua_tuned", "kvpress", "kv
 MODES = ("text", "text_tuned", "latent", "token_budget", "no_context", *RIVALS)
 BARE = ("text", "llmlingua", "kvpress")
 """Modes that are read by the bare model by definition."""
+SEVERAL_RUNS = (
+    "Commands of the training, in their order. `checkpoint.json` names the commit of each; files of `configs/` and "
+    "`checkpoints/` in it are those of that commit:"
+)
 
 
 def mode_label(mode: str, measured: dict[str, Any]) -> str:
@@ -64,7 +68,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
         f"Training data: {_training_data(data, info.get('data_licence'))}.",
         "",
-        f"Training command{', each run from the checkpoint before it' if info.get('earlier') else ''}:",
+        SEVERAL_RUNS if info.get("earlier") else "Training command:",
         "",
         *(f"    {shlex.join(made['command'])}" for made in [*info.get("earlier", []), info["manifest"]]),
         "",
