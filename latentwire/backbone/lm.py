@@ -1,4 +1,4 @@
-"""One interface to a frozen causal LM: the only code that touches Transformers' internals.
+"""One interface to a frozen causal LM.
 
 Whatever a receiver reads in place of the context (the text itself, vectors at the input, slots in every layer) becomes
 a `Context`: a key/value cache with a mask. Scoring and generation then know only contexts.
@@ -204,12 +204,12 @@ class LanguageModel:
         batch, n = slots.shape[:2]
         mask = torch.cat([context.mask, context.mask.new_ones(batch, n)], 1)
         rope = self.rope(positions_of(mask)[:, -n:])
-        cache = DynamicCache()
+        layers = []
         for i, (layer, (cos, sin)) in enumerate(zip(context.cache.layers, rope, strict=True)):
             keys, values = (t.transpose(1, 2) for t in slots[:, :, i].unbind(3))  # (batch, kv_heads, n, head_dim)
             keys = rotate(keys.float(), cos[:, None], sin[:, None]).to(layer.keys)
-            cache.update(torch.cat([layer.keys, keys], 2), torch.cat([layer.values, values.to(layer.values)], 2), i)
-        return Context(cache, mask, context.latents, context.latent_mask)
+            layers.append((torch.cat([layer.keys, keys], 2), torch.cat([layer.values, values.to(layer.values)], 2)))
+        return Context(cache_of(layers), mask, context.latents, context.latent_mask)
 
     def own_slots(self, ids: Sequence[int]) -> Tensor:
         """The model's own keys (before RoPE) and values of some tokens: (n, layers, kv_heads, 2, head_dim)."""
@@ -355,12 +355,17 @@ class LanguageModel:
         return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
 
 
+def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache of each layer's keys and values (batch, kv_heads, K, head_dim)."""
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(layers):
+        cache.update(keys, values, i)
+    return cache
+
+
 def _rearranged(cache: DynamicCache, rows: Callable[[Tensor], Tensor]) -> DynamicCache:
-    """A new cache of what `rows` makes of each layer's keys and values (batch, kv_heads, K, head_dim)."""
-    out = DynamicCache()
-    for i, layer in enumerate(cache.layers):
-        out.update(rows(layer.keys), rows(layer.values), i)
-    return out
+    """A new cache of what `rows` makes of each layer's keys and values."""
+    return cache_of((rows(layer.keys), rows(layer.values)) for layer in cache.layers)
 
 
 def _causal(like: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ from transformers.utils import logging as transformers_logging
 from latentwire.backbone.aliases import ALIASES
 from latentwire.backbone.store import models_dir
 from latentwire.core.atomic import atomic_dir
-from latentwire.core.errors import ModelError
+from latentwire.core.errors import ModelError, one_line
 from latentwire.core.hashing import sha256_file, stable_hash
-from latentwire.core.hub import HUB_SECONDS, hub_reason, one_line, within
+from latentwire.core.hub import HUB_SECONDS, hub_reason, within
 
 HUB_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],

@@ -13,7 +13,7 @@ from latentwire.backbone.load import load_config
 
 
 def rope(rotary: Any, anatomy: Anatomy, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Rotary cos and sin for integer positions (batch, n), one pair a layer, each (batch, n, head_dim), fp32.
+    """Rotary cos and sin for positions (batch, n), whole or not, one pair a layer, each (batch, n, head_dim), fp32.
 
     rotary: the decoder's own module.
     """

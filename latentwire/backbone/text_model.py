@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.backbone.lm import pad_right
-from latentwire.backbone.load import load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.load import bos_of, load_model, load_tokenizer, resolve_attention, resolve_dtype
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ModelError
 
@@ -92,6 +92,6 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
     before, behind = framed[:start], framed[start + len(bare) :]
     if not before:
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        first = bos_of(tokenizer)
         before = [] if first is None else [first]
     return before, behind

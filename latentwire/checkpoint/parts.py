@@ -13,7 +13,7 @@ from latentwire.core.errors import CheckpointError
 from latentwire.wire.codebook import Codebook, remember
 
 State = dict[str, dict[str, Tensor]]
-CODECS = "codecs/"
+CODEBOOKS = "codecs/"
 """What the names of codebooks' files begin with."""
 
 
@@ -48,7 +48,7 @@ def load_part(module: Part, tensors: dict[str, Tensor], where: str) -> None:
 
 def codebook_stems(folder: Path) -> list[str]:
     """The files of a checkpoint's codebooks."""
-    return [f"{CODECS}{kind}" for kind in sorted(codebooks_of(folder))]
+    return [f"{CODEBOOKS}{kind}" for kind in sorted(codebooks_of(folder))]
 
 
 def codebooks_in(state: State) -> dict[str, Codebook]:
@@ -57,10 +57,10 @@ def codebooks_in(state: State) -> dict[str, Codebook]:
     CheckpointError where one is damaged.
     """
     books = {}
-    for stem in (stem for stem in state if stem.startswith(CODECS)):
+    for stem in (stem for stem in state if stem.startswith(CODEBOOKS)):
         for name, tensor in state[stem].items():
             if tensor.dtype not in (torch.float16, torch.int32):
                 raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
-        kind = stem.removeprefix(CODECS)
+        kind = stem.removeprefix(CODEBOOKS)
         books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
     return books

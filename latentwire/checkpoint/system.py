@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
+from latentwire.model.receiver import ADAPTERS, LATENT
 from latentwire.model.system import LatentWire, check_devices
 
 OF_RECEIVERS = ("receivers/", "baselines/")
@@ -47,10 +49,18 @@ def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[s
     """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
     config = config or load_config_of(folder)
     check_devices(config)
-    state = load_folder(folder)
+    state = load_folder(folder, _stems_of(folder, only))
     system = LatentWire.build(config, only)
     _take_up(system, folder, state)
     return system
+
+
+def _stems_of(folder: Path, only: Sequence[str] | None) -> list[str] | None:
+    """The files that the sender and some receivers need; None, all, also where one of these was not trained."""
+    there = read_info(folder)["files"]
+    if not only or any(f"{adapter_stem(name, LATENT)}.safetensors" not in there for name in only):
+        return None
+    return ["sender", *codebook_stems(folder), *(adapter_stem(name, adapter) for name in only for adapter in ADAPTERS)]
 
 
 def reload_checkpoint(system: LatentWire, folder: Path) -> None:

@@ -38,7 +38,8 @@ def load_state(path: Path) -> TrainingState:
 
 def all_states(folder: Path) -> list[Path]:
     """Complete states under a folder, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / INDEX).is_file())
+    states = (p for p in folder.glob("step_*") if (p / INDEX).is_file())
+    return sorted(states, key=lambda p: (len(p.name), p.name))  # beyond a million, numbers have more digits
 
 
 def latest_state(folder: Path) -> Path | None:
@@ -49,5 +50,6 @@ def latest_state(folder: Path) -> Path | None:
 
 def prune_states(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` states."""
-    for path in all_states(folder)[:-keep]:
+    states = all_states(folder)
+    for path in states[: max(0, len(states) - keep)]:
         shutil.rmtree(path)

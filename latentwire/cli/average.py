@@ -31,7 +31,7 @@ def average(
 
     from latentwire.checkpoint.index import find_checkpoint
     from latentwire.checkpoint.tensors import read_info, save_folder
-    from latentwire.cli.export import check_target, history, lineage, training_log
+    from latentwire.cli.export import check_target, histories, lineage, training_log
     from latentwire.core.manifest import run_manifest
     from latentwire.report.artifacts import EXPORTED_LOG
     from latentwire.training.average import average as mean_of
@@ -43,17 +43,13 @@ def average(
         check_target(out, folder)
     state, shared = mean_of(folders)
     runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
-    earlier: list[dict[str, Any]] = []
-    for made in (made for run in runs for made in history(run)):
-        if made not in earlier:
-            earlier.append(made)
     of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
     of_first["config"].get("checkpoint", {}).pop("init_from", None)
     command = ["latentwire", "average", *checkpoints, "--out", out_dir]
     with atomic_dir(out) as new:
-        made = {"manifest": run_manifest(None, command), "earlier": earlier}
+        made = {"manifest": run_manifest(None, command), "earlier": histories(runs)}
         save_folder(new, state, of_first | made, dtype=torch.bfloat16, copied=shared)
-        if log := training_log([*runs, new]):
+        if log := training_log(runs, last=None):
             write_jsonl(new / EXPORTED_LOG, log)
     print(f"{out}: {', '.join(sorted(state))} averaged, {len(shared)} files taken over")
     return read_info(out)

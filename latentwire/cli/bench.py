@@ -73,12 +73,12 @@ def command(
     for name, receiver in system.receivers.items():
         texts = [texts[name] for _, texts in prepared]
         for reads in ("latent", "text") if config.features.use_lora else ():
-            rows.append(time_stage(SlotTuning(receiver, texts, config, reads), range(steps + 1), config, rate))
+            rows.append(time_stage(SlotTuning(receiver, texts, config, reads), range(steps + 1), rate))
     module = EndToEnd(system, prepared, config)
     module.encodes_once = False  # each receiver's step is timed whole, the sender's part of it included
     count = len(system.receivers)
     for turn in range(count):
-        rows.append(time_stage(module, range(turn, (steps + 1) * count, count), config, rate))
+        rows.append(time_stage(module, range(turn, (steps + 1) * count, count), rate))
     result = {
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
@@ -105,7 +105,7 @@ def gemm_rate(dtype: Any, device: str, size: int = 2048, repeats: int = 8) -> fl
     return 2 * size**3 / min(seconds) / 1e12
 
 
-def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSpeed:
+def time_stage(module: Any, indices: range, rate: float) -> StageSpeed:
     """Time a stage's micro-batches; the first one only warms up, the last one is run again to count its FLOPs."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -142,7 +142,7 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
     total, steps = sum(spent.values()), len(indices) - 1
     tflops = flops / last_seconds / 1e12
     return StageSpeed(
-        module.name.split("/")[0] if module.name != "end_to_end" else module.name,
+        module.name.split("/")[0],
         f"{reader}{'' if module.name == 'end_to_end' else ' ' + module.reads}",
         tokens / total,
         total / steps,
@@ -156,13 +156,9 @@ def time_stage(module: Any, indices: range, config: Any, rate: float) -> StageSp
 
 
 def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
-    import torch
+    from latentwire.diagnostics.timing import timed
 
-    started = time.perf_counter()
-    out = call()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    parts[name] = time.perf_counter() - started
+    out, parts[name] = timed(call)
     return out
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.answers import check_questions
+from latentwire.cli.answers import check_questions, printable
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, opened
 from latentwire.config.load import parse_override
 from latentwire.core.errors import WireError
@@ -58,7 +58,7 @@ def decode(
             if replies[0].note:
                 print(f"text {number}: answered from the text in the message: {replies[0].note}", file=sys.stderr)
             for reply in replies:
-                print(reply.text, flush=True)
+                print(printable(reply.text), flush=True)
     return out
 
 

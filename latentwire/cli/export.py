@@ -11,7 +11,7 @@ import click
 
 from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json, write_jsonl, write_text
-from latentwire.core.errors import CheckpointError
+from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.report.artifacts import EXPORTED_LOG, LOG
 from latentwire.report.results import checked, read_results
 
@@ -63,7 +63,7 @@ def command(
         if receivers:
             state, info = only_some(state, info, receivers.split(","), f"--receivers: {folder}")
         with checked(folder / INDEX):
-            earlier = [made for one in runs[:-1] for made in history(one)] + info.get("earlier", [])
+            earlier = histories(runs)[:-1]
             info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
         save_folder(new, state, info, dtype=torch.bfloat16, pack=True)
         info = read_info(new)
@@ -76,7 +76,7 @@ def command(
             card = model_card(info, measured)
         if measured is not None:
             write_json(new / RESULTS, measured)
-        if log := training_log(runs):
+        if log := training_log(runs, runs[-1]):
             write_jsonl(new / EXPORTED_LOG, log)
         write_text(new / CARD, card)
     size = sum(file["bytes"] for file in info["files"].values())
@@ -87,7 +87,8 @@ def command(
 def only_some(state: State, info: dict[str, Any], names: list[str], where: str) -> tuple[State, dict[str, Any]]:
     """A checkpoint's tensors and index without the receivers that are not named.
 
-    ConfigError, which begins with `where`, for one that it has not.
+    ConfigError, which begins with `where`, for one that it has not, and where the sender sets latents aside for each
+    receiver: which ones are whose hangs on all of them.
     """
     from latentwire.checkpoint.parts import adapter_stem
     from latentwire.config import Config
@@ -96,15 +97,21 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
 
     config = Config.model_validate(info["config"])
     chosen = some_receivers(config.model, names, where)
+    if config.encoder.latent_private_len:
+        raise ConfigError(f"{where} sets latents aside for each of its receivers, so all of them go together")
     others = set(config.model.chosen) - set(chosen)
     gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
     kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}
     short = {"receivers": chosen, "llama_id": None, "qwen_id": None}
     has_lora = any(key.startswith("lora.") for name in chosen for key in kept[f"receivers/{name}"])
+    curriculum = info["config"]["curriculum"]
+    ranked = {name: count for name, count in config.deep_prefix.ranked.items() if name in chosen}
     changes = {
         "model": info["config"]["model"] | short,
         "features": info["config"]["features"] | {"use_lora": has_lora},
-        "curriculum": info["config"]["curriculum"] | {"train_only": None},
+        "curriculum": curriculum
+        | {"train_only": None, "closed_form": curriculum["closed_form"] | {"companion_for": None}},
+        "deep_prefix": info["config"]["deep_prefix"] | {"ranked": ranked},
     }
     return kept, info | {"config": info["config"] | changes}
 
@@ -150,19 +157,28 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [*info.get("earlier", []), info["manifest"]]
 
 
-def training_log(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The records of the runs that made these checkpoints; the stages of earlier ones are named as such."""
-    records, number = [], 0
+def histories(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What is known of the runs that made any of these checkpoints, each once."""
+    known: list[dict[str, Any]] = []
+    for made in (made for folder in runs for made in history(folder)):
+        if made not in known:
+            known.append(made)
+    return known
+
+
+def training_log(runs: Sequence[Path], last: Path | None) -> list[dict[str, Any]]:
+    """The records of the runs that made these checkpoints, each once; those of all but the last one's own run are named
+    by its number in `histories`."""
+    known, records, seen = histories(runs), [], set()
     for folder in runs:
-        number += len(history(folder))
         log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
-        own = read_jsonl(log) if log else []
-        if folder != runs[-1]:
-            own = [
-                row if row["stage"].startswith("run ") else row | {"stage": f"run {number}: {row['stage']}"}
-                for row in own
-            ]
-        records += own
+        number = known.index(history(folder)[-1]) + 1
+        for row in read_jsonl(log) if log else []:
+            named = row["stage"].startswith("run ")  # in an exported log, which others may hold as well
+            if (key := (None if named else log, json.dumps(row))) in seen:
+                continue
+            seen.add(key)
+            records.append(row if named or folder == last else row | {"stage": f"run {number}: {row['stage']}"})
     return records
 
 

@@ -18,7 +18,7 @@ from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override
 from latentwire.core.atomic import read_json, write_json
-from latentwire.core.errors import ConfigError, LatentWireError, TrainingError
+from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, one_line
 from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
 
 
@@ -134,7 +134,7 @@ def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -
     except Exception as error:  # whatever it is, it is this run's alone
         if debug:
             traceback.print_exc()
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         write_json(folder / FAILED, {"error": said, "kind": type(error).__name__, "traceback": traceback.format_exc()})
         return said
     finally:

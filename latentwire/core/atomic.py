@@ -115,16 +115,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     A last line without its end is left out: it is being written now.
     """
     try:
-        *lines, last = Path(path).read_text(encoding="utf-8").split("\n")
+        *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise LatentWireError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from error
     rows = []
-    for number, line in enumerate([*lines, last], 1):
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:
-            if number > len(lines):
-                break
             raise LatentWireError(f"{path}: line {number}: not valid JSON: {error}") from error
         if row is not None:
             if not isinstance(row, dict):

@@ -27,3 +27,8 @@ class WireError(LatentWireError):
 
 class TrainingError(LatentWireError):
     """Training cannot go on."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, or its kind where it says nothing, without line ends and not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,14 +17,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from latentwire.core.errors import one_line
+
 HUB_SECONDS, FIRST_HUB_SECONDS = 2.0, 10.0
 """How long the Hub may take to answer the first question, where there is something to fall back on and where there is
 nothing. Downloads themselves try again for a minute."""
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an error without line ends, not too long."""
-    return " ".join(str(error).split())[:200]
 
 
 def hub_reason(error: Exception, repository: str) -> str:
@@ -43,7 +40,7 @@ def hub_reason(error: Exception, repository: str) -> str:
         return "no such file there"
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return "no right to do that; hf auth login"
-    return f"no answer: {one_line(error)[:100] or type(error).__name__}"
+    return f"no answer: {one_line(error)[:100]}"
 
 
 def within(seconds: float, call: Callable[[], Any]) -> None:

@@ -30,3 +30,8 @@ def bootstrap_ci(
         means[i] = sums[drawn].sum() / sizes[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def with_interval(mean: float, interval: Sequence[float]) -> str:
+    """A mean and its interval as tables show them."""
+    return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.errors import DataError
+from latentwire.core.errors import DataError, one_line
 
 TEXT_FILES = (".txt", ".md", ".rst")
 """Files of a folder that are taken as texts."""
@@ -83,7 +83,7 @@ def _parquet_rows(file: Path, *keys: str) -> Iterator[Any]:
         for batch in table.iter_batches(1024, columns=columns):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file}: could not be read: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{file}: could not be read: {one_line(error)}") from error
 
 
 def _of_rows(file: Path, rows: Iterator[Any], text_key: str, id_key: str) -> Iterator[Document]:

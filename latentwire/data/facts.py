@@ -68,8 +68,7 @@ def make_facts(seed: int, split: str, questions: int) -> list[Passage]:
 
 def _passage(rng: random.Random, split: str, id: str) -> Passage:
     shape = rng.choice(SHAPES)
-    used: set[str] = set()
-    names = _Names(rng, split, used)
+    names = _Names(rng, split)
     entities = [names.entity(shape.entity) for _ in range(ENTITIES)]
     facts = [(entity, fact) for entity in entities for fact in rng.sample(shape.facts, 2)]
     rng.shuffle(facts)
@@ -94,10 +93,10 @@ def _sentence(wording: str, entity: str, value: str) -> str:
 class _Names:
     """Values and names of one passage, none of them used twice."""
 
-    def __init__(self, rng: random.Random, split: str, used: set[str]):
+    def __init__(self, rng: random.Random, split: str):
         self.rng = rng
         self.split = split
-        self.used = used
+        self.used: set[str] = set()
         self.kinds: dict[str, Callable[[], str]] = {
             "person": self.person,
             "town": lambda: self._word(_TOWN_ENDS),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from latentwire.config.sections.inputs import DataConfig
-from latentwire.core.errors import DataError
+from latentwire.core.errors import DataError, one_line
 from latentwire.data.example import Passage, Question
 from latentwire.data.hotpot import parse_hotpot
-from latentwire.data.squad import UNANSWERABLE
+from latentwire.data.squad import answers_of
 
 SOURCES = {
     "squad": ("rajpurkar/squad", None),
@@ -26,7 +26,7 @@ def load_from_hub(config: DataConfig, split: str, key: str) -> list[Passage]:
         rows = datasets.load_dataset(path, name, split=split)
     except Exception as error:
         # The library raises many kinds of errors for one cause: the set is neither cached nor reachable.
-        why = " ".join(str(error).split())[:120] or type(error).__name__
+        why = one_line(error)
         raise DataError(
             f"{key}: {path} could not be loaded by the datasets library ({why}); give a local file in the original "
             f"JSON format as {key}"
@@ -52,10 +52,7 @@ def rows_to_passages(dataset: str, rows: Any, context: str = "supporting") -> li
         )
     gathered: dict[str, list[Question]] = {}
     for row in rows:
-        answers = tuple(dict.fromkeys(a.strip() for a in row["answers"]["text"]))
-        if not answers and dataset == "squad_v2":
-            answers = (UNANSWERABLE,)
-        if answers:
+        if answers := answers_of(row["answers"]["text"], version2=dataset == "squad_v2"):
             question = Question(row["id"], row["question"].strip(), answers)
             gathered.setdefault(row["context"].strip(), []).append(question)
     return [Passage(str(n), context, tuple(qs)) for n, (context, qs) in enumerate(gathered.items())]

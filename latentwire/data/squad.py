@@ -21,15 +21,17 @@ def parse_squad(raw: Any, version2: bool = False) -> list[Passage]:
         for p, paragraph in enumerate(article["paragraphs"]):
             questions = []
             for q, qa in enumerate(paragraph["qas"]):
-                answers = tuple(dict.fromkeys(answer["text"].strip() for answer in qa.get("answers", [])))
-                answers = tuple(answer for answer in answers if answer)
-                if not answers and version2:
-                    answers = (UNANSWERABLE,)
-                if answers:
+                if answers := answers_of((answer["text"] for answer in qa.get("answers", [])), version2):
                     questions.append(Question(str(qa.get("id", f"{a}-{p}-{q}")), qa["question"].strip(), answers))
             if questions:
                 passages.append(Passage(f"{a}-{p}", paragraph["context"].strip(), tuple(questions)))
     return passages
+
+
+def answers_of(texts: Iterable[str], version2: bool) -> tuple[str, ...]:
+    """The answers that a question has, each once; none where it is to be left out."""
+    answers = tuple(filter(None, dict.fromkeys(text.strip() for text in texts)))
+    return answers or ((UNANSWERABLE,) if version2 else ())
 
 
 def squad_file(passages: Iterable[Passage], title: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import zstandard
 
 from latentwire.backbone.lm import Context
+from latentwire.diagnostics.timing import timed
 from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Given, Mode
 from latentwire.model.receiver import Receiver
@@ -79,19 +79,19 @@ def latency(
         for number, item in enumerate([items[0], *items]):
             tail = receiver.prompt.tail(item.passage.questions[0].text)
             sends = partial(_sent, system, item.passage.context, codec)
-            encode = _timed(system, sends) if mode.name == "latent" else 0.0
+            encode = timed(sends)[1] if mode.name == "latent" else 0.0
 
             known = None if mode.name == "latent" else given_to(receiver, [item])
 
             def read(item: Item = item, known: Given | None = known) -> Context:
                 return mode.read(receiver, known or given_to(receiver, [item]))  # latents from the message's bytes on
 
-            prefill = _timed(system, read)
+            prefill = timed(read)[1]
 
             def run(new: int, read: Callable[[], Context] = read, tail: list[int] = tail) -> Callable[[], Any]:
                 return lambda: receiver.generate(read(), [tail], new)
 
-            first, whole = _timed(system, run(1)), _timed(system, run(max_new_tokens))
+            first, whole = timed(run(1))[1], timed(run(max_new_tokens))[1]
             if number:
                 for key, value in zip(seconds, (encode, prefill, first, whole), strict=True):
                     seconds[key].append(value)
@@ -100,14 +100,3 @@ def latency(
 
 def _sent(system: LatentWire, text: str, codec: str) -> bytes:
     return system.sender.encode(text, codec).to_bytes()
-
-
-def _timed(system: LatentWire, call: Callable[[], Any]) -> float:
-    cuda = system.sender.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

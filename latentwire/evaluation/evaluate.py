@@ -17,6 +17,7 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
 from latentwire.core.atomic import write_json, write_jsonl, write_text
 from latentwire.core.errors import DataError
+from latentwire.core.intervals import with_interval
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
@@ -209,7 +210,7 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
             table.add_row(
                 name,
                 mode if m["tuned"] or EVERY_MODE[mode].adapter is None else f"{mode} (no LoRA)",
-                f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]",
+                with_interval(m["f1"], m["f1_ci"]),
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",
                 f"{m['nll_per_token']:.2f}",
@@ -225,10 +226,11 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
             f"{receiver['bits_per_latent']:.0f} bits a latent: {', '.join(_ratios(receiver))}"
         )
     if results["joint"]:
-        j = results["joint"]
+        j, few = results["joint"], len(results["receivers"]) == 2
         console.print(
-            f"both together: F1 {j['f1']:.3f} [{j['f1_ci'][0]:.3f}, {j['f1_ci'][1]:.3f}], EM {j['em']:.3f}; "
-            f"they agree on {j['agreement']:.0%}, the better of both has F1 {j['oracle_f1']:.3f}"
+            f"{'both' if few else 'all'} together: F1 {with_interval(j['f1'], j['f1_ci'])}, EM {j['em']:.3f}; "
+            f"they agree on {j['agreement']:.0%}, the {'better of both' if few else 'best of them'} has F1 "
+            f"{j['oracle_f1']:.3f}"
         )
 
 

@@ -14,8 +14,7 @@ from lm_eval.utils import handle_non_serializable
 from rich.console import Console
 from rich.table import Table
 
-from latentwire.core.errors import ConfigError, DataError, LatentWireError
-from latentwire.core.hub import one_line
+from latentwire.core.errors import ConfigError, DataError, LatentWireError, one_line
 from latentwire.evaluation.harness import HARNESS_MODES, HarnessLM
 
 FEWSHOT_SEED = 1234

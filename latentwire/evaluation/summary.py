@@ -21,15 +21,23 @@ class ScoredAnswer(Protocol):
 
 def measure(answers: Sequence[ScoredAnswer], clusters: Sequence[int], resamples: int) -> dict[str, Any]:
     """F1 and EM with 95 % intervals, first-token accuracy, NLL in nats per gold answer token."""
-    f1, em = [a.f1 for a in answers], [a.em for a in answers]
+    return {
+        **_f1_and_em([a.f1 for a in answers], [a.em for a in answers], clusters, resamples),
+        "first_token_acc": statistics.fmean(a.first_correct for a in answers),
+        "nll_per_token": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
+        "latency_s": None,
+    }
+
+
+def _f1_and_em(
+    f1: Sequence[float], em: Sequence[float], clusters: Sequence[int], resamples: int
+) -> dict[str, float | list[float]]:
+    """Means of one value a question, each with its interval."""
     return {
         "f1": statistics.fmean(f1),
         "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
         "em": statistics.fmean(em),
         "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
-        "first_token_acc": statistics.fmean(a.first_correct for a in answers),
-        "nll_per_token": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
-        "latency_s": None,
     }
 
 
@@ -45,10 +53,7 @@ def joint_measures(
     em = [exact_match(p, g) for p, g in zip(joint, golds, strict=True)]
     each = list(zip(*own.values(), strict=True))
     return {
-        "f1": statistics.fmean(f1),
-        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
-        "em": statistics.fmean(em),
-        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
+        **_f1_and_em(f1, em, clusters, resamples),
         "agreement": statistics.fmean(len({normalize_answer(p) for p in row}) == 1 for row in each),
         "oracle_f1": statistics.fmean(max(f1_score(p, g) for p in row) for row, g in zip(each, golds, strict=True)),
         "oracle_em": statistics.fmean(max(exact_match(p, g) for p in row) for row, g in zip(each, golds, strict=True)),
@@ -71,10 +76,7 @@ def mean_over_receivers(
     em = [statistics.fmean(a.em for a in row) for row in rows]
     times = [m["latency_s"] for m in measures]
     return {
-        "f1": statistics.fmean(f1),
-        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
-        "em": statistics.fmean(em),
-        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
+        **_f1_and_em(f1, em, clusters, resamples),
         **{key: statistics.fmean(m[key] for m in measures) for key in ("first_token_acc", "nll_per_token")},
         "latency_s": {k: statistics.fmean(t[k] for t in times) for k in times[0]} if all(times) else None,
         "tuned": all(m["tuned"] for m in measures),

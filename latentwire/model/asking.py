@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from latentwire.backbone.lm import Context
 from latentwire.core.errors import DataError
+from latentwire.diagnostics.timing import timed
 from latentwire.model.receiver import LATENT, TEXT, Receiver, Source
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
@@ -96,9 +98,5 @@ class Conversation:
         """What a receiver has read, and the seconds that it took when it was read."""
         key = (receiver.name, source)
         if key not in self._contexts:
-            started = time.perf_counter()
-            context = receiver.read_message(self.messages[source], source, tail)
-            if receiver.lm.device.type == "cuda":
-                torch.cuda.synchronize()
-            self._contexts[key] = context, time.perf_counter() - started
+            self._contexts[key] = timed(partial(receiver.read_message, self.messages[source], source, tail))
         return self._contexts[key]

@@ -283,13 +283,13 @@ class Receiver:
         with self.reading(context):
             hidden = self.lm.continue_from(context, ids, mask)
         longest = int(tokens.max())
-        real = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
+        theirs = torch.arange(longest, device=ids.device)[None] >= longest - tokens[:, None]
         with self.lm.autocast():  # of answers alone: logits are as wide as the vocabulary
-            logits = self.lm.logits(hidden[:, -longest - 1 : -1][real])
-        targets = ids[:, -longest:][real]
-        nll, correct = torch.zeros(real.shape, device=ids.device), torch.ones_like(real)
-        nll[real] = F.cross_entropy(logits, targets, reduction="none")
-        correct[real] = logits.argmax(-1).eq(targets)
+            logits = self.lm.logits(hidden[:, -longest - 1 : -1][theirs])
+        targets = ids[:, -longest:][theirs]
+        nll, correct = torch.zeros(theirs.shape, device=ids.device), torch.ones_like(theirs)
+        nll[theirs] = F.cross_entropy(logits, targets, reduction="none")
+        correct[theirs] = logits.argmax(-1).eq(targets)
         first = correct.gather(1, (longest - tokens)[:, None])[:, 0]
         return AnswerScores(nll.sum(1), tokens, first, correct.all(1))
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.load import check_four_bits
 from latentwire.backbone.turns import Turns
-from latentwire.checkpoint.parts import CODECS, adapter_stem, codebooks_in, load_part, merge, part_of
+from latentwire.checkpoint.parts import CODEBOOKS, adapter_stem, codebooks_in, load_part, merge, part_of
 from latentwire.config import Config, resolve_receivers
-from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.errors import CheckpointError, ConfigError, one_line
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
@@ -50,10 +50,7 @@ class LatentWire:
     def prepare(self, passage: Passage) -> tuple[SenderText, dict[str, ReceiverText]]:
         """A passage as token ids, for the sender and for each receiver."""
         sent = self.sender.prepare(passage.context)
-        return sent, {name: self.prepare_for(r, passage, sent) for name, r in self.receivers.items()}
-
-    def prepare_for(self, receiver: Receiver, passage: Passage, sent: SenderText) -> ReceiverText:
-        return encode_for_receiver(receiver.lm, receiver.prompt, passage, sent)
+        return sent, {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.receivers.items()}
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it.
@@ -69,7 +66,7 @@ class LatentWire:
             for adapter, lora in receiver.adapters.items():
                 state.setdefault(adapter_stem(name, adapter), {}).update(merge(lora=lora.state_dict()))
         for kind, book in self.sender.codebooks.items():
-            state[f"{CODECS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
+            state[f"{CODEBOOKS}{kind}"] = {key: torch.from_numpy(array) for key, array in book.arrays.items()}
         return state
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
@@ -145,7 +142,7 @@ def _usable(device: str | int, key: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"{key}: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key}: {device!r} cannot be used: {one_line(error)}") from error
 
 
 def load_lm(model: str, config: Config, device: str, turns: Turns | None = None) -> LanguageModel:

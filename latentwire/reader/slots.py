@@ -13,10 +13,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from latentwire.backbone.anatomy import Anatomy
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.lm import Context, LanguageModel, cache_of
 from latentwire.backbone.rotary import rotate
 from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over
@@ -168,14 +167,14 @@ class SlotReader(Reader):
         nominal = torch.where(window < 0, order, head_len + self.span * window + phase)
         positions = nominal - (self.span - 1) * counts[:, None, None]
         rope = lm.rope(positions.flatten(1))
-        cache = DynamicCache()
+        layers = []
         for layer in range(self.shape[0]):
             keys, vals = slots[:, :, layer].unbind(3)  # (batch, K, kv_heads, head_dim)
             cos, sin = (t.view(batch, self.phases, -1, t.shape[-1])[:, self.phases_of[layer]] for t in rope[layer])
             keys = rotate(keys.transpose(1, 2).float(), cos, sin)
             place = lm.layer_device(layer)
-            cache.update(keys.to(place, lm.dtype), vals.transpose(1, 2).to(place, lm.dtype), layer)
-        return Context(cache, mask)
+            layers.append((keys.to(place, lm.dtype), vals.transpose(1, 2).to(place, lm.dtype)))
+        return Context(cache_of(layers), mask)
 
     def known_statistics(self, lm: LanguageModel) -> Statistics:
         """Those of the targets, which the closed form left in the generator: a layer's keys or values share one."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.atomic import read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_text
+from latentwire.core.intervals import with_interval
 from latentwire.report.paired import differences
 
 SCHEMA = 1
@@ -132,7 +133,7 @@ def as_markdown(table: dict[str, Any]) -> str:
     lines += [f"| run | receiver | {' | '.join(headings)} |", f"|---|---|{'---|' * len(headings)}"]
     for run in table["runs"]:
         for name, m in run["receivers"].items():
-            cells = [f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"]
+            cells = [with_interval(m["f1"], m["f1_ci"])]
             if compared:
                 cells += [_apart(m["difference"], key) for key in ("f1", "nll_per_token")]
             cells += [

@@ -10,6 +10,7 @@ from typing import Any
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config import resolve_receivers
 from latentwire.config.sections.inputs import ModelConfig
+from latentwire.core.intervals import with_interval
 from latentwire.data.hub import SOURCES
 
 DATA_LICENCES = {
@@ -147,7 +148,7 @@ def _results(results: dict[str, Any]) -> list[str]:
         for mode in MODES:
             m = receiver.get(mode)
             if m is not None:
-                f1 = f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]"
+                f1 = with_interval(m["f1"], m["f1_ci"])
                 rest = (f"{m[key]:.3f}" for key in list(COLUMNS)[1:])
                 lines.append(f"| {name} | {mode_label(mode, m)} | {f1} | {' | '.join(rest)} |")
     for name, receiver in results["receivers"].items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.errors import LatentWireError
+from latentwire.core.intervals import with_interval
 from latentwire.report.results import checked, read_results
 
 BASELINES = ("text_tuned", "text")
@@ -74,7 +75,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         cells = [
             row["receiver"],
             row["baseline"],
-            *(f"{m['f1']:.3f} [{m['f1_ci'][0]:.3f}, {m['f1_ci'][1]:.3f}]" for m in (row["text"], row["latent"])),
+            *(with_interval(m["f1"], m["f1_ci"]) for m in (row["text"], row["latent"])),
             kept,
             *(f"{m['em']:.3f}" for m in (row["text"], row["latent"])),
             f"{row['compression']:.2f}x",

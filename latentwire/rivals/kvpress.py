@@ -15,10 +15,10 @@ import torch
 from kvpress import ExpectedAttentionPress, KeyDiffPress, KnormPress, ScorerPress
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from latentwire.backbone.anatomy import decoder_layers
-from latentwire.backbone.lm import Context, LanguageModel, pad_left, rotate
+from latentwire.backbone.lm import Context, LanguageModel, cache_of, pad_left
+from latentwire.backbone.rotary import rotate
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 
@@ -98,8 +98,8 @@ def _stack(rows: Sequence[Context]) -> Context:
     def together(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([F.pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors])
 
-    cache = DynamicCache()
-    for index in range(len(rows[0].cache.layers)):
-        layers = [row.cache.layers[index] for row in rows]
-        cache.update(together([layer.keys for layer in layers]), together([layer.values for layer in layers]), index)
+    by_layer = zip(*(row.cache.layers for row in rows), strict=True)
+    cache = cache_of(
+        (together([one.keys for one in layer]), together([one.values for one in layer])) for layer in by_layer
+    )
     return Context(cache, torch.cat([F.pad(row.mask, (longest - row.mask.shape[1], 0)) for row in rows]))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
-from latentwire.config import resolve_receivers
-from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
+from latentwire.config import some_receivers
+from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
 from latentwire.serving.batching import Batcher
@@ -165,14 +165,11 @@ def ends_of(
     Whatever is wrong with the checkpoint, the names or the changes is raised here, before any model is loaded.
     """
     folder = find_checkpoint(Path(ckpt))
-    known = list(resolve_receivers(load_config_of(folder, changes).model))
+    model = load_config_of(folder, changes).model
     if names and role == "sender":
         raise ConfigError("--receiver: does nothing with --role sender, which loads none")
-    for name in names or []:
-        if name not in known:
-            raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(known)})")
-    chosen = [] if role == "sender" else names or known
-    return partial(_load, folder, role != "receiver", list(chosen), changes)
+    chosen = [] if role == "sender" else list(some_receivers(model, names or [], f"--receiver: {folder}"))
+    return partial(_load, folder, role != "receiver", chosen, changes)
 
 
 def _load(folder: Path, sends: bool, names: list[str], changes: Mapping[str, Any] | None) -> Ends:

@@ -19,7 +19,7 @@ import pyarrow
 from pyarrow import parquet
 
 from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
-from latentwire.core.errors import DataError, ModelError, WireError
+from latentwire.core.errors import DataError, ModelError, WireError, one_line
 from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
@@ -52,7 +52,7 @@ class Part(NamedTuple):
     messages: list[bytes | None]
 
 
-Engine = Callable[[Callable[[Part], Part], Iterable[Part]], Iterable[Part]]
+Mapper = Callable[[Callable[[Part], Part], Iterable[Part]], Iterable[Part]]
 """Applies a function to parts, as `map` does, but gives them back in any order. The function may be pickled."""
 
 
@@ -83,7 +83,7 @@ def build_index(
     made_with: dict[str, str],
     *,
     with_text: bool = False,
-    engine: Engine = map,
+    engine: Mapper = map,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Any]:
     """Bring an index up to date with its documents; returns what index.json holds, and how many were encoded anew.
@@ -227,7 +227,7 @@ def _save_words(words: list[list[str]], out: Path) -> None:
 
 
 class Index:
-    """A finished index; DataError where there is none."""
+    """A finished index; DataError where there is none, LatentWireError where its files are damaged."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -263,7 +263,7 @@ class Index:
             group = parquet.ParquetFile(path).read_row_group(row // GROUP, ["id", "wire"])
             name, data = (group[column][row % GROUP].as_py() for column in ("id", "wire"))
         except (OSError, LookupError, pyarrow.ArrowException) as error:
-            raise DataError(f"{path}: could not be read: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{path}: could not be read: {one_line(error)}") from error
         try:
             (message,) = read_texts(io.BytesIO(data))
         except (TypeError, ValueError, WireError) as error:

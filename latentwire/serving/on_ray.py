@@ -17,9 +17,9 @@ import pyarrow
 import ray
 import ray.data
 
-from latentwire.core.errors import ConfigError, LatentWireError, ModelError
+from latentwire.core.errors import ConfigError, LatentWireError, ModelError, one_line
 from latentwire.data.documents import Document
-from latentwire.serving.index import Engine, Part
+from latentwire.serving.index import Mapper, Part
 
 SCHEMA = pyarrow.schema(
     {
@@ -32,7 +32,7 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def ray_engine(workers: int | None = None, device: str = "auto") -> Engine:
+def ray_engine(workers: int | None = None, device: str = "auto") -> Mapper:
     """An engine for `build_index`: so many workers, by default one for each GPU of the cluster, else for each CPU.
 
     The cluster is the one that Ray finds (`RAY_ADDRESS`), else one on this machine for as long as it takes.
@@ -96,8 +96,7 @@ def _cluster() -> Iterator[None]:
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        said = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ConfigError(f"--engine ray: no cluster can be had: {said}") from error
+        raise ConfigError(f"--engine ray: no cluster can be had: {one_line(error)}") from error
     try:
         yield
     finally:

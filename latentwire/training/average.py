@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import load_config_of
-from latentwire.checkpoint.parts import CODECS, State
+from latentwire.checkpoint.parts import CODEBOOKS, State
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.training.origin import unlike_forms
@@ -42,7 +42,7 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
             shared[name] = checked_file(first, name, files[name])
             continue
         stem = name.removesuffix(".safetensors")
-        if stem.startswith(CODECS):
+        if stem.startswith(CODEBOOKS):
             raise CheckpointError(f"{name}: codebooks of these checkpoints differ, and have no mean")
         versions = sorted(entries.values(), key=folders.index)
         state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
@@ -64,4 +64,13 @@ def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: st
     for folder, form in zip(folders, forms, strict=True):
         if form != forms[0]:
             raise CheckpointError(f"{folder / name}: has not the names and shapes of tensors in {folders[0]}")
-    return {key: torch.stack([group[key].float() for group in groups]).mean(0) for key in groups[0]}
+    mean = {}
+    for key, tensor in groups[0].items():
+        versions = [group[key] for group in groups]
+        if tensor.is_floating_point():
+            mean[key] = torch.stack([version.float() for version in versions]).mean(0)
+        elif all(version.equal(tensor) for version in versions):
+            mean[key] = tensor
+        else:  # such as which heads show which tokens
+            raise CheckpointError(f"{name}: {key} of these checkpoints differs, and has no mean")
+    return mean

@@ -154,18 +154,16 @@ class Trainer:
         return [count * len(tokens[name]) / max(1, sum(tokens[name])) for name, count in sizes]
 
     def _record(self, outputs: list[Seen]) -> StepRecord:
-        loss = sum(o.loss * o.weight for o in outputs) / (sum(o.weight for o in outputs) or 1.0)
         bad = [o.receiver for o in outputs if not math.isfinite(o.loss)]
         names = bad or [o.receiver for o in outputs]
         record: StepRecord = {
             "stage": self.module.name,
             "step": self.step + 1,
             "receiver": "+".join(dict.fromkeys(names)),
-            "loss": loss,
+            "loss": _mean([(o.loss, o.weight) for o in outputs]),
         }
         for key in sorted({key for o in outputs for key in o.metrics}):
-            values = [o.metrics[key] for o in outputs if key in o.metrics]
-            record[key] = sum(values) / len(values)
+            record[key] = _mean([(o.metrics[key], o.weight) for o in outputs if key in o.metrics])
         lrs = {f"lr/{g.name}": p["lr"] for g, p in zip(self.groups, self.optimizer.param_groups, strict=True)}
         return record | lrs | {"tokens": sum(o.tokens for o in outputs)}
 
@@ -267,3 +265,9 @@ class Trainer:
 
 def _total_norm(grads: list[torch.Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+
+
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    """Mean of (value, weight) pairs; without weights where they are all nothing."""
+    total = sum(weight for _, weight in values)
+    return sum(v * w for v, w in values) / total if total else sum(v for v, _ in values) / len(values)

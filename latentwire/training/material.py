@@ -9,7 +9,7 @@ from latentwire.core.errors import TrainingError
 from latentwire.data.cloze import CLOZE
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.data.renamed import RENAMED
-from latentwire.model.encoding import ReceiverText
+from latentwire.model.encoding import ReceiverText, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.normal_equations import Prepared
@@ -84,8 +84,8 @@ class Material:
                 return
 
     def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
-        for number, text in enumerate(texts):
-            prepared = self._prepare(Passage(f"text-{number}", text, ()))
+        for text in texts:
+            prepared = self._prepare(Passage("", text, ()))
             if prepared is not None and len(prepared[0].ids) > TOO_SHORT:
                 return prepared
         return None
@@ -95,6 +95,6 @@ class Material:
         sent = self.system.sender.tokenize(passage.context)
         if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
             return None
-        texts = {name: self.system.prepare_for(r, passage, sent) for name, r in self.system.receivers.items()}
+        texts = {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.system.receivers.items()}
         fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
         return (sent, texts) if fits else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import CODECS, State, adapter_stem, merge, part_of
+from latentwire.checkpoint.parts import CODEBOOKS, State, adapter_stem, merge, part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
@@ -97,7 +97,7 @@ class Origin:
         """Give a system the state of the checkpoint; features that it knows nothing of start as they are."""
         state = load_folder(self.folder)
         if not system.config.curriculum.train_only:  # latents will change, and codebooks are found anew
-            state = {stem: tensors for stem, tensors in state.items() if not stem.startswith(CODECS)}
+            state = {stem: tensors for stem, tensors in state.items() if not stem.startswith(CODEBOOKS)}
         encoder = system.sender.encoder
         if self.lacks_companion:
             assert isinstance(encoder, BackboneEncoder) and encoder.companion is not None

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from latentwire.checkpoint.parts import CODECS, State, adapter_stem, codebooks_in
+from latentwire.checkpoint.parts import CODEBOOKS, State, adapter_stem, codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
+from latentwire.checkpoint.training_state import prune_states
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.errors import ConfigError
@@ -179,7 +180,7 @@ class Run:
                     raise ConfigError(f"codec.learned: {self.origin.folder} has no codebook of {kind!r}")
             there = self.origin.codebooks
         else:
-            made = "codec" in self.stages or self.folder.is_done("codebooks")
+            made = "codec" in self.stages or (not self.fresh and self.folder.is_done("codebooks"))
             there = set(own.learned) if made else set()
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
@@ -404,7 +405,7 @@ class Run:
             for name, bits in scores["bits_per_latent"].items():
                 kept = scores["kept"][name]
                 print(f"codebook of {name}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
-            state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODECS)}
+            state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODEBOOKS)}
             save_folder(fitted, state, scores)
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
@@ -446,8 +447,7 @@ class Run:
         trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
         info = {"step": trainer.step, "parameters": trained}
         save_folder(self.folder.done(trainer.module.name), trainer.module.state_dict(), info)
-        for state in trainer.folder.glob("step_*"):
-            shutil.rmtree(state)
+        prune_states(trainer.folder, keep=0)
 
 
 class EpochCheckpoints(Callback):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.checkpoint.training_state import prune_states
 from latentwire.config import Config
 from latentwire.core.errors import TrainingError
 from latentwire.core.seeds import seed_everything
@@ -67,6 +68,7 @@ class Questioner:
         trainer.callbacks.append(log)
         trainer.fit()
         save_folder(self.done, module.state_dict(), {"step": trainer.step})
+        prune_states(self.folder, keep=0)
 
     def ask(self, texts: Sequence[str], most: int) -> Iterator[tuple[str, list[Asked]]]:
         """At most `most` questions on each text that is short enough; the shortest texts first."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from latentwire.checkpoint import tensors
-from latentwire.checkpoint.system import find_checkpoint, load_config_of, save_checkpoint
+from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
-from tests.systems import small_config, small_system
+from tests.systems import saved_run, small_config, small_system
 
 
 def save(folder: Path) -> Path:
@@ -89,6 +89,16 @@ def test_a_system_comes_back_with_its_adapters(tmp_path: Path) -> None:
     for stem, group in system.state_dict().items():
         for key, value in group.items():
             assert torch.equal(twin.state_dict()[stem][key], value.to(torch.bfloat16).float()), key
+
+
+def test_one_receiver_needs_no_other_one_s_files(tmp_path: Path) -> None:
+    last = saved_run(tmp_path) / "last"
+    for path in last.glob("*/b*.safetensors"):
+        path.unlink()
+    system = load_checkpoint(last, only=["a"])
+    assert list(system.receivers) == ["a"] and set(system.receivers["a"].adapters) == {"latent", "text"}
+    with pytest.raises(CheckpointError, match=r"b.*\.safetensors: missing"):
+        load_checkpoint(last)
 
 
 def test_a_checkpoint_for_other_receivers_is_refused(tmp_path: Path) -> None:

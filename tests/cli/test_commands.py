@@ -17,7 +17,8 @@ from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.main import main as console
 from latentwire.cli.run import run_and_exit
 from latentwire.cli.suite import known_results
-from latentwire.core.errors import LatentWireError
+from latentwire.config import Config
+from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
 from latentwire.report.card import model_card
@@ -502,6 +503,7 @@ def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from latentwire.cli.export import main as export_main
+    from latentwire.cli.export import only_some
 
     words = ["--ckpt", str(models / "run"), "--out_dir", str(tmp_path / "one")]
     info = export_main([*words, "--receivers", "qwen"])
@@ -519,6 +521,16 @@ def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
     wrong = fails(export_main, [*words, "--receivers", "qwen,gemma"], capsys)
     assert f"--receivers: {models / 'run' / 'last'} has no receiver 'gemma' (it has: llama, qwen)" in wrong
     index = tmp_path / "one" / "checkpoint.json"
+    aside = {"type": "byte", "latent_len": 6, "latent_private_len": 2}
+    byte = {"model": {"receivers": {"a": "x", "b": "y"}}, "encoder": aside}
+    with pytest.raises(ConfigError, match="--receivers: x sets latents aside for each of its receivers"):
+        only_some({}, {"config": Config.model_validate(byte).model_dump(mode="json")}, ["a"], "--receivers: x")
+    two = {"model": {"receivers": {"a": "x", "b": "y"}}, "deep_prefix": {"ranked": {"a": 1, "b": 2}}}
+    two |= {"encoder": {"companion": "z"}, "curriculum": {"closed_form": {"companion_for": ["a"]}}}
+    whole = Config.model_validate(two).model_dump(mode="json")
+    _, some = only_some({"receivers/b": {}}, {"config": whole}, ["b"], "--receivers: x")
+    config = Config.model_validate(some["config"])
+    assert config.deep_prefix.ranked == {"b": 2} and config.curriculum.closed_form.companion_for is None
     index.write_text(json.dumps(json.loads(index.read_text()) | {"earlier": 3}))
     words = ["--ckpt", str(tmp_path / "one"), "--out_dir", str(tmp_path / "two")]
     assert f"{index}: not in the form that a run writes" in fails(export_main, words, capsys)

@@ -21,6 +21,7 @@ from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
 from latentwire.core.errors import ConfigError
+from latentwire.model.receiver import Receiver, Reply
 from latentwire.train import main as train_main
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.message import Wire, read_texts
@@ -115,6 +116,21 @@ def test_a_pipe_is_a_text_like_any_other(tmp_path: Path) -> None:
     writer.join(10)
     with open(tmp_path / "out.lw", "rb") as stream:
         assert [[wire.text for wire in wires] for wires in read_texts(stream)] == [["Mira sings."], ["Jon"]]
+
+
+def test_an_answer_gives_a_terminal_no_orders(
+    models: Path,
+    trained: dict[str, Any],
+    story: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(story.with_suffix(".lw"))
+    latentwire(["encode", str(story), "--text", "only", "-o", out])
+    monkeypatch.setattr(Receiver, "answer_batch", lambda *asked: [[Reply("a\x1b[2J", "text")]])
+    capsys.readouterr()
+    latentwire(["decode", out, "--ckpt", str(models / "run"), "--receiver", "llama", "--question", "Who?"])
+    assert capsys.readouterr().out == "a\ufffd[2J\n"
 
 
 def test_text_alone_needs_no_checkpoint_and_answers_say_what_was_read(

@@ -88,6 +88,7 @@ def test_questions_are_asked_kept_and_trained_on(
     assert all(1 <= len(p.questions) <= 2 and q.answers[0] in p.context for p in passages for q in p.questions)
     config = Config.model_validate({"data": {"dataset": "squad", "data_path": result["file"]}})
     assert len(load_passages(config.data, "train")) == 30
+    assert [path.name for path in (files["out_dir"] / "asker").iterdir()] == ["done"]
     # Chosen anew from what was asked, without a step or a question more.
     capsys.readouterr()
     fewer = questions_main(words(trained, files, worst=0.001))

@@ -101,6 +101,13 @@ def test_messages_of_a_learned_codec_go_through_files(
     assert text["answers"][0]["source"] == "latents"
 
 
+def test_codebooks_that_are_to_be_removed_do_not_count(coded: Path, models: Path) -> None:
+    words = [*arguments(models, out_dir=coded, **OWN), "--codec", "rvq:layers=1"]
+    with pytest.raises(ConfigError, match="needs a codebook, and there will be none here"):
+        train_main([*words, "--fresh", "--stages", "slot_tuning,closed_form,end_to_end"])
+    assert (coded / "stages" / "codebooks" / "done").is_dir()
+
+
 def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
     words = arguments(models, out_dir=tmp_path / "run", learned_codecs="rvq", end_to_end_max_steps=0)
     with pytest.raises(ConfigError, match="codec needs end_to_end, which was not done"):

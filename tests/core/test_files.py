@@ -183,6 +183,8 @@ def test_lines_of_json_survive_any_text_and_a_line_that_is_being_written(tmp_pat
     write_jsonl(path, rows)
     append_jsonl(path, {"step": 3})
     expected = [rows[0], {"loss": None}, {"step": 3}]
+    path.write_bytes(path.read_bytes() + b'{"step": 4}')
+    assert read_jsonl(path) == expected  # whole as it looks, it may be the beginning of {"step": 4}x
     assert read_jsonl(path) == expected
     with open(path, "a") as file:
         file.write('{"step": 4')

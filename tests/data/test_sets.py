@@ -67,7 +67,7 @@ def test_hub_rows_become_the_same_passages() -> None:
     rows = [
         {"id": "1", "context": "X is a city.", "question": "What is X?", "answers": {"text": ["a city"]}},
         {"id": "2", "context": "X is a city.", "question": "What is a city?", "answers": {"text": ["X"]}},
-        {"id": "3", "context": "X is a city.", "question": "Why?", "answers": {"text": []}},
+        {"id": "3", "context": "X is a city.", "question": "Why?", "answers": {"text": [" "]}},
     ]
     assert [len(p.questions) for p in rows_to_passages("squad", rows)] == [2]
     assert rows_to_passages("squad_v2", rows)[0].questions[2].answers == ("unanswerable",)

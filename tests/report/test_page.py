@@ -211,6 +211,16 @@ def test_a_log_that_is_being_written_and_a_folder_without_results(tmp_path: Path
             write_report([tmp_path / name], tmp_path)
 
 
+def test_baselines_of_earlier_runs_have_curves_of_their_own(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    stages = [f"run 2: baseline/a/{reads}" for reads in ("text", "token_budget")]
+    rows = [{"stage": stage, "step": step, "receiver": "a", "loss": 1.0} for stage in stages for step in (1, 2)]
+    write_jsonl(folder / "diagnostics.jsonl", rows)
+    curves = view.curves(read_runs([folder]))
+    assert list(curves) == ["run 2: baseline text", "run 2: baseline token_budget"]
+    assert [len(curve["loss"]) for (curve,) in curves.values()] == [2, 2]
+
+
 def test_the_steps_that_a_resumed_run_did_again_are_shown_once(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     once = view.curves(read_runs([folder]))

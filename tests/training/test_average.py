@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_an_average_knows_the_runs_that_it_is_made_of(one: Path, tmp_path: Path)
     assert [(line["stage"], line["step"]) for line in log] == [("run 1: end_to_end", 3), ("run 2: end_to_end", 4)]
     assert "latentwire average a b" in (tmp_path / "mine" / "README.md").read_text()
     latentwire(["average", str(b), str(a), "--out", str(tmp_path / "mean")])  # takes the place of the one before
+    shutil.copytree(a / "last", a / "epoch1")
+    c = moved(a / "last", "receivers/b", tmp_path / "c", 1.0, row % 5)
+    shutil.copytree(c / "last", a / "epoch2")  # both of one run, and the mean beside them
+    latentwire(["average", str(a / "epoch1"), str(a / "epoch2"), "--out", str(a / "mean")])
+    (line,) = (a / "mean" / "training.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"stage": "run 1: end_to_end", "step": 3}
 
 
 def test_what_has_no_mean_is_said(one: Path, tmp_path: Path) -> None:
@@ -86,5 +93,8 @@ def test_what_has_no_mean_is_said(one: Path, tmp_path: Path) -> None:
     fails(CheckpointError, r"last: has no codecs/fsq\.safetensors, which .*x has", books / "x", a)
     fails(CheckpointError, r"codecs/fsq\.safetensors: codebooks .* differ", books / "x", books / "y")
     short = {key: tensor[:1] for key, tensor in load_folder(one, ["sender"])["sender"].items()}
+    for name, head in (("w", 0), ("v", 1)):
+        save_folder(books / name, {"x": {"heads": torch.tensor([head])}}, info, copied=files)
+    fails(CheckpointError, r"x\.safetensors: heads of these checkpoints differs", books / "w", books / "v")
     save_folder(books / "z", {"sender": short}, info, copied={n: f for n, f in files.items() if n[:6] != "sender"})
     fails(CheckpointError, r"z/sender\.safetensors: has not the names and shapes", one, books / "z")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.checkpoint.training_state import all_states
+from latentwire.checkpoint.training_state import TrainingState, all_states, latest_state, prune_states, save_state
 from latentwire.core.atomic import append_jsonl
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.progress import StepLog
@@ -117,6 +117,7 @@ def test_micro_batches_of_a_receiver_count_by_their_answer_tokens(tmp_path: Path
     (sum(of_two) / 2).backward()
     assert record["loss"] == pytest.approx(float(sum(of_two) / 2), rel=1e-5)
     assert abs(record["loss"] - float(sum(means) / 4)) > 1e-3
+    assert record["answer_ce"] == pytest.approx(record["loss"])  # the only term
     assert_gradients(record, module)
 
 
@@ -186,6 +187,16 @@ def test_a_bad_loss_is_skipped_and_logged_then_stops_the_run(tmp_path: Path) -> 
     assert "NaN" not in (tmp_path / "d.jsonl").read_text()  # which is no JSON
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     assert [line["receiver"] for line in lines if line.get("skipped")] == ["b", "b"]
+
+
+def test_states_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (999_900, 1_000_000):
+        save_state(tmp_path, TrainingState(step, {"a": {"w": torch.ones(1)}}, {"m": torch.ones(1)}))
+    assert latest_state(tmp_path) == tmp_path / "step_1000000"
+    prune_states(tmp_path, keep=1)
+    assert [path.name for path in all_states(tmp_path)] == ["step_1000000"]
+    prune_states(tmp_path, keep=0)
+    assert all_states(tmp_path) == []
 
 
 def test_batches_hold_similar_lengths_and_cover_an_epoch() -> None:

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from latentwire.config.sections.features import LoraConfig
-from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.errors import CheckpointError, ConfigError, one_line
 
 
 class LoRA:
@@ -43,7 +43,7 @@ class LoRA:
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
                 inject_adapter_in_model(peft_config, model, self.adapter)
         except ValueError as error:
-            raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"lora.targets: {one_line(error)}") from error
         self.model = model
         _remember_layers(model)
         for layer in self._layers():

@@ -1,1 +1,1 @@
-"""The stages of training, each a function: slot tuning, closed form, end to end."""
+"""The stages of training, and the fits and statistics that they need."""
