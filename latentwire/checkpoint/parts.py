@@ -9,17 +9,32 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of
+from latentwire.checkpoint.tensors import read_info
+from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
 from latentwire.wire.codebook import Codebook, remember
 
 State = dict[str, dict[str, Tensor]]
-CODEBOOKS = "codecs/"
-"""What the names of codebooks' files begin with."""
+READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
+"""What the names of files begin with: of readers with the LoRA that reads latents, of other LoRA, of codebooks."""
+
+
+def reader_stem(receiver: str) -> str:
+    """The file of a receiver's reader and features."""
+    return f"{READERS}{receiver}"
+
+
+def model_of(folder: Path, config: Config, receiver: str) -> str:
+    """The model of a checkpoint's receiver; CheckpointError where it has no such one."""
+    models = resolve_receivers(config.model)
+    if receiver not in models or f"{reader_stem(receiver)}.safetensors" not in read_info(folder)["files"]:
+        raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
+    return models[receiver]
 
 
 def adapter_stem(receiver: str, adapter: str) -> str:
     """The file of a receiver's LoRA by the adapter's name: what reads latents lies with the reader, others apart."""
-    return f"receivers/{receiver}" if adapter == "latent" else f"baselines/{receiver}-{adapter}"
+    return reader_stem(receiver) if adapter == "latent" else f"{BASELINES}{receiver}-{adapter}"
 
 
 def merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

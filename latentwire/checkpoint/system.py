@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import adapter_stem, codebook_stems
+from latentwire.checkpoint.parts import BASELINES, READERS, adapter_stem, codebook_stems, reader_stem
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.model.receiver import ADAPTERS, LATENT
+from latentwire.model.receiver import ADAPTERS
 from latentwire.model.system import LatentWire, check_devices
 
-OF_RECEIVERS = ("receivers/", "baselines/")
+OF_RECEIVERS = (READERS, BASELINES)
 """Files with these beginnings belong to one receiver; the others are the sender's."""
 
 
@@ -58,7 +58,7 @@ def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[s
 def _stems_of(folder: Path, only: Sequence[str] | None) -> list[str] | None:
     """The files that the sender and some receivers need; None, all, also where one of these was not trained."""
     there = read_info(folder)["files"]
-    if not only or any(f"{adapter_stem(name, LATENT)}.safetensors" not in there for name in only):
+    if not only or any(f"{reader_stem(name)}.safetensors" not in there for name in only):
         return None
     return ["sender", *codebook_stems(folder), *(adapter_stem(name, adapter) for name in only for adapter in ADAPTERS)]
 

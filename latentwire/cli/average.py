@@ -27,8 +27,6 @@ def average(
 
     Example: latentwire average checkpoints/default runs/more --out runs/mean
     """
-    import torch
-
     from latentwire.checkpoint.index import find_checkpoint
     from latentwire.checkpoint.tensors import read_info, save_folder
     from latentwire.cli.export import check_target, histories, lineage, training_log
@@ -48,7 +46,7 @@ def average(
     command = ["latentwire", "average", *checkpoints, "--out", out_dir]
     with atomic_dir(out) as new:
         made = {"manifest": run_manifest(None, command), "earlier": histories(runs)}
-        save_folder(new, state, of_first | made, dtype=torch.bfloat16, copied=shared)
+        save_folder(new, state, of_first | made, copied=shared)  # in fp32: a mean has more bits than what it is of
         if log := training_log(runs, last=None):
             write_jsonl(new / EXPORTED_LOG, log)
     print(f"{out}: {', '.join(sorted(state))} averaged, {len(shared)} files taken over")

@@ -90,7 +90,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     ConfigError, which begins with `where`, for one that it has not, and where the sender sets latents aside for each
     receiver: which ones are whose hangs on all of them.
     """
-    from latentwire.checkpoint.parts import adapter_stem
+    from latentwire.checkpoint.parts import adapter_stem, reader_stem
     from latentwire.config import Config
     from latentwire.config.load import some_receivers
     from latentwire.model.receiver import ADAPTERS
@@ -103,7 +103,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
     kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}
     short = {"receivers": chosen, "llama_id": None, "qwen_id": None}
-    has_lora = any(key.startswith("lora.") for name in chosen for key in kept[f"receivers/{name}"])
+    has_lora = any(key.startswith("lora.") for name in chosen for key in kept[reader_stem(name)])
     curriculum = info["config"]["curriculum"]
     ranked = {name: count for name, count in config.deep_prefix.ranked.items() if name in chosen}
     changes = {

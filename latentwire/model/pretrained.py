@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in
-from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config, resolve_receivers
-from latentwire.core.errors import CheckpointError
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, model_of
+from latentwire.checkpoint.tensors import load_folder
+from latentwire.config import Config
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.receiver import LATENT, TEXT, Receiver
 from latentwire.model.sender import Sender, default_codec
@@ -35,12 +34,10 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
     """See `Receiver.from_pretrained`."""
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
-    models = resolve_receivers(config.model)
-    if name not in models or f"receivers/{name}.safetensors" not in read_info(folder)["files"]:
-        raise CheckpointError(f"{folder} has no receiver {name!r} (it has: {', '.join(models)})")
+    model = model_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
     codebooks_in(state)
-    receiver = Receiver(name, load_lm(models[name], config, _device(config)), config)
+    receiver = Receiver(name, load_lm(model, config, _device(config)), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)
     return receiver

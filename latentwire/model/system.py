@@ -10,7 +10,16 @@ from torch import Tensor
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.load import check_four_bits
 from latentwire.backbone.turns import Turns
-from latentwire.checkpoint.parts import CODEBOOKS, adapter_stem, codebooks_in, load_part, merge, part_of
+from latentwire.checkpoint.parts import (
+    CODEBOOKS,
+    READERS,
+    adapter_stem,
+    codebooks_in,
+    load_part,
+    merge,
+    part_of,
+    reader_stem,
+)
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError, ConfigError, one_line
 from latentwire.data.example import Passage
@@ -59,10 +68,10 @@ class LatentWire:
         """
         state = {"sender": merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
         for name, receiver in self.receivers.items():
-            state[f"receivers/{name}"] = merge(reader=receiver.reader.state_dict())
+            state[reader_stem(name)] = merge(reader=receiver.reader.state_dict())
             for feature_name, feature in receiver.features.items():
                 if training or not feature.train_only:
-                    state[f"receivers/{name}"] |= merge(**{feature_name: feature.state_dict()})
+                    state[reader_stem(name)] |= merge(**{feature_name: feature.state_dict()})
             for adapter, lora in receiver.adapters.items():
                 state.setdefault(adapter_stem(name, adapter), {}).update(merge(lora=lora.state_dict()))
         for kind, book in self.sender.codebooks.items():
@@ -71,9 +80,9 @@ class LatentWire:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take up a state; every receiver of this system must be in it. Adapters found in it are attached."""
-        missing = [n for n in self.receivers if f"receivers/{n}" not in state]
+        missing = [n for n in self.receivers if reader_stem(n) not in state]
         if missing:
-            known = ", ".join(s.removeprefix("receivers/") for s in state if s.startswith("receivers/"))
+            known = ", ".join(s.removeprefix(READERS) for s in state if s.startswith(READERS))
             raise CheckpointError(
                 f"model.receivers: the checkpoint was not trained for {missing[0]!r} (it has: {known})"
             )
@@ -99,13 +108,13 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
     With `start`, a reader and features that the state knows nothing of stay as they begin.
     """
     name = receiver.name
-    reader = part_of(state[f"receivers/{name}"], "reader")
+    reader = part_of(state[reader_stem(name)], "reader")
     if reader or not start:
-        load_part(receiver.reader, reader, f"receivers/{name}")
+        load_part(receiver.reader, reader, reader_stem(name))
     for feature_name, feature in receiver.features.items():
-        own = part_of(state[f"receivers/{name}"], feature_name)
+        own = part_of(state[reader_stem(name)], feature_name)
         if own or not (start or feature.train_only):
-            load_part(feature, own, f"receivers/{name}: {feature_name}")
+            load_part(feature, own, f"{reader_stem(name)}: {feature_name}")
     for adapter in ADAPTERS:
         lora = part_of(state.get(adapter_stem(name, adapter), {}), "lora")
         if lora and receiver.config.features.use_lora:

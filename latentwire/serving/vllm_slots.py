@@ -11,10 +11,10 @@ from torch import Tensor
 
 from latentwire.backbone.rotary import Skeleton
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
-from latentwire.checkpoint.parts import adapter_stem, load_part, part_of
+from latentwire.checkpoint.parts import adapter_stem, load_part, model_of, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
-from latentwire.config import Config, resolve_receivers
-from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.config import Config
+from latentwire.core.errors import ConfigError
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.codecs.base import Array
 
@@ -39,13 +39,11 @@ class Served:
         """CheckpointError where there is no such receiver, ConfigError where its features cannot be served."""
         folder = find_checkpoint(Path(checkpoint))
         config = load_config_of(folder)
-        models = resolve_receivers(config.model)
-        if receiver not in models or f"receivers/{receiver}.safetensors" not in read_info(folder)["files"]:
-            raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
+        model = model_of(folder, config, receiver)
         for name, on in config.features:
             if on and name not in SERVED:
                 raise ConfigError(f"features.{name}: what it adds to a message cannot be given to vLLM")
-        return cls(folder, config, receiver, models[receiver])
+        return cls(folder, config, receiver, model)
 
     @property
     def slots(self) -> bool:
@@ -73,7 +71,7 @@ class Served:
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of its reader; `head` has a row for each token of the constant head before the latents."""
-        stem = f"receivers/{self.name}"
+        stem = reader_stem(self.name)
         return part_of(load_folder(self.folder, [stem])[stem], "reader")
 
 
@@ -97,7 +95,7 @@ class SlotMaker:
         self.skeleton = Skeleton(model, dtype, device)
         reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]), receiver)
         self.reader = reader.to(self.skeleton.device)
-        load_part(self.reader, tensors, f"receivers/{receiver}")
+        load_part(self.reader, tensors, reader_stem(receiver))
 
     @torch.no_grad()
     def slots(self, latents: Array) -> list[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import CODEBOOKS, State, adapter_stem, merge, part_of
+from latentwire.checkpoint.parts import CODEBOOKS, READERS, State, adapter_stem, merge, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.config.load import differences
@@ -70,7 +70,7 @@ class Origin:
         sender_fingerprint(self.folder)  # without a sender there is nothing to start from
         self.files: dict[str, Any] = read_info(self.folder)["files"]
         stems = [name.removesuffix(".safetensors") for name in self.files]
-        self.known = {stem.removeprefix("receivers/") for stem in stems if stem.startswith("receivers/")}
+        self.known = {stem.removeprefix(READERS) for stem in stems if stem.startswith(READERS)}
         self.codebooks = codebooks_of(self.folder)
         self.lacks_companion = self.lacks_salience = False
         self.shown_anew: set[str] = set()
@@ -106,7 +106,7 @@ class Origin:
             assert isinstance(encoder, BackboneEncoder)
             state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
         for name in self.shown_anew:
-            state = state | {f"receivers/{name}": begun_anew(name, state)}
+            state = state | {reader_stem(name): begun_anew(name, state)}
         load_sender_state(system.sender, state, start=True)
         for name, receiver in system.receivers.items():
             if name in self.known:
@@ -218,7 +218,7 @@ def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
 def widened(state: State, companion: Companion) -> State:
     """A state for latents that have a companion's dimensions as well, which nothing has been made of yet."""
     out = state | {"sender": state["sender"] | merge(encoder=merge(companion=companion.state_dict()))}
-    for stem in (stem for stem in state if stem.startswith("receivers/")):
+    for stem in (stem for stem in state if stem.startswith(READERS)):
         group = out[stem] = dict(state[stem])
         for key in READ_LATENTS.keys() & group.keys():
             shape = list(group[key].shape)
@@ -235,7 +235,7 @@ def without(group: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 def begun_anew(receiver: str, state: State) -> dict[str, Tensor]:
     """A receiver's tensors without its reader. LoRA that has read other slots is worth less than that which reads text:
     it knows the passages of its training by heart."""
-    own = without(state[f"receivers/{receiver}"], "reader")
+    own = without(state[reader_stem(receiver)], "reader")
     text = state.get(adapter_stem(receiver, TEXT), {})
     return without(own, "lora") | merge(lora=part_of(text, "lora")) if text else own
 
