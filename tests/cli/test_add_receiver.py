@@ -115,8 +115,9 @@ def test_an_export_tells_of_both_runs(models: Path, added: dict[str, Any], tmp_p
     assert log[-len(own) :] == own and log[0]["stage"].startswith("run 1: slot_tuning/")
 
     again = export_main(["--ckpt", str(tmp_path / "out"), "--out_dir", str(tmp_path / "again")])
-    assert again["earlier"] == info["earlier"] and training_log([tmp_path / "again"]) == log
-    went_on = training_log([tmp_path / "out", models / "more" / "last"])
+    assert again["earlier"] == info["earlier"] and training_log([tmp_path / "again"], tmp_path / "again") == log
+    last = models / "more" / "last"
+    went_on = training_log([tmp_path / "out", last], last)
     assert [row["stage"].split(":")[0] for row in went_on[len(log) - 1 : len(log) + 1]] == ["run 2", own[0]["stage"]]
     assert went_on[: len(log) - len(own)] == log[: -len(own)] and went_on[-len(own) :] == own
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
@@ -75,7 +76,8 @@ def test_a_text_goes_through_files(
         for name in ("llama", "qwen")
     ]
     shown = capsys.readouterr()
-    assert shown.out.split("\n")[:-1] == [a["answer"] for end in ends for a in end[0]["answers"]] and not shown.err
+    assert shown.out.split("\n")[:-1] == [printable(a["answer"]) for end in ends for a in end[0]["answers"]]
+    assert not shown.err
     assert {a["source"] for end in ends for a in end[0]["answers"]} == {"latents"}
 
 
