@@ -16,6 +16,7 @@ from latentwire.config import load_config
 from latentwire.config.flags import schema_options
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import cpu_model
+from latentwire.diagnostics.timing import timed
 
 
 @dataclass
@@ -156,8 +157,6 @@ def time_stage(module: Any, indices: range, rate: float) -> StageSpeed:
 
 
 def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
-    from latentwire.diagnostics.timing import timed
-
     out, parts[name] = timed(call)
     return out
 

@@ -9,7 +9,7 @@ import click
 
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import dump_json
-from latentwire.report.compare import as_markdown, compare
+from latentwire.report.compare import as_markdown, compare, files_of
 from latentwire.report.results import checked
 
 
@@ -23,8 +23,9 @@ def command(latent: str, text: str, as_json: bool, debug: bool) -> list[dict[str
 
     Example: latentwire compare --latent runs/a/eval.json --text runs/b/eval.json
     """
-    rows = compare(Path(latent), Path(text))
-    with checked(latent if latent == text else f"{latent} or {text}"):
+    files = Path(latent), Path(text)
+    rows = compare(*files)
+    with checked(files_of(*files)):
         shown = dump_json(rows) if as_json else as_markdown(rows)
     print(shown, end="")
     return rows

@@ -134,7 +134,7 @@ def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -
     except Exception as error:  # whatever it is, it is this run's alone
         if debug:
             traceback.print_exc()
-        said = one_line(error)
+        said = one_line(error, None)
         write_json(folder / FAILED, {"error": said, "kind": type(error).__name__, "traceback": traceback.format_exc()})
         return said
     finally:

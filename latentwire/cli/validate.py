@@ -59,14 +59,14 @@ def check(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
             row |= {"kind": "run"}
         for config in runs.values():
             row["receivers"] |= resolve_receivers(config.model)
-            _check_codec(config, path)
+            _check_codec(config)
     except LatentWireError as error:
         where, text = f"{path}: ", str(error)
         row["error"] = text if text.startswith(where) else where + text
     return row
 
 
-def _check_codec(config: Config, path: Path) -> None:
+def _check_codec(config: Config) -> None:
     """The one option that the schema does not know all values of."""
     if config.evaluation.codec == Config().evaluation.codec:
         return
@@ -75,7 +75,7 @@ def _check_codec(config: Config, path: Path) -> None:
     try:
         parse_codec(config.evaluation.codec)
     except LatentWireError as error:
-        raise ConfigError(f"{path}: evaluation.codec: {error}") from None
+        raise ConfigError(f"evaluation.codec: {error}") from None
 
 
 def _plain(row: dict[str, Any]) -> str:

@@ -29,6 +29,6 @@ class TrainingError(LatentWireError):
     """Training cannot go on."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, or its kind where it says nothing, without line ends and not too long."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def one_line(error: BaseException, most: int | None = 200) -> str:
+    """What an error says, or its kind where it says nothing, without line ends, in so many characters."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -40,7 +40,7 @@ def hub_reason(error: Exception, repository: str) -> str:
         return "no such file there"
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return "no right to do that; hf auth login"
-    return f"no answer: {one_line(error)[:100]}"
+    return f"no answer: {one_line(error, 100)}"
 
 
 def within(seconds: float, call: Callable[[], Any]) -> None:

@@ -26,7 +26,7 @@ def load_from_hub(config: DataConfig, split: str, key: str) -> list[Passage]:
         rows = datasets.load_dataset(path, name, split=split)
     except Exception as error:
         # The library raises many kinds of errors for one cause: the set is neither cached nor reachable.
-        why = one_line(error)
+        why = one_line(error, 120)
         raise DataError(
             f"{key}: {path} could not be loaded by the datasets library ({why}); give a local file in the original "
             f"JSON format as {key}"

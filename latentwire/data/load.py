@@ -78,8 +78,8 @@ def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{key}: {path}: not in the format of {dataset}: {error}") from None
     for passage in passages:
-        texts = (passage.context, *(text for q in passage.questions for text in (q.id, q.text, *q.answers)))
-        utf8("".join(texts), f"{key}: {path}: passage {passage.id!r}")
+        for text in (passage.context, *(text for q in passage.questions for text in (q.id, q.text, *q.answers))):
+            utf8(text, f"{key}: {path}: passage {passage.id!r}")
     return passages
 
 

@@ -19,7 +19,7 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
     LatentWireError where the files measure different questions, have no receiver in common, or lack a mode.
     """
     a, b = read_results(latent), read_results(text)
-    with checked(latent if latent == text else f"{latent} or {text}"):
+    with checked(files_of(latent, text)):
         for key in ("dataset", "samples"):
             if a[key] != b[key]:
                 raise LatentWireError(f"{text}: {key} is {b[key]!r}, but {a[key]!r} in {latent}")
@@ -30,6 +30,11 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
         if not shared:
             raise LatentWireError(f"{text}: has none of the receivers of {latent} ({', '.join(a['receivers'])})")
         return [_row(name, a["receivers"][name], b["receivers"][name], latent, text) for name in shared]
+
+
+def files_of(latent: Path, text: Path) -> str:
+    """How errors name the files of a comparison."""
+    return str(latent) if latent == text else f"{latent} or {text}"
 
 
 def baselines_for(latent: dict[str, Any]) -> tuple[str, ...]:

@@ -79,9 +79,8 @@ def by_receiver(rows: Sequence[Row]) -> list[list[Row]]:
 def stage_of(record: Row) -> str:
     """The stage of a record without its receiver's name: slot_tuning, end_to_end, baseline text, ..."""
     first, *rest = record["stage"].split("/")
-    return (
-        f"{first} {rest[-1]}" if first.split(": ")[-1] == "baseline" else first
-    )  # "run 2: baseline": of an earlier run
+    kind = first.split(": ")[-1]  # of an earlier run it is "run 2: baseline"
+    return f"{first} {rest[-1]}" if kind == "baseline" else first
 
 
 def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:

@@ -144,7 +144,8 @@ def _parts(documents: Iterable[Document], out: Path) -> Iterator[list[Document]]
             if row.id in names:
                 raise DataError(f"{out}: two documents have the id {row.id!r}")
             names.add(row.id)
-            utf8(row.id + row.text, f"{out}: document {row.id!r}")
+            for text in (row.id, row.text):
+                utf8(text, f"{out}: document {row.id!r}")
         yield rows
 
 

@@ -29,17 +29,18 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first.
     """
     first, *others = folders
-    config, files = load_config_of(first), read_info(first)["files"]
+    config, files = load_config_of(first), {folder: read_info(folder)["files"] for folder in folders}
     for folder in others:
-        _check(folder, first)
-        there = load_config_of(folder)
-        for dotted, own, other in unlike_forms(config, there):
+        for name in sorted(files[first].keys() ^ files[folder].keys()):
+            has, lacks = (first, folder) if name in files[first] else (folder, first)
+            raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
+        for dotted, own, other in unlike_forms(config, load_config_of(folder)):
             raise CheckpointError(f"{folder}: has {dotted} = {other!r}, but {first} has {own!r}")
     state, shared = State(), dict[str, Path]()
-    for name in files:
-        entries = {read_info(folder)["files"][name]["sha256"]: folder for folder in reversed(folders)}
+    for name in files[first]:
+        entries = {files[folder][name]["sha256"]: folder for folder in reversed(folders)}
         if len(entries) == 1:
-            shared[name] = checked_file(first, name, files[name])
+            shared[name] = checked_file(first, name, files[first][name])
             continue
         stem = name.removesuffix(".safetensors")
         if stem.startswith(CODEBOOKS):
@@ -49,14 +50,6 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     if not state:
         raise ConfigError(f"{', '.join(map(str, folders))}: nothing to average, as they hold the same")
     return state, shared
-
-
-def _check(folder: Path, first: Path) -> None:
-    """CheckpointError where a checkpoint has not the files of the first."""
-    ours, theirs = (set(read_info(one)["files"]) for one in (first, folder))
-    for name in sorted(ours ^ theirs):
-        has, lacks = (first, folder) if name in ours else (folder, first)
-        raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
 
 
 def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: str) -> dict[str, Tensor]:
