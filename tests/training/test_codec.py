@@ -14,7 +14,7 @@ from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.cli.codecs import sample_codebook
 from latentwire.core.errors import CheckpointError, WireError
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
@@ -106,6 +106,47 @@ def test_no_codeword_is_dead_and_more_codebooks_are_closer() -> None:
     assert errors[4] < errors[3] < errors[2] < errors[1] < 0.5 * errors[0]
 
 
+def test_information_is_what_a_small_error_costs() -> None:
+    """Along some directions d, the squared slope of the answer loss at each latent, measured by moving it."""
+    system, prepared = fitted()
+    passages, step = prepared[:2], 1e-2
+    z, counts = system.sender.latents_of([sent for sent, _ in passages])
+    information = codec.Information(system, seed=0)
+    information.add(passages, z, counts)
+
+    def loss(name: str, moved: torch.Tensor) -> float:
+        receiver = system.receivers[name]
+        block = receiver.pack([texts[name] for _, texts in passages], information.rng)
+        with torch.no_grad(), receiver.using(LATENT, dropout=False):
+            return float(receiver.loss(receiver.read_latents(moved, counts), block).total) * block.answer_tokens
+
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(3, z.shape[2]), dim=1)
+    for name, total in information.sums.items():
+        assert total.shape == (z.shape[2], z.shape[2]) and torch.equal(total, total.T)
+        for direction in directions:
+            squares = 0.0
+            for row, count in enumerate(counts.tolist()):
+                for place in range(count):
+                    shift = torch.zeros_like(z)
+                    shift[row, place] = step * direction
+                    squares += ((loss(name, z + shift) - loss(name, z - shift)) / (2 * step)) ** 2
+            told = float(direction.double() @ total @ direction.double())
+            assert told == pytest.approx(squares, rel=0.05)
+
+
+def test_a_share_of_the_metric_is_what_changes_anything_at_all() -> None:
+    system, prepared = fitted()
+    information = codec.Information(system, seed=0)
+    codec.latents_of(system, prepared, information.add)
+    told, both, made = (information.metric(floor) for floor in (0.0, 0.25, 1.0))
+    torch.testing.assert_close(both, 0.75 * told + 0.25 * made)
+    linear = [receiver.reader.generator.linear.detach() for receiver in system.receivers.values()]
+    wanted = [w @ w.T / (w @ w.T).diagonal().mean() for w in linear]
+    torch.testing.assert_close(made, torch.stack(wanted).mean(0))
+    assert told.diagonal().mean() == pytest.approx(1.0) and not torch.allclose(told, made, rtol=0.1)
+
+
 def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
     system, prepared = fitted()
     for kind in ("rvq", "fsq"):
@@ -186,7 +227,7 @@ def test_training_brings_the_loss_of_coded_latents_down(tmp_path: Path) -> None:
             return sum(float(module.forward(module.batch(index)).loss) for index in range(1000, 1012))
 
     before = loss()
-    Trainer(module, system.config, tmp_path, 60).fit()
+    Trainer(module, system.config, tmp_path, 80).fit()
     assert loss() < 0.8 * before
 
 

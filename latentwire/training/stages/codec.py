@@ -15,45 +15,80 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
-from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import Receiver
+from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.quantizers import Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
-from latentwire.training.stages.importance import importance_of
-from latentwire.training.stages.normal_equations import batched
+from latentwire.training.stages.normal_equations import batched, unpadded
 from latentwire.wire.codebook import remember
 from latentwire.wire.codecs import CODECS, LearnedCodec
 
 
-def metric_of(receiver: Receiver, asked: Sequence[ReceiverText], floor: float) -> Tensor:
-    """(d_z, d_z) how much an error of a latent matters to a reader: the squared change of what it generates, each
-    number weighed by the answer loss on the texts that are `asked` (`importance_of`). The mean over dimensions is 1.
-    Without texts, all that it generates matters alike.
+class Information:
+    """How much an error e of a latent matters to readers: e' M e, the mean over receivers of what it costs each.
+
+    M is the empirical Fisher information, the outer product of the answer loss's gradient with respect to a latent,
+    added up over many: to second order what an error costs, through attention and all that a reader makes of a latent.
+    Quantisation by such a sensitivity follows SqueezeLLM (Kim et al. 2023, arXiv 2306.07629), here with all directions
+    and not only the axes.
     """
+
+    def __init__(self, system: LatentWire, seed: int):
+        self.receivers = system.receivers
+        self.rng = random.Random(f"information-{seed}")
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, passages: Sequence[Prepared], z: Tensor, counts: Tensor) -> None:
+        """Passages with their latents (batch, M, d_z), of which counts[i] in row i."""
+        for name, receiver in self.receivers.items():
+            block = receiver.pack([texts[name] for _, texts in passages], self.rng, copying=False)
+            given = z.detach().to(receiver.lm.device, torch.float32).requires_grad_()
+            with receiver.using(LATENT, dropout=False):
+                terms = receiver.loss(receiver.read_latents(given, counts.to(given.device)), block)
+            (gradient,) = torch.autograd.grad(terms.total * block.answer_tokens, given)
+            rows = unpadded(gradient, counts).cpu().double()
+            self.sums[name] = self.sums.get(name, 0) + rows.T @ rows
+
+    def metric(self, floor: float) -> Tensor:
+        """(d_z, d_z) with a mean over dimensions of 1.
+
+        A share `floor` of it is what changes any number that a generator makes, so that no direction is given up that
+        no gradient of these passages lies in.
+        """
+        made = torch.stack([_change(receiver) for receiver in self.receivers.values()]).mean(0)
+        told = torch.stack([_of_mean_one(self.sums[name]) for name in self.receivers]).mean(0).float()
+        return (1 - floor) * told + floor * made
+
+
+@torch.no_grad()
+def _change(receiver: Receiver) -> Tensor:
+    """(d_z, d_z) the squared change of what a receiver's generator makes, each number by its own scale."""
     generator = receiver.reader.generator
-    weight = importance_of(receiver, asked, floor) if asked else generator.scale.pow(-2)
     linear = generator.linear if generator.down is None else generator.down @ generator.linear
-    change = linear.detach() * generator.scale * weight.to(linear.device).sqrt()
-    metric = change @ change.T
-    return metric * (len(metric) / metric.trace())
+    return _of_mean_one((linear @ linear.T).cpu())
+
+
+def _of_mean_one(metric: Tensor) -> Tensor:
+    return metric * (len(metric) / metric.trace().clamp(min=torch.finfo(metric.dtype).tiny))
 
 
 @torch.no_grad()
 def latents_of(
-    system: LatentWire, passages: Sequence[Prepared], report: Callable[[int], None] = lambda number: None
+    system: LatentWire,
+    passages: Sequence[Prepared],
+    each: Callable[[Sequence[Prepared], Tensor, Tensor], None] = lambda passages, z, counts: None,
 ) -> tuple[Tensor, Starts]:
     """Latents of passages one behind the other (N, d_z), and which of them are the first of their passage (N,).
 
-    report: is told how many passages are done.
+    each: is given every batch of passages, its latents (batch, M, d_z) and how many of them are real (batch,).
     """
     rows, starts = [], []
-    for number, batch in enumerate(batched(passages, 8)):
-        report(8 * number)
+    for batch in batched(passages, 8):
         z, counts = system.sender.latents_of([sent for sent, _ in batch])
-        for one, count in zip(z.cpu(), counts.tolist(), strict=True):
-            rows.append(one[:count])
-            starts.append(np.arange(count) == 0)
+        rows.append(unpadded(z, counts).cpu())
+        starts += [np.arange(count) == 0 for count in counts.tolist()]
+        with torch.enable_grad():
+            each(batch, z, counts)
     return torch.cat(rows), np.concatenate(starts)
 
 
@@ -65,18 +100,20 @@ def fit(
 ) -> dict[str, dict[str, float]]:
     """Find a codebook for every codec of codec.learned; returns `bits_per_latent` by codec, and which share of the
     weighted variance is `kept`, on the last tenth of the passages, which nothing was found on."""
-    own, form = config.codec, config.curriculum.closed_form
+    own, done = config.codec, 0
     passages = passages[: own.passages]
-    asked = passages[: form.importance_passages]
-    metric = torch.stack(
-        [
-            metric_of(receiver, [texts[name] for _, texts in asked], form.importance_floor).cpu()
-            for name, receiver in system.receivers.items()
-        ]
-    ).mean(0)
     few = max(1, len(passages) // 10)
-    z, starts = latents_of(system, passages[:-few] or passages, report)
+    information = Information(system, config.system.seed)
+
+    def look(batch: Sequence[Prepared], z: Tensor, counts: Tensor) -> None:
+        nonlocal done
+        information.add(batch, z, counts)
+        done += len(batch)
+        report(done)
+
+    z, starts = latents_of(system, passages[:-few] or passages, look)
     aside, aside_starts = latents_of(system, passages[-few:])
+    metric = information.metric(config.curriculum.closed_form.importance_floor)
     torch.manual_seed(config.system.seed)
     rotation = principal_rotation(z, metric, min(own.width, z.shape[1], len(z)))
     y = (z - rotation.mean) @ rotation.into
