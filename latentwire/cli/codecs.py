@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from latentwire.cli.files import Debug, Json
 from latentwire.core.atomic import dump_json
+from latentwire.core.errors import ConfigError
 from latentwire.core.manifest import cpu_model
 from latentwire.wire.codebook import KINDS, Codebook, remember
 from latentwire.wire.codecs import CODECS, Codec, LearnedCodec, parse_codec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.message import Wire
+
+MOST_NUMBERS = 1 << 27
+"""Latents of so many numbers take half a GB."""
 
 
 def codecs(
@@ -22,26 +27,37 @@ def codecs(
         list[str] | None, typer.Option(metavar="CODEC", help="Only this one; may be given several times.")
     ] = None,
     latents: Annotated[int, typer.Option(min=1, max=65_535, help="Latents of a message.")] = 16,
-    d_z: Annotated[int, typer.Option("--d_z", min=1, max=65_535, help="Width of a latent.")] = 1024,
+    d_z: Annotated[int, typer.Option("--d_z", min=1, max=65_535, help="Width of a latent.")] = 1408,
+    ckpt: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Learned codecs with the codebooks of this checkpoint.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time spent on each codec, each way.")] = 1.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Measure encoding and decoding of whole messages, frame and checksum included, on one thread.
+    """Measure encoding and decoding of whole messages, frame and checksum included.
 
-    Latents are drawn from the normal distribution with variance 1, and so are the codebooks of learned codecs: their
-    speed is that of trained ones, their error and size mean nothing. They are left out of the list where a message of
-    theirs cannot hold so many latents. MB are 10**6 bytes of latents in fp32, so that the rates of codecs compare; the
-    error is the root mean square over dimensions.
+    Latents are drawn from the normal distribution with variance 1, so that error and size of learned codecs mean
+    nothing. Their codebooks are those of --ckpt, or small ones drawn by chance, which are many times faster. They are
+    left out of the list where there is no codebook, or a message of theirs cannot hold so many latents. MB are 10**6
+    bytes of latents in fp32, so that the rates of codecs compare; the error is the root mean square over dimensions.
 
     Example: latentwire codecs --codec int4 --codec int4:group=128,scale_bits=16
     """
     import numpy as np
 
+    if latents * d_z > MOST_NUMBERS:
+        raise ConfigError(f"--latents, --d_z: {latents * d_z:,} numbers are more than the {MOST_NUMBERS:,} to draw")
+    books = _trained_books(ckpt, d_z) if ckpt else None
+    there = KINDS if books is None else sorted(books)
+    usual = [name for name in CODECS if name not in KINDS or (name in there and latents <= MOST_LATENTS)]
     z = np.random.default_rng(0).standard_normal((latents, d_z)).astype(np.float32)
     rows = []
-    for spec in codec or [name for name in CODECS if latents <= MOST_LATENTS or name not in KINDS]:
-        chosen = with_sample_book(parse_codec(spec), d_z)
+    for spec in codec or usual:
+        chosen = parse_codec(spec)
+        if books is not None and isinstance(chosen, LearnedCodec):
+            chosen = chosen.with_book(books.get(chosen.name))
+        chosen = with_sample_book(chosen, d_z)
         data = Wire.of(z, chosen).to_bytes()
         got = Wire.from_bytes(data).latents
         assert got is not None
@@ -64,9 +80,22 @@ def codecs(
     return result
 
 
+def _trained_books(ckpt: str, d_z: int) -> dict[str, Codebook]:
+    from latentwire.checkpoint.index import find_checkpoint
+    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
+    from latentwire.checkpoint.tensors import load_folder
+
+    folder = find_checkpoint(Path(ckpt))
+    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    for name, book in books.items():
+        if book.d_z != d_z:
+            raise ConfigError(f"--d_z: {d_z}, but the codebook of {name!r} in {folder} is for latents of {book.d_z}")
+    return books
+
+
 def with_sample_book(codec: Codec, d_z: int, seed: int = 0) -> Codec:
-    """The codec itself, or a learned one with a codebook for latents of this width, from now on known here."""
-    if not isinstance(codec, LearnedCodec):
+    """The codec itself, or a learned one without a codebook with one for latents of this width, from now on known."""
+    if not isinstance(codec, LearnedCodec) or codec.book is not None:
         return codec
     sizes = [256] * 6 if codec.name == "rvq" else [9] * 8 + [5] * 12 + [3] * 16
     return codec.with_book(remember(sample_codebook(codec.name, d_z, min(64, d_z), sizes, seed)))

@@ -53,7 +53,7 @@ def decode(
             ]
             out.append({"text": number, "answers": answers})
             if as_json:
-                print(json.dumps(out[-1], ensure_ascii=False), flush=True)
+                print(json.dumps(out[-1], ensure_ascii=sys.stdout.isatty()), flush=True)
                 continue
             if replies[0].note:
                 print(f"text {number}: answered from the text in the message: {replies[0].note}", file=sys.stderr)

@@ -65,13 +65,20 @@ def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str
 
 
 def codec_of(spec: str, folder: Path) -> Codec:
-    """The codec of that name; WireError where there is none, or it needs a codebook that a checkpoint does not have."""
-    from latentwire.checkpoint.index import codebooks_of
+    """The codec of that name; WireError where there is none, or it needs a codebook that a checkpoint does not have, or
+    more layers than that has."""
     from latentwire.wire.codecs import LearnedCodec, parse_codec
 
     codec = parse_codec(spec)
-    if isinstance(codec, LearnedCodec) and codec.name not in codebooks_of(folder):
+    if not isinstance(codec, LearnedCodec):
+        return codec
+    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
+    from latentwire.checkpoint.tensors import load_folder
+
+    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    if codec.name not in books:
         raise WireError(f"codec {codec.name}: {folder} has no codebook for it")
+    codec.with_book(books[codec.name])
     return codec
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import re
 import struct
@@ -9,6 +10,8 @@ import time
 import tracemalloc
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Annotated, Any
 
@@ -28,6 +31,9 @@ TRACED = 200
 """One message in so many is parsed with its allocations traced, which is slow."""
 SLOWEST_ALLOWED = 5.0
 """Seconds for one small message after which it counts as a hang."""
+HANGS, WATCHED = 60, 1000
+"""Seconds that so many messages may take; then the process shows where it hangs, and ends."""
+STDERR = 2
 EDGES = (0x00, 0x01, 0x02, 0x7F, 0x80, 0xFE, 0xFF)
 
 
@@ -51,33 +57,36 @@ def fuzz(
     for data in whole:  # so that what is made once is not counted as growth
         Wire.from_bytes(data)
     memory_before, started = peak_memory_mb(), time.perf_counter()
-    for number in range(messages):
-        data = mutate(rng.choice(whole), whole, rng)
-        traced = number % TRACED == 0
-        if traced:
-            tracemalloc.start()
-        began = time.perf_counter()
-        try:
-            if number % 10 == 9:
-                for _ in read_texts(BytesIO(data + rng.choice(whole))):
-                    pass
+    with _watchdog() as watch:
+        for number in range(messages):
+            if number % WATCHED == 0:
+                watch()
+            data = mutate(rng.choice(whole), whole, rng)
+            traced = number % TRACED == 0
+            if traced:
+                tracemalloc.start()
+            began = time.perf_counter()
+            try:
+                if number % 10 == 9:
+                    for _ in read_texts(BytesIO(data + rng.choice(whole))):
+                        pass
+                else:
+                    _ = Wire.from_bytes(data).latents
+                valid += 1
+            except WireError as error:
+                reasons[re.sub(r"(0x\w+|\b[\da-f]{8}\b|[\d,]+)", "#", str(error).split(":")[0])] += 1
+            except Exception as error:
+                raise LatentWireError(f"message {number} gave {type(error).__name__}: {error}: {data.hex()}") from error
+            if traced:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                largest = max(largest, peak)
+                if len(data) >= 1024:
+                    steepest = max(steepest, peak / len(data))
             else:
-                _ = Wire.from_bytes(data).latents
-            valid += 1
-        except WireError as error:
-            reasons[re.sub(r"(0x\w+|\b[\da-f]{8}\b|[\d,]+)", "#", str(error).split(":")[0])] += 1
-        except Exception as error:
-            raise LatentWireError(f"message {number} gave {type(error).__name__}: {error}: {data.hex()}") from error
-        if traced:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            largest = max(largest, peak)
-            if len(data) >= 1024:
-                steepest = max(steepest, peak / len(data))
-        else:
-            slowest = max(slowest, time.perf_counter() - began)
-        if slowest > SLOWEST_ALLOWED:
-            raise LatentWireError(f"message {number} took {slowest:.1f} s: {data.hex()}")
+                slowest = max(slowest, time.perf_counter() - began)
+            if slowest > SLOWEST_ALLOWED:
+                raise LatentWireError(f"message {number} took {slowest:.1f} s: {data.hex()}")
     seconds = time.perf_counter() - started
     result = {
         "messages": messages,
@@ -94,6 +103,15 @@ def fuzz(
     }
     print(dump_json(result) if as_json else _plain(result), end="")
     return result
+
+
+@contextmanager
+def _watchdog() -> Iterator[Callable[[], None]]:
+    """What is called gives the next messages HANGS seconds from then on."""
+    try:
+        yield lambda: faulthandler.dump_traceback_later(HANGS, exit=True, file=STDERR)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def originals(rng: random.Random) -> list[bytes]:

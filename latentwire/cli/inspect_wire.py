@@ -40,7 +40,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "count": section.count,
         "d_z": section.d_z,
         "layers": [len(layer) for layer in section.layers],
-        "bits_per_dimension": 8 * len(data) / (section.count * section.d_z),
+        "bits_per_dimension": 8 * (len(data) - len(frame.text or b"")) / (section.count * section.d_z),
     }
     text = frame.text and {"characters": len(wire.text or ""), "bytes": len(frame.text)}
     return {

@@ -11,7 +11,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
 from latentwire.config.load import parse_override
 from latentwire.core.atomic import dump_json, make_folder, read_json, write_bytes, write_json
-from latentwire.core.errors import DataError
+from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.manifest import git_state
 
 
@@ -52,8 +52,12 @@ def rates(
     folder, path = find_checkpoint(Path(ckpt)), Path(out)
     for spec in codec or []:
         codec_of(spec, folder)
-    changes = dict(map(parse_override, overrides or [])) | {"evaluation.samples": samples}
-    config = load_config_of(folder, changes | ({"data.eval_path": data_path} if data_path else {}))
+    changes = dict(map(parse_override, overrides or []))
+    own = {"evaluation.samples": samples} | ({"data.eval_path": data_path} if data_path else {})
+    for key in sorted(changes.keys() & own):
+        option = "--samples" if key == "evaluation.samples" else "--data_path"
+        raise ConfigError(f"--override {key}: {option} says that here")
+    config = load_config_of(folder, changes | own)
     passages = load_passages(config.data, "validation", samples)
     git = git_state()
     files = read_info(folder)["files"]

@@ -38,7 +38,8 @@ class Wire:
         section = codebook = None
         if latents is not None:
             codec = parse_codec(codec) if isinstance(codec, str) else codec
-            z = np.ascontiguousarray(latents, np.float32)
+            with np.errstate(over="ignore"):  # what is too large is refused below
+                z = np.ascontiguousarray(latents, np.float32)
             if z.ndim != 2 or not z.size:
                 raise WireError(f"latents of shape {z.shape}, not (M, d_z) with one number at least")
             if not np.isfinite(z).all():
@@ -66,8 +67,12 @@ class Wire:
         for, since a reader without it may still use the text.
         """
         wire = cls(Frame.unpack(bytes(data)))
-        _ = wire.codec, wire.text
-        if wire.frame.codebook is None:
+        _ = wire.text
+        if wire.codec is not None and wire.frame.codebook is not None:
+            section = wire.frame.latents
+            assert section is not None
+            wire.codec.check(section.layers, section.count)
+        else:
             _ = wire.latents
         return wire
 

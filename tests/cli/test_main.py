@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentwire.cli.answers import printable
@@ -70,6 +71,12 @@ def test_a_text_goes_through_files(
     assert rows[0]["bytes"] == counts["bytes"] and rows[0]["text"] is None and len(rows[0]["sender"]) == 16
     latentwire(["inspect", str(out)])
     assert "latents of 16 in int8" in capsys.readouterr().out
+    (beside := story.with_suffix(".beside.lw")).write_bytes(
+        Wire.of(np.ones((4, 16)), "fp16", text="Mira lives in Orlin.").to_bytes()
+    )
+    (row,) = latentwire(["inspect", str(beside), "--json"])  # what the text takes is no part of it
+    assert row["latents"]["bits_per_dimension"] == 8 * (row["bytes"] - row["text"]["bytes"]) / 64
+    capsys.readouterr()
 
     ends = [
         latentwire(["decode", str(out), "--ckpt", str(models / "run"), "--receiver", name, *ASK])
@@ -194,6 +201,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["decode", "{text}", "--receiver", "a", "--question", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
         (["decode", "{text}"], "receiver"),
         (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
+        (["codecs", "--latents", "65535", "--d_z", "65535"], "--latents, --d_z: 4,294,836,225 numbers are more than"),
         (["no_such_verb"], "no_such_verb"),
         (["encode", "{text}", "--text", "only", "-o", "./text"], "--out: ./text is a text that is read"),
     ],

@@ -83,6 +83,8 @@ def test_rates_are_written_and_gone_on_with(
     monkeypatch.setattr(system, "load_checkpoint", None)  # what is known needs no model
     capsys.readouterr()
     assert latentwire([*words, "--json"]) == rows == json.loads(capsys.readouterr().out)
+    with pytest.raises(ConfigError, match=r"evaluation\.samples: --samples says that here"):
+        latentwire([*words, "--override", "evaluation.samples=3"])
     out.write_text('{"schema": 1}')
     with pytest.raises(DataError, match="not a list of rows"):
         latentwire(words)
@@ -96,6 +98,15 @@ def test_messages_of_a_learned_codec_go_through_files(
     latentwire(["encode", str(tmp_path / "story.txt"), "--ckpt", str(coded), "--codec", "fsq", "-o", message])
     (row,) = latentwire(["inspect", message])
     assert row["latents"]["codec"] == "fsq" and row["latents"]["codebook"]
+    with pytest.raises(WireError, match=r"layers is at most \d+, not 99"):
+        latentwire(
+            ["encode", str(tmp_path / "story.txt"), "--ckpt", str(coded), "--codec", "fsq:layers=99", "-o", message]
+        )
+    d_z = str(row["latents"]["d_z"])
+    measured = latentwire(["codecs", "--ckpt", str(coded), "--d_z", d_z, "--latents", "2", "--seconds", "0"])["codecs"]
+    assert {"int8", "rvq", "fsq"} <= {one["codec"].split(":")[0] for one in measured}
+    with pytest.raises(ConfigError, match=rf"the codebook of '\w+' in .* is for latents of {d_z}"):
+        latentwire(["codecs", "--ckpt", str(coded), "--d_z", "3"])
     monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})  # as in a process of its own
     (text,) = latentwire(["decode", message, "--ckpt", str(coded), "--receiver", "qwen", "--question", "Who?"])
     assert text["answers"][0]["source"] == "latents"

@@ -108,7 +108,7 @@ def test_a_damaged_payload_is_refused(damage: object, why: str) -> None:
 
 def test_what_a_few_bytes_may_claim_is_bounded() -> None:
     codec = small_codec("fsq")
-    with pytest.raises(WireError, match="9 bytes for 20 latents: cut off"):
+    with pytest.raises(WireError, match="20 latents in 9 bytes, which cannot hold so many"):
         codec.decode([b"\1" * 9], 20, D_Z)
     many = np.zeros((MOST_LATENTS + 1, D_Z), np.float32)
     with pytest.raises(WireError, match="takes at most 1,024"):

@@ -1,4 +1,5 @@
-"""Messages that every implementation must read, and write, as they are: tests/data/wire_v1.json and wire_v2.json."""
+"""Messages that every implementation must read, and write, as they are: tests/data/wire_v1.json and wire_v2.json; and
+those that it must refuse: wire_refused.json."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from latentwire.core.errors import WireError
 from latentwire.wire.codebook import Codebook, recall, remember
 from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 from latentwire.wire.message import Wire
@@ -17,6 +19,7 @@ from tests.wire import reference
 DATA = Path(__file__).resolve().parents[1] / "data"
 V1: list[dict[str, Any]] = json.loads((DATA / "wire_v1.json").read_text())
 V2: list[dict[str, Any]] = json.loads((DATA / "wire_v2.json").read_text())
+REFUSED: list[dict[str, str]] = json.loads((DATA / "wire_refused.json").read_text())
 BOOKS: dict[str, dict[str, Any]] = json.loads((DATA / "codebooks.json").read_text())
 
 
@@ -61,6 +64,12 @@ def test_an_old_message_is_written_again_in_the_new_form(vector: dict[str, Any])
     old = Wire.from_bytes(bytes.fromhex(vector["bytes"]))
     new = Wire.from_bytes(old.to_bytes())
     assert new.frame.version == 2 and np.array_equal(new.latents, old.latents)
+
+
+@pytest.mark.parametrize("vector", REFUSED, ids=lambda v: v["name"])
+def test_a_message_that_must_be_refused_is(vector: dict[str, str]) -> None:
+    with pytest.raises(WireError):
+        Wire.from_bytes(bytes.fromhex(vector["bytes"]))
 
 
 def test_every_codec_and_every_field_has_a_vector() -> None:

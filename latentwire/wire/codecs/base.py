@@ -54,6 +54,10 @@ class Codec(ABC):
     def encode(self, z: Array) -> list[bytes]:
         """Layers of finite latents (M, d_z)."""
 
+    def check(self, layers: Sequence[bytes], count: int) -> None:
+        """WireError where layers cannot hold so many latents, as far as that can be told without the codebook."""
+        return
+
     @abstractmethod
     def decode(self, layers: Sequence[bytes], count: int, d_z: int) -> Array:
         """Latents (count, d_z) from one or more layers; WireError where these are not what `encode` writes.

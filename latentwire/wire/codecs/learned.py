@@ -63,11 +63,16 @@ class LearnedCodec(Codec):
         codes, parts = self.codes(book, self.rotated(z)), _parts(book)[: self.layers or None]
         return [encode_columns(codes[:, p], book.columns[p], _least(len(z), p)) for p in parts]
 
+    def check(self, layers: Sequence[bytes], count: int) -> None:
+        if count > MOST_LATENTS:
+            raise WireError(f"message of {count:,} latents: codec {self.name!r} takes at most {MOST_LATENTS:,}")
+        if layers and len(layers[0]) < _least(count, slice(0)):
+            raise WireError(f"message of {count:,} latents in {len(layers[0])} bytes, which cannot hold so many")
+
     def decode(self, layers: Sequence[bytes], count: int, d_z: int) -> Array:
         book = self._book(d_z)
         parts = _parts(book)
-        if count > MOST_LATENTS:
-            raise WireError(f"message of {count:,} latents: codec {self.name!r} takes at most {MOST_LATENTS:,}")
+        self.check(layers, count)
         if not 0 < len(layers) <= len(parts):
             raise WireError(f"message of {len(layers)} layers; the codebook has {len(parts)}")
         pairs = list(zip(layers, parts, strict=False))
