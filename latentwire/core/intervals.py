@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def bootstrap_ci(
@@ -15,7 +16,8 @@ def bootstrap_ci(
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979), or with `weights` of sum(values) / sum(weights).
 
-    With `clusters`, whole clusters are drawn: questions on one passage are not independent.
+    With `clusters`, whole clusters are drawn: questions on one passage are not independent. Draws without any weight
+    say nothing and are left out.
     """
     import numpy as np  # a listing of runs starts without it
 
@@ -27,11 +29,22 @@ def bootstrap_ci(
     means = np.empty(resamples)
     for i in range(resamples):
         drawn = rng.integers(0, len(sums), len(sums))
-        means[i] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
+        means[i] = sums[drawn].sum() / (sizes[drawn].sum() or np.nan)
+    low, high = np.nanquantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 
 def with_interval(mean: float, interval: Sequence[float]) -> str:
     """A mean and its interval as tables show them."""
     return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def kept_in_words(kept: Mapping[str, Any]) -> str:
+    """What latents keep of a text: ratios of F1 and EM, and how many times its NLL they have, with their intervals."""
+    shares = [
+        f"{kept[key]:.0%} [{kept[f'{key}_ci'][0]:.0%}, {kept[f'{key}_ci'][1]:.0%}] of {label}"
+        for key, label in (("f1", "F1"), ("em", "EM"))
+        if kept[key] is not None
+    ]
+    times = f"{kept['nll_per_token']:.2f} [{kept['nll_per_token_ci'][0]:.2f}, {kept['nll_per_token_ci'][1]:.2f}]"
+    return f"of {kept['of']}, latents keep {' and '.join(shares) or 'no F1'}, at {times} times its NLL"

@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
 from latentwire.core.atomic import write_json, write_jsonl, write_text
 from latentwire.core.errors import DataError
-from latentwire.core.intervals import with_interval
+from latentwire.core.intervals import kept_in_words, with_interval
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
@@ -32,7 +32,7 @@ from latentwire.evaluation.efficiency import (
 )
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import EVERY_MODE, MODES, RIVALS, modes_for
-from latentwire.evaluation.summary import joint_measures, mean_over_receivers, measure
+from latentwire.evaluation.summary import gained, joint_measures, kept, mean_over_receivers, measure
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
 
@@ -90,6 +90,7 @@ def evaluate(
         receivers[name] = {
             **{mode: measured.get(mode) for mode in MODES},
             **{mode: measured[mode] for mode in RIVALS if mode in measured},
+            **_beside(answers.by_mode[name], measured, answers.clusters, own.bootstrap),
             "positions": taken,
             "compression": taken["text"] / taken["latent"],
             "bytes": (means := message_bytes(receiver, items, lossless)),
@@ -118,6 +119,24 @@ def evaluate(
         golds = [q.answers for q in answers.questions]
         results["joint"] = joint_measures(answers.joint, golds, own_answers, answers.clusters, own.bootstrap)
     return results, answers
+
+
+def _beside(
+    answers: Mapping[str, Sequence[Answer]], measured: Mapping[str, Any], clusters: Sequence[int], resamples: int
+) -> dict[str, Any]:
+    """What latents keep of the text, read with a LoRA tuned on it where they have one too, and what they gain over as
+    many tokens of it; None where one of these was not measured."""
+    out: dict[str, Any] = {"kept": None, "gained": None}
+    if "latent" not in answers:
+        return out
+    latent = answers["latent"]
+    baselines = ("text_tuned", "text") if measured["latent"]["tuned"] else ("text",)
+    if text := next((mode for mode in baselines if mode in answers), None):
+        out["kept"] = {"of": text} | kept(latent, answers[text], clusters, resamples)
+    if "token_budget" in answers:
+        f1, theirs = ([answer.f1 for answer in rows] for rows in (latent, answers["token_budget"]))
+        out["gained"] = {"over": "token_budget"} | gained(f1, theirs, clusters, resamples)
+    return out
 
 
 def lossless_limits(config: Config, passages: Sequence[Passage]) -> list[int]:
@@ -225,13 +244,20 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
             f"{name}: {receiver['compression']:.2f}x fewer positions; wire {receiver['bytes']['wire']:.0f} bytes, "
             f"{receiver['bits_per_latent']:.0f} bits a latent: {', '.join(_ratios(receiver))}"
         )
+        if receiver["kept"]:
+            console.print(f"{name}: {kept_in_words(receiver['kept'])}{_gain(receiver['gained'])}")
     if results["joint"]:
         j, few = results["joint"], len(results["receivers"]) == 2
         console.print(
             f"{'both' if few else 'all'} together: F1 {with_interval(j['f1'], j['f1_ci'])}, EM {j['em']:.3f}; "
+            f"{with_interval(j['gained']['f1'], j['gained']['f1_ci'])} above the better one; "
             f"they agree on {j['agreement']:.0%}, the {'better of both' if few else 'best of them'} has F1 "
             f"{j['oracle_f1']:.3f}"
         )
+
+
+def _gain(over: dict[str, Any] | None) -> str:
+    return "" if over is None else f"; F1 {with_interval(over['f1'], over['f1_ci'])} above {over['over']}"
 
 
 def _ratios(receiver: dict[str, Any]) -> Iterator[str]:

@@ -41,6 +41,28 @@ def _f1_and_em(
     }
 
 
+def kept(
+    latent: Sequence[ScoredAnswer], text: Sequence[ScoredAnswer], clusters: Sequence[int], resamples: int
+) -> dict[str, Any]:
+    """What answers from latents keep of those from the text to the same questions: ratios of F1, EM and NLL a token.
+
+    Each with its 95 % interval; None where the text's is nothing.
+    """
+    out: dict[str, Any] = {}
+    for key, value in {"f1": "f1", "em": "em", "nll_per_token": "nll"}.items():
+        ours, theirs = ([getattr(answer, value) for answer in answers] for answers in (latent, text))
+        there = sum(theirs) > 0
+        out[key] = sum(ours) / sum(theirs) if there else None
+        out[f"{key}_ci"] = list(bootstrap_ci(ours, clusters, theirs, resamples=resamples)) if there else None
+    return out
+
+
+def gained(ours: Sequence[float], theirs: Sequence[float], clusters: Sequence[int], resamples: int) -> dict[str, Any]:
+    """The mean difference of one value a question, with its 95 % interval."""
+    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return {"f1": statistics.fmean(apart), "f1_ci": list(bootstrap_ci(apart, clusters, resamples=resamples))}
+
+
 def joint_measures(
     joint: Sequence[str],
     golds: Sequence[Sequence[str]],
@@ -48,12 +70,15 @@ def joint_measures(
     clusters: Sequence[int],
     resamples: int,
 ) -> dict[str, Any]:
-    """Rescored answers of all receivers together; agreement (all answers equal after normalisation) and oracle."""
+    """Rescored answers of all receivers together, and what they have `gained` over the better receiver's own; agreement
+    (all answers equal after normalisation) and oracle."""
     f1 = [f1_score(p, g) for p, g in zip(joint, golds, strict=True)]
     em = [exact_match(p, g) for p, g in zip(joint, golds, strict=True)]
     each = list(zip(*own.values(), strict=True))
+    best = max(([f1_score(p, g) for p, g in zip(answers, golds, strict=True)] for answers in own.values()), key=sum)
     return {
         **_f1_and_em(f1, em, clusters, resamples),
+        "gained": gained(f1, best, clusters, resamples),
         "agreement": statistics.fmean(len({normalize_answer(p) for p in row}) == 1 for row in each),
         "oracle_f1": statistics.fmean(max(f1_score(p, g) for p in row) for row, g in zip(each, golds, strict=True)),
         "oracle_em": statistics.fmean(max(exact_match(p, g) for p in row) for row, g in zip(each, golds, strict=True)),

@@ -10,7 +10,7 @@ from typing import Any
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config import resolve_receivers
 from latentwire.config.sections.inputs import ModelConfig
-from latentwire.core.intervals import with_interval
+from latentwire.core.intervals import kept_in_words, with_interval
 from latentwire.data.hub import SOURCES
 
 DATA_LICENCES = {
@@ -158,4 +158,6 @@ def _results(results: dict[str, Any]) -> list[str]:
             f"{name}: {receiver['compression']:.2f}x fewer positions; {b['wire']:.0f} bytes a message "
             f"(UTF-8 {b['utf8']:.0f}, zstd {b['zstd']:.0f}, token ids {b['packed_ids']:.0f}).",
         ]
+        if receiver.get("kept"):
+            lines += ["", f"{name}: {kept_in_words(receiver['kept'])}."]
     return [*lines, ""]

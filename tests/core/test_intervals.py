@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.intervals import bootstrap_ci, kept_in_words
 
 
 def test_the_interval_holds_the_mean_and_is_wider_where_questions_share_a_passage() -> None:
@@ -19,3 +19,14 @@ def test_the_mean_of_weighted_values_is_a_ratio_of_sums() -> None:
     assert bootstrap_ci([0.5 * n for n in tokens], weights=tokens) == pytest.approx((0.5, 0.5))
     low, high = bootstrap_ci([1.0, 0.0, 0.0, 0.0] * 10, weights=tokens)
     assert low < 10 / 110 < high
+
+
+def test_draws_without_weight_are_left_out() -> None:
+    low, high = bootstrap_ci([1.0, 0.0, 0.0], weights=[2.0, 0.0, 0.0])  # some draws hold no text with an answer at all
+    assert low == high == 0.5
+
+
+def test_what_is_kept_is_said_with_its_intervals() -> None:
+    kept = {"of": "text", "f1": 0.5, "f1_ci": [0.4, 0.61], "em": None, "em_ci": None}
+    kept |= {"nll_per_token": 2.0, "nll_per_token_ci": [1.9, 2.125]}
+    assert kept_in_words(kept) == "of text, latents keep 50% [40%, 61%] of F1, at 2.00 [1.90, 2.12] times its NLL"

@@ -19,7 +19,9 @@ SMALL = {"latency_samples": 1, "max_new_tokens": 4, "bootstrap": 50, "batch_size
 
 
 @pytest.mark.parametrize("slots", [True, False])
-def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots: bool, capsys: object) -> None:
+def test_everything_of_the_schema_is_measured_and_written(
+    tmp_path: Path, slots: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small_config(
         evaluation=SMALL | {"modes": list(MODES)},
         features={"use_lora": True, "use_deep_prefix": slots},
@@ -32,6 +34,7 @@ def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots:
     results, answers = evaluate(system, small_passages(4), config, quiet=True)
     write_results(tmp_path, results, answers)
     print_table(results)
+    shown = " ".join(capsys.readouterr().out.split())
     read = json.loads((tmp_path / "eval.json").read_text())
     assert read["schema"] == 1 and read["samples"] == 8 and read["passages"] == 4
     for name in ("a", "b"):
@@ -52,7 +55,16 @@ def test_everything_of_the_schema_is_measured_and_written(tmp_path: Path, slots:
         assert own["byte_ratios"]["lm_bytes"] is None
         assert 16 < own["bits_per_dimension"] < 20
         assert own["bits_per_latent"] == pytest.approx(16 * own["bits_per_dimension"])
+        share, gain = own["kept"], own["gained"]
+        assert share["of"] == "text_tuned" and gain["over"] == "token_budget"
+        ratio = own["latent"]["nll_per_token"] / own["text_tuned"]["nll_per_token"]
+        assert share["nll_per_token"] == pytest.approx(ratio)
+        assert share["nll_per_token_ci"][0] <= ratio <= share["nll_per_token_ci"][1]
+        assert gain["f1"] == pytest.approx(own["latent"]["f1"] - own["token_budget"]["f1"])
+        assert f"{name}: of text_tuned, latents keep" in shown
     assert {"agreement", "oracle_f1", "f1"} <= set(read["joint"])
+    best = max(read["receivers"][n]["latent"]["f1"] for n in "ab")
+    assert read["joint"]["gained"]["f1"] == pytest.approx(read["joint"]["f1"] - best)
     assert read["latent"]["f1"] == pytest.approx(sum(read["receivers"][n]["latent"]["f1"] for n in "ab") / 2)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 8 and set(rows[0]["a"]) == set(MODES)
@@ -63,7 +75,9 @@ def test_frozen_receivers_have_no_tuned_text() -> None:
     config = small_config(evaluation=SMALL | {"latency_samples": 0})
     results, _ = evaluate(small_system(config, ("llama",)), small_passages(2), config, quiet=True)
     assert results["receivers"]["a"]["text_tuned"] is None and results["text_tuned"] is None
-    assert results["joint"] is None and results["receivers"]["a"]["token_budget"]
+    own = results["receivers"]["a"]
+    assert results["joint"] is None and own["token_budget"]
+    assert own["kept"]["of"] == "text"  # which is what they have instead
 
 
 def test_nothing_to_evaluate_and_a_passage_longer_than_the_window() -> None:
