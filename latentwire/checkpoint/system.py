@@ -26,11 +26,18 @@ OF_RECEIVERS = (READERS, BASELINES)
 """Files with these beginnings belong to one receiver; the others are the sender's."""
 
 
-def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), beside: Path | None = None) -> None:
+def save_checkpoint(
+    folder: Path,
+    system: LatentWire,
+    command: Sequence[str] = (),
+    beside: Path | None = None,
+    before: Path | None = None,
+) -> None:
     """Write a checkpoint in bf16; the training states keep fp32.
 
     beside: the checkpoint whose sender the system's receivers were trained for. Its sender and its other receivers are
     taken over as they are, so that the fingerprint stays and messages that were sent before are still read.
+    before: the checkpoint that the system was begun from; files of what has not changed are taken over as well.
     """
     config, state = system.config.model_dump(mode="json"), system.state_dict()
     copied: dict[str, Path] = {}
@@ -41,8 +48,21 @@ def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (
         copied = {name: checked_file(beside, name, file) for name, file in others.items()}
         config["encoder"] = there["config"]["encoder"]
         config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
+    if before is not None:
+        for name, file in read_info(before)["files"].items():
+            stem = name.removesuffix(".safetensors")
+            if stem in state and _equal(state[stem], load_folder(before, [stem])[stem]):
+                del state[stem]
+                copied[name] = checked_file(before, name, file)
     info = {"config": config, "manifest": run_manifest(None, list(command))}
     save_folder(folder, state, info, dtype=torch.bfloat16, copied=copied)
+
+
+def _equal(group: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return group.keys() == other.keys() and all(
+        tensor.shape == other[name].shape and tensor.cpu().float().equal(other[name].float())
+        for name, tensor in group.items()
+    )
 
 
 def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:

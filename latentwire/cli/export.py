@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def command(
         with checked(Path(results or folder / INDEX)):
             if measured is not None:
                 made = measured["manifest"]
-                if made.get("checkpoint") != info["files"]:
+                if not measured_on(made.get("checkpoint") or {}, info["files"]):
                     raise CheckpointError(f"--results: {results} is the evaluation of another checkpoint than this one")
                 made |= portable({"config": made["config"], "manifest": made})["manifest"]
             card = model_card(info, measured)
@@ -82,6 +82,15 @@ def command(
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
+
+
+def measured_on(before: Mapping[str, Any], files: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of the files `before` is one of `files`: the same, and perhaps codebooks since then."""
+    from latentwire.checkpoint.parts import CODEBOOKS
+
+    since = {name for name in files if name not in before}
+    same = all(files.get(name) == entry for name, entry in before.items())
+    return bool(before) and same and all(name.startswith(CODEBOOKS) for name in since)
 
 
 def only_some(state: State, info: dict[str, Any], names: list[str], where: str) -> tuple[State, dict[str, Any]]:

@@ -190,11 +190,13 @@ class Run:
             raise ConfigError(f"evaluation.codec: {codec} has more layers than codec.layers = {own.layers}")
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint of the system as it is, and of what came with the origin where only a part is trained."""
+        """Write a checkpoint of the system as it is, with the origin's own files of what has not changed since, and of
+        what was not trained."""
         if not self.processes.is_main:
             return
-        beside = self.origin.folder if self.origin and self.config.curriculum.train_only else None
-        save_checkpoint(folder, self.system, self.command, beside)
+        before = self.origin.folder if self.origin else None
+        beside = before if self.config.curriculum.train_only else None
+        save_checkpoint(folder, self.system, self.command, beside, before)
 
     @property
     def last(self) -> Path:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentwire.checkpoint import tensors
+from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
@@ -135,3 +136,25 @@ def test_packed_matrices_take_half_the_room_and_stay_close(tmp_path: Path) -> No
     assert (loaded["lora_B"] - group["lora_B"]).pow(2).mean() < 2e-4 * group["lora_B"].pow(2).mean()
     error = (loaded["wide"] - group["wide"]).pow(2).mean(1) / group["wide"].pow(2).mean(1)
     assert float(error.max()) < 2e-4  # of each row's own energy, large or small
+
+
+def test_what_has_not_changed_keeps_its_file(tmp_path: Path) -> None:
+    """Numbers in 8 bits are none of bf16's: written anew, they would be rounded, and the sender have another name."""
+    first = small_system(small_config())
+    save_checkpoint(tmp_path / "first", first)
+    state, info = load_folder(tmp_path / "first"), read_info(tmp_path / "first")
+    finer = {stem: {k: t.float() * 1.001 for k, t in group.items()} for stem, group in state.items()}
+    save_folder(tmp_path / "before", finer, info)
+    system = small_system(small_config())
+    system.load_state_dict(load_folder(tmp_path / "before"))
+    changed, kept = system.receivers
+    with torch.no_grad():
+        system.receivers[changed].reader.head.add_(1.0)  # type: ignore[operator]
+    save_checkpoint(tmp_path / "after", system, before=tmp_path / "before")
+    save_checkpoint(tmp_path / "anew", system)
+    before, after, anew = (read_info(tmp_path / name)["files"] for name in ("before", "after", "anew"))
+    names = {"sender.safetensors", f"receivers/{kept}.safetensors"}
+    assert all(after[name] == before[name] != anew[name] for name in names)
+    assert after[f"receivers/{changed}.safetensors"] == anew[f"receivers/{changed}.safetensors"]
+    assert sender_fingerprint(tmp_path / "after") == sender_fingerprint(tmp_path / "before")
+    assert read_info(tmp_path / "after")["files"].keys() == before.keys()

@@ -450,7 +450,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from latentwire.cli.export import main as export_main
-    from latentwire.cli.export import portable
+    from latentwire.cli.export import measured_on, portable
 
     (tmp_path / "held.json").write_text(
         json.dumps(
@@ -484,7 +484,11 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         "curriculum.train_only=null",
     ]
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
-    measured["manifest"]["checkpoint"]["sender.safetensors"]["sha256"] = "0" * 64
+    files = measured["manifest"]["checkpoint"]
+    later = files | {"codecs/fsq.safetensors": {"bytes": 1, "sha256": "1" * 64}}
+    assert measured_on(files, later) and not measured_on(later, files) and not measured_on({}, files)
+    assert not measured_on(files, files | {"receivers/third.safetensors": {"bytes": 1, "sha256": "1" * 64}})
+    files["sender.safetensors"]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(measured))
     wrong = fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
     assert "the evaluation of another checkpoint" in wrong
