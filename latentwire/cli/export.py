@@ -176,20 +176,25 @@ def histories(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def training_log(runs: Sequence[Path], last: Path | None) -> list[dict[str, Any]]:
-    """The records of the runs that made these checkpoints, each once, to six digits; those of all but the last one's own
-    run are named by its number in `histories`."""
+    """The records of the runs that made these checkpoints, each once and to six digits; those of all but the last one's
+    own run are named by its number in `histories`."""
     known, records, seen = histories(runs), [], set()
     for folder in runs:
         log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
         number = known.index(history(folder)[-1]) + 1
         for whole in read_jsonl(log) if log else []:
-            row = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in whole.items()}
+            row = rounded(whole)
             named = row["stage"].startswith("run ")  # in an exported log, which others may hold as well
             if (key := (None if named else log, json.dumps(row))) in seen:
                 continue
             seen.add(key)
             records.append(row if named or folder == last else row | {"stage": f"run {number}: {row['stage']}"})
     return records
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its numbers to six digits."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 def portable(info: dict[str, Any]) -> dict[str, Any]:
