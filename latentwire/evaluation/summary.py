@@ -20,11 +20,14 @@ class ScoredAnswer(Protocol):
 
 
 def measure(answers: Sequence[ScoredAnswer], clusters: Sequence[int], resamples: int) -> dict[str, Any]:
-    """F1 and EM with 95 % intervals, first-token accuracy, NLL in nats per gold answer token."""
+    """F1, EM, first-token accuracy, and NLL in nats per gold answer token, each with its 95 % interval."""
+    nll, tokens, first = ([float(getattr(a, key)) for a in answers] for key in ("nll", "tokens", "first_correct"))
     return {
         **_f1_and_em([a.f1 for a in answers], [a.em for a in answers], clusters, resamples),
-        "first_token_acc": statistics.fmean(a.first_correct for a in answers),
-        "nll_per_token": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
+        "first_token_acc": statistics.fmean(first),
+        "first_token_acc_ci": list(bootstrap_ci(first, clusters, resamples=resamples)),
+        "nll_per_token": sum(nll) / sum(tokens),
+        "nll_per_token_ci": list(bootstrap_ci(nll, clusters, tokens, resamples=resamples)),
         "latency_s": None,
     }
 
