@@ -385,30 +385,40 @@ class Run:
         asked = "codec" in self.stages
         if not self.config.codec.learned or not (asked or self.folder.is_done("codebooks")):
             return
-        if not self.config.curriculum.train_only:  # else the codebooks came with the sender
+        own = not self.config.curriculum.train_only  # else the codebooks came with the sender
+        if own:
             self.processes.main_first(self._codebooks)
         if asked or self.folder.is_done(CodecTuning.name):
             self._fit(CodecTuning(self.system, self.material.prepared, self.config), self.config.curriculum.codec)
+        if own and self.folder.is_done(CodecTuning.name):
+            self.processes.main_first(self._recount)
 
     def _codebooks(self) -> None:
-        fitted = self.folder.done("codebooks")
-        if self.folder.is_done("codebooks"):
-            self.system.sender.codebooks |= codebooks_in(load_folder(fitted))
-        else:
-            started = time.perf_counter()
+        started = time.perf_counter()
 
-            def report(number: int) -> None:
-                if number and number % 200 == 0:
-                    print(f"codebooks: {number} passages, {time.perf_counter() - started:.0f} s", flush=True)
+        def report(number: int) -> None:
+            if number and number % 200 == 0:
+                print(f"codebooks: {number} passages, {time.perf_counter() - started:.0f} s", flush=True)
 
-            scores = codec.fit(self.system, self.material.prepared, self.config, report)
-            seconds = round(time.perf_counter() - started, 1)
-            self.folder.record({"stage": "codebooks", **scores, "seconds": seconds})
-            for name, bits in scores["bits_per_latent"].items():
-                kept = scores["kept"][name]
-                print(f"codebook of {name}: {bits:.1f} bits a latent keep {kept:.3f} of the variance", flush=True)
-            state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODEBOOKS)}
-            save_folder(fitted, state, scores)
+        self._keep_codebooks("codebooks", partial(codec.fit, report=report))
+
+    def _recount(self) -> None:
+        self._keep_codebooks("frequencies", codec.recount)
+
+    def _keep_codebooks(self, stage: str, find: Callable[..., dict[str, dict[str, float]]]) -> None:
+        """Codebooks as `find` leaves them, or left them before."""
+        found = self.folder.done(stage)
+        if self.folder.is_done(stage):
+            self.system.sender.codebooks |= codebooks_in(load_folder(found))
+            return
+        started = time.perf_counter()
+        scores = find(self.system, self.material.prepared, self.config)
+        self.folder.record({"stage": stage, **scores, "seconds": round(time.perf_counter() - started, 1)})
+        for name, bits in scores["bits_per_latent"].items():
+            kept = f" keep {scores['kept'][name]:.3f} of the variance" if "kept" in scores else ""
+            print(f"{stage} of {name}: {bits:.1f} bits a latent{kept}", flush=True)
+        state = {stem: t for stem, t in self.system.state_dict().items() if stem.startswith(CODEBOOKS)}
+        save_folder(found, state, scores)
 
     def _refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""

@@ -166,6 +166,27 @@ def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
     assert section is not None and len(section.layers) == 2 and wire.frame.codebook == system.sender.codebooks["rvq"].id
 
 
+def test_codes_are_counted_again_where_latents_have_changed() -> None:
+    system, prepared = fitted()
+    before = dict(system.sender.codebooks)
+    with torch.no_grad():
+        system.sender.encoder.weight.mul_(0.3)  # type: ignore[operator]
+    z, starts = codec.latents_of(system, prepared)
+
+    def bits() -> dict[str, float]:
+        messages = np.split(z.numpy(), np.flatnonzero(starts)[1:])
+        writers = {kind: system.sender.ready(kind) for kind in before}
+        return {k: sum(len(layer) for one in messages for layer in w.encode(one)) for k, w in writers.items()}
+
+    stale = bits()
+    scores = codec.recount(system, prepared, system.config)
+    assert scores["bits_per_latent"].keys() == before.keys()
+    for kind, now in bits().items():
+        assert now < stale[kind]
+        arrays, others = system.sender.codebooks[kind].arrays, before[kind].arrays
+        assert all(np.array_equal(arrays[k], others[k]) for k in arrays if k not in ("orders", "counts"))
+
+
 @pytest.mark.parametrize("kind", ["rvq", "fsq"])
 def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
     system, prepared = fitted()

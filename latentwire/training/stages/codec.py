@@ -17,7 +17,7 @@ from torch import Tensor
 from latentwire.config.schema import Config
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.quantizers import Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
+from latentwire.training.quantizers import Rotation, Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
 from latentwire.training.stages.normal_equations import batched, unpadded
 from latentwire.wire.codebook import remember
@@ -101,8 +101,7 @@ def fit(
     """Find a codebook for every codec of codec.learned; returns `bits_per_latent` by codec, and which share of the
     weighted variance is `kept`, on the last tenth of the passages, which nothing was found on."""
     own, done = config.codec, 0
-    passages = passages[: own.passages]
-    few = max(1, len(passages) // 10)
+    looked_at, kept_aside = _parted(passages, own.passages)
     information = Information(system, config.system.seed)
 
     def look(batch: Sequence[Prepared], z: Tensor, counts: Tensor) -> None:
@@ -111,8 +110,8 @@ def fit(
         done += len(batch)
         report(done)
 
-    z, starts = latents_of(system, passages[:-few] or passages, look)
-    aside, aside_starts = latents_of(system, passages[-few:])
+    z, starts = latents_of(system, looked_at, look)
+    aside, aside_starts = latents_of(system, kept_aside)
     metric = information.metric(config.curriculum.closed_form.importance_floor)
     torch.manual_seed(config.system.seed)
     rotation = principal_rotation(z, metric, min(own.width, z.shape[1], len(z)))
@@ -128,6 +127,32 @@ def fit(
         scores["bits_per_latent"][kind] = _bits(writer, aside, aside_starts)
         scores["kept"][kind] = _kept(writer, aside, metric)
     return scores
+
+
+def recount(system: LatentWire, passages: Sequence[Prepared], config: Config) -> dict[str, dict[str, float]]:
+    """Count the codes of every codec again, since the latents have changed; returns `bits_per_latent` as `fit` does.
+
+    Rotation and codewords stay: sender and readers were trained with them.
+    """
+    looked_at, kept_aside = _parted(passages, config.codec.passages)
+    (z, starts), (aside, aside_starts) = (latents_of(system, part) for part in (looked_at, kept_aside))
+    bits: dict[str, float] = {}
+    for kind in config.codec.learned:
+        book, codec = system.sender.codebooks[kind], CODECS[kind]
+        assert isinstance(codec, LearnedCodec)
+        rotation = Rotation(*map(torch.from_numpy, (book.mean, book.into, book.back)))
+        words = [torch.from_numpy(own) for own in book.codewords]
+        new = remember(build_codebook(codec, rotation, words, book.layers, z, starts))
+        system.sender.codebooks[kind] = new
+        bits[kind] = _bits(codec.with_book(new), aside, aside_starts)
+    return {"bits_per_latent": bits}
+
+
+def _parted(passages: Sequence[Prepared], most: int) -> tuple[Sequence[Prepared], Sequence[Prepared]]:
+    """The first `most` passages, and the last tenth of them, which nothing is found on if there are others."""
+    passages = passages[:most]
+    few = max(1, len(passages) // 10)
+    return passages[:-few] or passages, passages[-few:]
 
 
 def _bits(codec: LearnedCodec, z: Tensor, starts: Starts) -> float:
