@@ -1,4 +1,4 @@
-"""The shell scripts choose the right command: their dry runs, in an environment that counts as installed."""
+"""The scripts: dry runs of those in shell, in an environment that counts as installed, and what needs no model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +136,24 @@ def test_the_pipeline_ends_in_a_checkpoint_with_its_own_results(installed: dict[
     assert exported["samples"] == 6 and (tmp_path / "run" / "eval.json").is_file()
     assert "| smollm2-135m | latent (no LoRA) |" in (out / "README.md").read_text()
     assert "| gemma3-270m | text |" in done.stdout  # the comparison with the text at the end
+
+
+def test_joined_paragraphs_keep_their_answers(tmp_path: Path) -> None:
+    def paragraph(number: int) -> dict[str, Any]:
+        context = f"Mira{number} lives in Orlin{number}."
+        qas = [{"id": f"{number}", "question": "Where?", "answers": [{"text": f"Orlin{number}", "answer_start": 15}]}]
+        return {"context": context, "qas": [*qas, {"id": "none", "question": "When?", "answers": []}]}
+
+    source, out = tmp_path / "in.json", tmp_path / "out.json"
+    source.write_text(json.dumps({"data": [{"title": "Mira", "paragraphs": [paragraph(n) for n in range(5)]}]}))
+    words = [sys.executable, str(ROOT / "scripts" / "join_paragraphs.py"), str(source), str(out), "--paragraphs", "2"]
+    subprocess.run(words, check=True)
+    (article,) = json.loads(out.read_text())["data"]
+    assert [len(p["qas"]) for p in article["paragraphs"]] == [2, 2]
+    for passage in article["paragraphs"]:
+        for question in passage["qas"]:
+            (answer,) = question["answers"]
+            assert passage["context"][answer["answer_start"] :].startswith(answer["text"])
+    source.write_text("[]")
+    failed = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: not in the format of SQuAD")

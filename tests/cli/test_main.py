@@ -181,7 +181,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["encode", "{blank}", "--text", "only", "-o", "x.lw"], "blank: no text in it"),
         (["encode", ".", "-o", "x.lw"], ".: a folder (latentwire index compresses"),
         (["encode", __file__, "--codec", "rvq", "-o", "x.lw"], "has no codebook for it"),
-        (["rates", "--codec", "fsq"], "has no codebook for it"),
+        (["rates", "--codec", "rvq"], "has no codebook for it"),
         (["rates", "-o", "rows.png"], "--out: rows.png: a file for the rows"),
         (["index", "gone.txt", "-o", "x"], "gone.txt: no such file or folder"),
         (["index", "{text}", "-o", "{text}"], "--out: text is a file"),

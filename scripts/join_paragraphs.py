@@ -1,0 +1,58 @@
+"""Longer passages for a file in SQuAD's format: neighbouring paragraphs of an article as one, with some questions.
+
+What stands around a message (BOS, question, "Answer:") weighs little beside a longer text, so that windows of the same
+size save more positions in all.
+
+    python scripts/join_paragraphs.py squad_dev.json long.json --paragraphs 3 --questions 4 --seed 8
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from latentwire.core.atomic import read_json, write_json
+from latentwire.core.errors import LatentWireError
+
+
+def joined(paragraphs: list[dict[str, Any]], most: int, rng: random.Random) -> dict[str, Any]:
+    """Paragraphs as one, with at most `most` of all their questions, whose answers move along."""
+    context, asked = "", []
+    for paragraph in paragraphs:
+        start = len(context) + bool(context)
+        context = f"{context} {paragraph['context']}" if context else paragraph["context"]
+        for question in paragraph["qas"]:
+            answers = [a | {"answer_start": a["answer_start"] + start} for a in question["answers"]]
+            asked += [question | {"answers": answers}] if answers else []
+    return {"context": context, "qas": rng.sample(asked, min(most, len(asked)))}
+
+
+@click.command()
+@click.argument("source", metavar="FILE")
+@click.argument("out", metavar="OUT")
+@click.option("--paragraphs", default=3, show_default=True, help="So many become one; what is left over is not taken.")
+@click.option("--questions", default=4, show_default=True, help="Most questions on each.")
+@click.option("--seed", default=0, show_default=True, help="Which questions.")
+def main(source: str, out: str, paragraphs: int, questions: int, seed: int) -> None:
+    """Join neighbouring paragraphs of FILE's articles."""
+    rng, articles, count = random.Random(seed), [], 0
+    for article in read_json(Path(source))["data"]:
+        own = article["paragraphs"]
+        runs = [own[k : k + paragraphs] for k in range(0, len(own) - paragraphs + 1, paragraphs)]
+        articles.append(article | {"paragraphs": [joined(run, questions, rng) for run in runs]})
+        count += len(runs)
+    write_json(Path(out), {"version": "1.1", "data": articles})
+    print(f"{out}: {count} passages, {sum(len(p['qas']) for a in articles for p in a['paragraphs'])} questions")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LatentWireError as error:
+        sys.exit(f"error: {error}")
+    except (KeyError, TypeError) as error:
+        sys.exit(f"error: not in the format of SQuAD: {error}")
