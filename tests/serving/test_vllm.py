@@ -161,7 +161,10 @@ def test_what_cannot_be_read_is_refused_with_the_reason(client: Client, wires: l
 def test_what_a_message_claims_takes_no_memory(client: Client, wires: list[Wire]) -> None:
     """Latents that need a codebook are decoded last, so that half a byte may stand for one until then."""
     sender = wires[0].frame.sender
-    claims = [Frame(LatentSection(7, b"", 1024, 16, (bytes(511) + b"\1",)), None, sender, bytes(4), i < 399) for i in range(400)]
+    claims = [
+        Frame(LatentSection(7, b"", 1024, 16, (bytes(511) + b"\1",)), None, sender, bytes(4), i < 399)
+        for i in range(400)
+    ]
     body = changed(client.body(wires[0], QUESTION), b"".join(Wire(frame).to_bytes() for frame in claims))
     tracemalloc.start()
     try:
