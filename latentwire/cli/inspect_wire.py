@@ -22,11 +22,16 @@ def inspect(
 
     Example: latentwire inspect story.lw --json
     """
+    rows = []
     with opened(file) as stream:
-        rows = [describe(data) for data in read_frames(stream)]
-        if not rows:
-            raise WireError("no message in it")
-    print(dump_json(rows) if as_json else "\n".join(map(_plain, rows)) + "\n", end="")
+        for data in read_frames(stream):
+            rows.append(describe(data))
+            if not as_json:
+                print(_plain(rows[-1]), flush=True)
+    if not rows:
+        raise WireError("no message in it")
+    if as_json:
+        print(dump_json(rows), end="")
     return rows
 
 

@@ -22,7 +22,7 @@ from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, WireError
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.train import main as train_main
 from latentwire.wire.codecs import CODECS
@@ -74,6 +74,10 @@ def test_a_text_goes_through_files(
     (beside := story.with_suffix(".beside.lw")).write_bytes(
         Wire.of(np.ones((4, 16)), "fp16", text="Mira lives in Orlin.").to_bytes()
     )
+    (damaged := story.with_suffix(".damaged.lw")).write_bytes(2 * beside.read_bytes() + b"no message")
+    with pytest.raises(WireError):
+        latentwire(["inspect", str(damaged)])
+    assert capsys.readouterr().out.count("4 latents of 16") == 2  # what comes before the damage is shown
     (row,) = latentwire(["inspect", str(beside), "--json"])  # what the text takes is no part of it
     assert row["latents"]["bits_per_dimension"] == 8 * (row["bytes"] - row["text"]["bytes"]) / 64
     capsys.readouterr()
