@@ -154,6 +154,13 @@ def test_joined_paragraphs_keep_their_answers(tmp_path: Path) -> None:
         for question in passage["qas"]:
             (answer,) = question["answers"]
             assert passage["context"][answer["answer_start"] :].startswith(answer["text"])
+    picked = set()
+    for seed in range(6):
+        subprocess.run([*words, "--questions", "1", "--seed", str(seed)], check=True)
+        (article,) = json.loads(out.read_text())["data"]
+        assert [len(p["qas"]) for p in article["paragraphs"]] == [1, 1]
+        picked.add(tuple(p["qas"][0]["id"] for p in article["paragraphs"]))
+    assert len(picked) > 1
     source.write_text("[]")
     failed = subprocess.run(words, capture_output=True, text=True, check=False)
     assert failed.returncode == 1 and failed.stderr.startswith("error: not in the format of SQuAD")

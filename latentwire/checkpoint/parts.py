@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of
-from latentwire.checkpoint.tensors import read_info
+from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
 from latentwire.wire.codebook import Codebook, remember
@@ -64,6 +64,11 @@ def load_part(module: Part, tensors: dict[str, Tensor], where: str) -> None:
 def codebook_stems(folder: Path) -> list[str]:
     """The files of a checkpoint's codebooks."""
     return [f"{CODEBOOKS}{kind}" for kind in sorted(codebooks_of(folder))]
+
+
+def load_codebooks(folder: Path) -> dict[str, Codebook]:
+    """`codebooks_in` a checkpoint, without its other files."""
+    return codebooks_in(load_folder(folder, codebook_stems(folder)))
 
 
 def codebooks_in(state: State) -> dict[str, Codebook]:

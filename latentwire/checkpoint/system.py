@@ -49,11 +49,11 @@ def save_checkpoint(
         config["encoder"] = there["config"]["encoder"]
         config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
     if before is not None:
-        for name, file in read_info(before)["files"].items():
+        for name in read_info(before)["files"]:
             stem = name.removesuffix(".safetensors")
             if stem in state and _equal(state[stem], load_folder(before, [stem])[stem]):
                 del state[stem]
-                copied[name] = checked_file(before, name, file)
+                copied[name] = before / name  # which has just been checked
     info = {"config": config, "manifest": run_manifest(None, list(command))}
     save_folder(folder, state, info, dtype=torch.bfloat16, copied=copied)
 

@@ -82,11 +82,10 @@ def codecs(
 
 def _trained_books(ckpt: str, d_z: int) -> dict[str, Codebook]:
     from latentwire.checkpoint.index import find_checkpoint
-    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
-    from latentwire.checkpoint.tensors import load_folder
+    from latentwire.checkpoint.parts import load_codebooks
 
     folder = find_checkpoint(Path(ckpt))
-    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    books = load_codebooks(folder)
     for name, book in books.items():
         if book.d_z != d_z:
             raise ConfigError(f"--d_z: {d_z}, but the codebook of {name!r} in {folder} is for latents of {book.d_z}")

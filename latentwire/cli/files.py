@@ -72,10 +72,9 @@ def codec_of(spec: str, folder: Path) -> Codec:
     codec = parse_codec(spec)
     if not isinstance(codec, LearnedCodec):
         return codec
-    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
-    from latentwire.checkpoint.tensors import load_folder
+    from latentwire.checkpoint.parts import load_codebooks
 
-    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    books = load_codebooks(folder)
     if codec.name not in books:
         raise WireError(f"codec {codec.name}: {folder} has no codebook for it")
     codec.with_book(books[codec.name])

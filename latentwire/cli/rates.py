@@ -97,10 +97,9 @@ def rates(
 
 def _all(folder: Path) -> list[str]:
     """Every codec; learned ones that the checkpoint has codebooks of, in each number of layers."""
-    from latentwire.checkpoint.parts import codebook_stems, codebooks_in
-    from latentwire.checkpoint.tensors import load_folder
+    from latentwire.checkpoint.parts import load_codebooks
     from latentwire.wire.codecs import CODECS, LearnedCodec
 
     plain = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec)]
-    books = codebooks_in(load_folder(folder, codebook_stems(folder)))
+    books = load_codebooks(folder)
     return plain + [f"{kind}:layers={n + 1}" for kind, book in books.items() for n in range(len(book.layers))]

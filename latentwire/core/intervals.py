@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 
 def bootstrap_ci(
@@ -37,14 +36,3 @@ def bootstrap_ci(
 def with_interval(mean: float, interval: Sequence[float]) -> str:
     """A mean and its interval as tables show them."""
     return f"{mean:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def kept_in_words(kept: Mapping[str, Any]) -> str:
-    """What latents keep of a text: ratios of F1 and EM, and how many times its NLL they have, with their intervals."""
-    shares = [
-        f"{kept[key]:.0%} [{kept[f'{key}_ci'][0]:.0%}, {kept[f'{key}_ci'][1]:.0%}] of {label}"
-        for key, label in (("f1", "F1"), ("em", "EM"))
-        if kept[key] is not None
-    ]
-    times = f"{kept['nll_per_token']:.2f} [{kept['nll_per_token_ci'][0]:.2f}, {kept['nll_per_token_ci'][1]:.2f}]"
-    return f"of {kept['of']}, latents keep {' and '.join(shares) or 'no F1'}, at {times} times its NLL"

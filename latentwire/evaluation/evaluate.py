@@ -17,7 +17,8 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
 from latentwire.core.atomic import write_json, write_jsonl, write_text
 from latentwire.core.errors import DataError
-from latentwire.core.intervals import kept_in_words, with_interval
+from latentwire.core.intervals import with_interval
+from latentwire.core.kept import BASELINES, baseline_of, kept_in_words
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
@@ -130,8 +131,7 @@ def _beside(
     if "latent" not in answers:
         return out
     latent = answers["latent"]
-    baselines = ("text_tuned", "text") if measured["latent"]["tuned"] else ("text",)
-    if text := next((mode for mode in baselines if mode in answers), None):
+    if text := baseline_of(measured["latent"], {mode: measured.get(mode) for mode in BASELINES}):
         out["kept"] = {"of": text} | kept(latent, answers[text], clusters, resamples)
     if "token_budget" in answers:
         f1, theirs = ([answer.f1 for answer in rows] for rows in (latent, answers["token_budget"]))

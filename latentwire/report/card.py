@@ -10,7 +10,8 @@ from typing import Any
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config import resolve_receivers
 from latentwire.config.sections.inputs import ModelConfig
-from latentwire.core.intervals import kept_in_words, with_interval
+from latentwire.core.intervals import with_interval
+from latentwire.core.kept import kept_in_words
 from latentwire.data.hub import SOURCES
 
 DATA_LICENCES = {

@@ -7,10 +7,8 @@ from typing import Any
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import with_interval
+from latentwire.core.kept import baseline_of, baselines_for
 from latentwire.report.results import checked, read_results
-
-BASELINES = ("text_tuned", "text")
-"""In this order: a receiver with LoRA is compared with the text read with a LoRA tuned on the same data."""
 
 
 def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
@@ -35,16 +33,6 @@ def compare(latent: Path, text: Path) -> list[dict[str, Any]]:
 def files_of(latent: Path, text: Path) -> str:
     """How errors name the files of a comparison."""
     return str(latent) if latent == text else f"{latent} or {text}"
-
-
-def baselines_for(latent: dict[str, Any]) -> tuple[str, ...]:
-    """The text modes that measured latents may be compared with, the fairest first."""
-    return BASELINES if latent["tuned"] else BASELINES[1:]
-
-
-def baseline_of(latent: dict[str, Any], receiver: dict[str, Any]) -> str | None:
-    """The text mode, among those that were measured of a receiver, that its latents are compared with."""
-    return next((mode for mode in baselines_for(latent) if receiver[mode] is not None), None)
 
 
 def _row(name: str, a: dict[str, Any], b: dict[str, Any], latent: Path, text: Path) -> dict[str, Any]:

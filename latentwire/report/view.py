@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from latentwire.core.kept import baseline_of
 from latentwire.report.artifacts import RunFiles, answers_in
 from latentwire.report.card import MODES, mode_label
-from latentwire.report.compare import baseline_of
 from latentwire.report.results import checked
 
 TIMES = ("encode", "prefill", "first_token", "answer")

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from latentwire.backbone.load import bos_of, load_tokenizer
 from latentwire.checkpoint.index import sender_fingerprint
-from latentwire.checkpoint.parts import codebook_stems, codebooks_in
-from latentwire.checkpoint.tensors import load_folder
+from latentwire.checkpoint.parts import load_codebooks
 from latentwire.core.errors import ConfigError, WireError
 from latentwire.data.prompts import PromptFormat
 from latentwire.serving.vllm_slots import Served
@@ -74,7 +73,7 @@ class Admission:
         self.own = self.layout.own(served.name)
         self.head_len = head_len
         self.max_bytes = max_bytes
-        codebooks_in(load_folder(served.folder, codebook_stems(served.folder)))
+        load_codebooks(served.folder)
 
     @classmethod
     def of(cls, vllm_config: Any) -> Admission:

@@ -67,12 +67,10 @@ class Wire:
         for, since a reader without it may still use the text.
         """
         wire = cls(Frame.unpack(bytes(data)))
-        _ = wire.text
-        if wire.codec is not None and wire.frame.codebook is not None:
-            section = wire.frame.latents
-            assert section is not None
-            wire.codec.check(section.layers, section.count)
-        else:
+        section, codec, _ = wire.frame.latents, wire.codec, wire.text
+        if section is not None and codec is not None:
+            codec.check(section.layers, section.count)
+        if wire.frame.codebook is None:
             _ = wire.latents
         return wire
 

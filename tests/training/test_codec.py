@@ -28,7 +28,7 @@ OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "w
 
 
 def fitted(**sections: dict) -> tuple[LatentWire, list]:
-    config = small_config(codec=OWN, curriculum={"closed_form": {"importance_passages": 4}}, **sections)
+    config = small_config(codec=OWN, **sections)
     system = small_system(config)
     prepared = [system.prepare(passage) for passage in small_passages(12)]
     system.scores = codec.fit(system, prepared, config)  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ class LearnedCodec(Codec):
     def check(self, layers: Sequence[bytes], count: int) -> None:
         if count > MOST_LATENTS:
             raise WireError(f"message of {count:,} latents: codec {self.name!r} takes at most {MOST_LATENTS:,}")
-        if layers and len(layers[0]) < _least(count, slice(0)):
+        if layers and len(layers[0]) < _least(count, slice(0, 1)):
             raise WireError(f"message of {count:,} latents in {len(layers[0])} bytes, which cannot hold so many")
 
     def decode(self, layers: Sequence[bytes], count: int, d_z: int) -> Array:
