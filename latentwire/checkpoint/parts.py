@@ -79,7 +79,7 @@ def codebooks_in(state: State) -> dict[str, Codebook]:
     books = {}
     for stem in (stem for stem in state if stem.startswith(CODEBOOKS)):
         for name, tensor in state[stem].items():
-            if tensor.dtype not in (torch.float16, torch.int32):
+            if tensor.dtype not in (torch.float16, torch.int32, torch.int8):
                 raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
         kind = stem.removeprefix(CODEBOOKS)
         books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))

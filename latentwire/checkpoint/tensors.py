@@ -80,9 +80,9 @@ def _packed(group: dict[str, Tensor]) -> dict[str, Tensor]:
     """Matrices in 8 bits: `name` as int8 levels, `name:scale` with one fp16 scale for each PACK numbers in a row."""
     out = {}
     for name, tensor in group.items():
-        # What is in half precision already is a codebook, which is named by its content.
+        # What is in half precision or in bytes already is a codebook, which is named by its content.
         large = tensor.ndim == 2 and tensor.numel() >= PACK_FROM and tensor.numel() % PACK == 0
-        if large and tensor.dtype != torch.float16:
+        if large and tensor.dtype not in (torch.float16, torch.int8):
             levels, codes = quantize(tensor.detach().cpu().float().numpy().reshape(-1, PACK))
             out[name] = torch.from_numpy(levels).reshape(tensor.shape)
             out[name + SCALE] = torch.from_numpy(codes.view(np.float16))[..., 0]

@@ -13,7 +13,7 @@ from latentwire.cli.files import Debug, Json
 from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.manifest import cpu_model
-from latentwire.wire.codebook import KINDS, Codebook, remember
+from latentwire.wire.codebook import KINDS, Codebook, cells_of, refined, remember
 from latentwire.wire.codecs import CODECS, Codec, LearnedCodec, parse_codec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.message import Wire
@@ -101,14 +101,19 @@ def with_sample_book(codec: Codec, d_z: int, seed: int = 0) -> Codec:
 
 
 def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int = 0) -> Codebook:
-    """A random codebook in three payload layers. Of the small columns, every second one looks at the latent before."""
+    """A random codebook in three payload layers. Of the small columns, every second one looks at the latent before; of
+    fsq, the last third refine the first ones."""
     import numpy as np
 
     rng, sizes = np.random.default_rng(seed), sizes if kind == "rvq" else sizes[:width]
     basis = np.linalg.qr(rng.standard_normal((d_z, width)))[0]
-    orders = [int(column % 2 == 1 and size <= 16) for column, size in enumerate(sizes)]
-    words = [rng.standard_normal((n, width if kind == "rvq" else 1)) / (i + 1) for i, n in enumerate(sizes)]
-    rows = sum(size * (size + 1 if order else 1) for size, order in zip(sizes, orders, strict=True))
+    first = len(sizes) if kind == "rvq" else -(-2 * len(sizes) // 3)
+    dims = [column % first for column in range(len(sizes))]
+    refines = refined(dims)
+    orders = [int(n % 2 == 1 and n < first and size <= 16) for n, size in enumerate(sizes)]
+    cells = cells_of(sizes, refines)
+    words = [rng.standard_normal((n, width if kind == "rvq" else 1)) / (i + 1) for i, n in enumerate(cells)]
+    counts = sum(n * (size + 1 if order else 1) for n, size, order in zip(cells, sizes, orders, strict=True))
     arrays: dict[str, Any] = {
         "mean": rng.standard_normal(d_z),
         "into": basis,
@@ -117,9 +122,9 @@ def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int
         "sizes": np.array(sizes),
         "orders": np.array(orders),
         "codewords": np.concatenate(words),
-        "counts": rng.integers(1, 1000, rows),
+        "counts": rng.integers(1, 1000, counts),
     }
-    return Codebook(kind, arrays)
+    return Codebook(kind, arrays if kind == "rvq" else arrays | {"dims": np.array(dims)})
 
 
 def _per_second(call: Callable[[], Any], seconds: float) -> float:

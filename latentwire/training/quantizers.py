@@ -14,15 +14,20 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
 from latentwire.config.sections.latents import CodecConfig
-from latentwire.wire.codebook import MOST_ORDERED, Codebook
+from latentwire.wire.codebook import MOST_ORDERED, Codebook, refined
 from latentwire.wire.codecs import LearnedCodec
 from latentwire.wire.entropy import Codes, Column, Counts
 
 Starts = npt.NDArray[np.bool_]
 BATCH = 2048
 """Latents of a step of k-means."""
-MOST_LEVELS = 129
-"""Of one dimension in finite scalar quantisation; one that would need more gets larger steps."""
+MOST_LEVELS = 135
+"""Of one dimension in finite scalar quantisation."""
+MOST_AT_ONCE, PARTS = 7, 3
+"""Levels that the first column of a dimension tells apart at most, and into how many parts each later one cuts a cell:
+an odd number, so that the cell around zero stays one around zero."""
+LADDERS = 3
+"""Sets of ever finer steps to choose from for a dimension, a third of the way to the next step of one apart."""
 WEIGHT = 1 << 16
 """What the frequencies of a row add up to, about."""
 
@@ -35,6 +40,18 @@ class Rotation:
     mean: Tensor
     into: Tensor
     back: Tensor
+
+    def stored(self) -> tuple[Rotation, dict[str, Tensor]]:
+        """What is left of it in a codebook, and that one's arrays: `back` has 8 bits a number and a scale a row, `into`
+        is the inverse of that, or itself where not all dimensions are coded."""
+        scale = (self.back.abs().amax(1) / 127).clamp(min=2.0**-24).half()
+        levels = (self.back / scale.float()[:, None]).round().clamp(-127, 127)
+        mean, back = self.mean.half(), levels * scale.float()[:, None]
+        arrays = {"mean": mean, "back": levels.to(torch.int8), "scale": scale}
+        if len(back) == back.shape[1]:
+            return Rotation(mean.float(), torch.linalg.inv(back.double()).float(), back), arrays
+        into = self.into.half()
+        return Rotation(mean.float(), into.float(), back), arrays | {"into": into}
 
 
 def principal_rotation(z: Tensor, metric: Tensor, width: int) -> Rotation:
@@ -49,8 +66,18 @@ def principal_rotation(z: Tensor, metric: Tensor, width: int) -> Rotation:
     return Rotation(mean, (a @ components).float(), (inverse @ components).T.float())
 
 
-def fit_rvq(y: Tensor, config: CodecConfig) -> tuple[list[Tensor], list[int]]:
-    """Codewords of each column (size, k), and the columns of the first 1 to L payload layers.
+@dataclass
+class Columns:
+    """Codewords of each column (cells, w), how many columns the first 1 to L payload layers hold together, and which
+    dimension each column is about (fsq)."""
+
+    words: list[Tensor]
+    layers: list[int]
+    dims: list[int] | None = None
+
+
+def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
+    """Codewords of width k = y's.
 
     k-means one codebook after the other, by exponential moving averages, with codewords that nothing is near moved to
     where there is something (van den Oord et al., arXiv 1711.00937; Dhariwal et al., arXiv 2005.00341).
@@ -71,102 +98,156 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> tuple[list[Tensor], list[int]]:
                 if len(rows) == batch:
                     vq(y[None, rows])
     words = [layer._codebook.embed[0].clone() for layer in vq.layers]
-    return words, [columns * (i + 1) // layers for i in range(layers)]
+    return Columns(words, [columns * (i + 1) // layers for i in range(layers)])
 
 
-def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> tuple[list[Tensor], list[int]]:
-    """Levels of each column (size, 1), and the columns of the first 1 to L payload layers, of about equal bits.
+@dataclass
+class Cut:
+    """One column of a dimension: the codewords of its cells (cells, 1), the bits that it takes a latent, the mean
+    squared error that is left behind it, and by how much a bit of it lowers that."""
 
-    All dimensions are cut in steps of one size, which is chosen so that their codes take `bits` a latent.
+    dim: int
+    words: Tensor
+    bits: float
+    error: float
+    worth: float
+
+
+def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> Columns:
+    """Levels of dimensions, told coarse to fine, in payload layers of about equal bits; `bits` a latent in all.
+
+    How fine the steps of a dimension are, and how many columns tell them, is what makes error + price * bits the
+    smallest, with one price of a bit for all (Shoham & Gersho 1988, doi 10.1109/29.90373): dimensions that vary little
+    get three levels, of which the middle one is wide, or none. Columns are ordered by what a bit of them is worth, so
+    that any number of them is about the best that its bits can tell, as EBCOT orders bit planes (Taubman 2000, doi
+    10.1109/83.847830).
     """
-    few, many = 1e-3, 1e3  # steps, as multiples of the largest deviation
-    scale = float(y.std(0).max())
-    for _ in range(24):
-        middle = (few * many) ** 0.5
-        _, bits = _scalar(y, middle * scale, starts)
-        few, many = (middle, many) if sum(bits) > config.bits else (few, middle)
-    levels, bits = _scalar(y, many * scale, starts)
-    total, upto = np.cumsum(bits), [sum(bits) * (i + 1) / config.layers for i in range(config.layers)]
-    ends = [max(i + 1, int(np.searchsorted(total, bits, side="left")) + 1) for i, bits in enumerate(upto)]
-    return levels, sorted({min(end, len(levels)) for end in ends})
-
-
-def _scalar(y: Tensor, step: float, starts: Starts) -> tuple[list[Tensor], list[float]]:
-    """Levels (size, 1) of the first dimensions, up to the first that never leaves level zero, and bits of their codes.
-
-    A level stands for the mean of what is rounded to it.
-    """
-    finest = 2 / (MOST_LEVELS - 1)
-    all_levels, all_bits = [], []
-    for values in y.T:
-        own = max(step, finest * float(values.abs().max()))
-        most = int(values.abs().max() / own + 0.5)
-        if not most:
-            break
-        rounded = (values / own).round().clamp(-most, most).long() + most
-        counts = torch.bincount(rounded, minlength=2 * most + 1)
-        means = torch.bincount(rounded, weights=values.double(), minlength=2 * most + 1) / counts.clamp(min=1)
-        centre = (torch.arange(2 * most + 1) - most) * own
-        levels = torch.where(counts > 0, means.float(), centre)
-        all_levels.append(levels[:, None])
-        codes = (values[:, None] - levels).abs().argmin(1).numpy().astype(np.int32)
-        all_bits.append(frequencies(codes, 2 * most + 1, starts).bits(codes, starts) / len(codes))
-    if not all_levels:  # all of it would be rounded off: the sign of the first dimension is the least to send
+    choices = [_choices(dim, values, starts) for dim, values in enumerate(y.T)]
+    bits, errors = (np.full((len(choices), max(map(len, choices))), value) for value in (0.0, np.inf))
+    for dim, own in enumerate(choices):
+        bits[dim, : len(own)] = [sum(cut.bits for cut in cuts) for cuts in own]
+        errors[dim, : len(own)] = [cuts[-1].error if cuts else float(y[:, dim].square().mean()) for cuts in own]
+    low, high = 1e-9 * errors[:, 0].max(), 1e3 * errors[:, 0].max()
+    for _ in range(60):
+        price = (low * high) ** 0.5
+        taken = bits[np.arange(len(bits)), (errors + price * bits).argmin(1)].sum()
+        low, high = (price, high) if taken > config.bits else (low, price)
+    chosen = (errors + high * bits).argmin(1)
+    cuts = [cut for own, choice in zip(choices, chosen, strict=True) for cut in own[choice]]
+    if not cuts:  # the sign of the first dimension is the least to send
         half = y[:, 0].abs().mean()
-        return [torch.stack([-half, half])[:, None]], [1.0]
-    return all_levels, all_bits
+        return Columns([torch.stack([-half, half])[:, None]], [1], [0])
+    cuts.sort(key=lambda cut: -cut.worth)  # stable: a dimension's columns stay coarse to fine
+    total = np.cumsum([cut.bits for cut in cuts])
+    upto = [total[-1] * (i + 1) / config.layers for i in range(config.layers)]
+    ends = [max(i + 1, int(np.searchsorted(total, bits, side="left")) + 1) for i, bits in enumerate(upto)]
+    layers = sorted({min(end, len(cuts)) for end in ends})
+    return Columns([cut.words for cut in cuts], layers, [cut.dim for cut in cuts])
 
 
-def frequencies(codes: Codes, size: int, starts: Starts) -> Column:
+def _choices(dim: int, values: Tensor, starts: Starts) -> list[list[Cut]]:
+    """All that could be told of a dimension: nothing, or some columns of one of its ladders of ever finer steps."""
+    largest = float(values.abs().max())
+    finest = [2 / (MOST_LEVELS - 1) * largest * PARTS ** (i / LADDERS) for i in range(LADDERS)]
+    ladders = [_ladder(dim, values, step, starts) for step in finest] if largest else []
+    return [[], *(ladder[: rung + 1] for ladder in ladders for rung in range(len(ladder)))]
+
+
+def _ladder(dim: int, values: Tensor, step: float, starts: Starts) -> list[Cut]:
+    """Columns that tell levels of this step, coarse to fine.
+
+    A level stands for the mean of what is rounded to it, a coarser cell for that of what lies in it. No column is worth
+    more than the one that it refines.
+    """
+    most, columns = int(float(values.abs().max()) / step + 0.5), 0
+    while 2 * most + 1 > MOST_AT_ONCE * PARTS**columns:
+        columns += 1
+    most = (PARTS**columns * (-(-(2 * most + 1) // PARTS**columns) | 1)) // 2  # an odd number of equal parts
+    rounded = (values / step).round().clamp(-most, most).long() + most
+    levels = _means(values, rounded, (torch.arange(2 * most + 1) - most) * step)
+    finest = (values[:, None] - levels).abs().argmin(1)
+    cuts, error, worth = [], float(values.square().mean()), np.inf
+    for finer in reversed(range(columns + 1)):
+        size = PARTS**finer
+        cells = finest // size
+        words = _means(values, cells, levels[size // 2 :: size]) if finer else levels
+        codes, left = cells.numpy().astype(np.int32), float((values - words[cells]).square().mean())
+        count = PARTS if finer < columns else len(words)
+        bits = frequencies(codes, count, starts, len(words) // count).bits(codes, starts) / len(codes)
+        worth = min(worth, (error - left) / max(bits, 1e-9))
+        cuts.append(Cut(dim, words[:, None], bits, left, worth))
+        error = left
+    return cuts
+
+
+def _means(values: Tensor, cells: Tensor, empty: Tensor) -> Tensor:
+    """The mean of the values (N,) in each cell; that of `empty` (cells,) where there are none."""
+    counts = torch.bincount(cells, minlength=len(empty))
+    means = torch.bincount(cells, weights=values.double(), minlength=len(empty)) / counts.clamp(min=1)
+    return torch.where(counts > 0, means.float(), empty)
+
+
+def frequencies(codes: Codes, size: int, starts: Starts, cells: int = 1) -> Column:
     """The frequencies of a column of codes (N,), which look at the latent before if that saves bits on codes that were
-    left out of the counting."""
+    left out of the counting; or, where the column refines `cells` of another one, at those."""
+    if cells > 1:
+        return Column(_table(codes % size, codes // size, (cells, size)), refines=0)  # which one: no matter here
     learn = np.arange(len(codes)) % 10 != 9
     test = np.flatnonzero(~learn & ~starts)
+    behind = np.where(starts, 0, np.roll(codes, 1) + 1)
 
-    def cost(column: Column) -> float:
+    def table(ordered: bool, used: Starts) -> Counts:
+        rows = behind if ordered else np.zeros_like(codes)
+        return _table(codes[used], rows[used], (size + 1 if ordered else 1, size))
+
+    def cost(ordered: bool) -> float:
+        column = Column(table(ordered, learn))
         rows = column.rows(codes, starts)[test]
         return float(-np.log2(column.counts[rows, codes[test]] / column.counts.sum(1)[rows]).sum())
 
-    orders = (False, True) if size <= MOST_ORDERED else (False,)
-    best = min(orders, key=lambda ordered: cost(Column(_table(codes, size, starts, ordered, learn))))
-    return Column(_table(codes, size, starts, best, np.ones_like(learn)))
+    best = min((False, True) if size <= MOST_ORDERED else (False,), key=cost)
+    return Column(table(best, np.ones_like(learn)))
 
 
-def _table(codes: Codes, size: int, starts: Starts, ordered: bool, used: Starts) -> Counts:
-    """Frequencies (1, size), or behind each code that the previous latent may have (size + 1, size).
+def _table(symbols: Codes, rows: Codes, shape: tuple[int, int]) -> Counts:
+    """Frequencies of symbols (N,), each counted in the row (N,) that holds for it.
 
     Each row leans on the column's frequencies as a whole, and those on equal ones, as if `size` more had been seen.
     """
-    whole = np.bincount(codes[used], minlength=size) + 1.0
+    size = shape[1]
+    whole = np.bincount(symbols, minlength=size) + 1.0
     whole /= whole.sum()
-    rows = whole[None]
-    if ordered:
-        counts = np.zeros((size + 1, size))
-        np.add.at(counts, (np.where(starts, 0, np.roll(codes, 1) + 1)[used], codes[used]), 1)
-        rows = (counts + size * whole) / (counts.sum(1, keepdims=True) + size)
-    return np.maximum(1, np.rint(rows * WEIGHT)).astype(np.int32)
+    counts = np.zeros(shape)
+    np.add.at(counts, (rows, symbols), 1)
+    shares = (counts + size * whole) / (counts.sum(1, keepdims=True) + size) if len(counts) > 1 else whole[None]
+    return np.maximum(1, np.rint(shares * WEIGHT)).astype(np.int32)
 
 
 def build_codebook(
-    codec: LearnedCodec, rotation: Rotation, words: list[Tensor], layers: list[int], z: Tensor, starts: Starts
+    codec: LearnedCodec, rotation: dict[str, Tensor], found: Columns, z: Tensor, starts: Starts
 ) -> Codebook:
-    """A codebook for a codec, with the frequencies of its codes on latents z (N, d_z)."""
-    kind = codec.name
-    sizes = [len(w) for w in words]
-    arrays = {
-        "mean": rotation.mean.numpy(),
-        "into": rotation.into.numpy(),
-        "back": rotation.back.numpy(),
-        "layers": np.array(layers),
-        "sizes": np.array(sizes),
-        "orders": np.zeros(len(sizes), int),
-        "codewords": torch.cat(words).numpy(),
-        "counts": np.ones(sum(sizes), int),
+    """A codebook of a codec, from the arrays of a rotation, with the frequencies of its codes on latents z (N, d_z)."""
+    cells = [len(words) for words in found.words]
+    before = [1 if by is None else cells[by] for by in refined(found.dims or range(len(cells)))]
+    arrays = {name: tensor.numpy() for name, tensor in rotation.items()} | {
+        "layers": np.array(found.layers),
+        "sizes": np.array(cells) // before,
+        "orders": np.zeros(len(cells), int),
+        "codewords": torch.cat(found.words).numpy(),
+        "counts": np.ones(sum(cells), int),
     }
-    draft = Codebook(kind, arrays)
-    writer = codec.with_book(draft)
-    codes = writer.codes(draft, writer.rotated(z.numpy()))
-    columns = [frequencies(column, size, starts) for column, size in zip(codes.T, sizes, strict=True)]
-    arrays["orders"] = np.array([int(column.ordered) for column in columns])
-    arrays["counts"] = np.concatenate([column.counts.reshape(-1) for column in columns])
-    return Codebook(kind, arrays)
+    draft = Codebook(codec.name, arrays | ({"dims": np.array(found.dims)} if found.dims else {}))
+    return counted(codec.with_book(draft), z, starts)
+
+
+def counted(codec: LearnedCodec, z: Tensor, starts: Starts) -> Codebook:
+    """The codec's codebook with the frequencies of its codes on latents z (N, d_z)."""
+    book = codec.book
+    assert book is not None
+    columns = [
+        frequencies(own, size, starts, 1 if by is None else book.cells[by])
+        for own, size, by in zip(codec.codes(book, codec.rotated(z.numpy())).T, book.sizes, book.refines, strict=True)
+    ]
+    orders = np.array([int(column.ordered) for column in columns])
+    counts = np.concatenate([column.counts.reshape(-1) for column in columns])
+    return Codebook(book.kind, book.arrays | {"orders": orders, "counts": counts})

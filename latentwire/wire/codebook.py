@@ -7,7 +7,7 @@ ids, so that a message's latents can be decoded wherever its codebook is at hand
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,17 +22,20 @@ Array = npt.NDArray[Any]
 FORMS: dict[str, tuple[str, int]] = {
     "mean": ("<f2", 1),
     "into": ("<f2", 2),
-    "back": ("<f2", 2),
+    "back": ("<f2", 2),  # or |i1, with scale
     "layers": ("<i4", 1),
     "sizes": ("<i4", 1),
     "orders": ("<i4", 1),
     "codewords": ("<f2", 2),
     "counts": ("<i4", 1),
+    "dims": ("<i4", 1),
+    "scale": ("<f2", 1),
 }
+OPTIONAL = ("into", "dims", "scale")
 KINDS = ("rvq", "fsq")
 """Codecs that have codebooks: of vectors that add up, and of the levels of single dimensions."""
 MOST_SIZE, MOST_ORDERED = 1 << 12, 1 << 8
-"""Most codewords of a column, and of one whose frequencies depend on the previous latent."""
+"""Most cells of a column, and codes of one whose frequencies depend on the previous latent."""
 
 
 class Codebook:
@@ -40,59 +43,91 @@ class Codebook:
 
     A latent z is coded as y = (z - mean) @ into, and read as mean + y @ back.
 
-    mean: (d_z,); into: (d_z, k); back: (k, d_z).
+    mean: (d_z,); into: (d_z, k), the inverse of back where it is missing, and k = d_z then; back: (k, d_z), in 8 bits
+    where there is a scale (k,) of each of its rows.
     sizes: (C,) codes that a column has. layers: (L,) columns that the first 1 to L payload layers hold together.
-    codewords: (sum of sizes, w) what each code stands for, column by column: a vector of width w = k (rvq), or a number
-    (w = 1) where column c is dimension c of y (fsq).
+    dims: (C,) the dimension of y that a column is about (fsq only; without it column c is about dimension c). The first
+    column of a dimension tells which of its cells y is in; each later one cuts every cell that is known into `sizes`
+    smaller ones. So a column has `cells`: as many as it has codes, times those of the column that it `refines`.
+    codewords: (sum of cells, w) what each cell stands for, column by column: a vector of width w = k (rvq), or a number
+    (w = 1, fsq).
     orders: (C,) 0 where a code's probability is always the same, 1 where it depends on the previous latent's code in
-    the same column. counts: relative frequencies, column by column: one row of `sizes` numbers, and with order 1 one
-    more for each code that the previous latent may have.
+    the same column. counts: relative frequencies, column by column: one row of `sizes` numbers; with order 1 one more
+    for each code that the previous latent may have; one for each cell of the column that is refined, where one is.
     """
 
     def __init__(self, kind: str, arrays: Mapping[str, Array]):
         self.kind = kind
-        missing = sorted(FORMS.keys() - arrays.keys())
+        missing = sorted(FORMS.keys() - arrays.keys() - set(OPTIONAL))
         if missing:
             raise CheckpointError(f"codebook of {kind!r}: {missing[0]} is missing")
         with np.errstate(over="ignore"):  # what is too large for binary16 is refused below
-            self.arrays = {name: np.ascontiguousarray(arrays[name], form) for name, (form, _) in FORMS.items()}
+            self.arrays = {
+                name: np.ascontiguousarray(arrays[name], "|i1" if name == "back" and "scale" in arrays else form)
+                for name, (form, _) in FORMS.items()
+                if name in arrays
+            }
         self._check()
-        self.mean, self.into, self.back = (self.arrays[n].astype(np.float32) for n in ("mean", "into", "back"))
+        self.mean, self.back = (self.arrays[name].astype(np.float32) for name in ("mean", "back"))
+        if "scale" in self.arrays:
+            self.back *= self.arrays["scale"].astype(np.float32)[:, None]
         self.layers, self.sizes, self.orders = (self.arrays[n].tolist() for n in ("layers", "sizes", "orders"))
         codewords = self.arrays["codewords"].astype(np.float32)
-        self.codewords = np.split(codewords, np.cumsum(self.sizes)[:-1])
-        self.columns = [Column(table) for table in self._tables()]
+        self.codewords = np.split(codewords, np.cumsum(self.cells)[:-1])
+        self.columns = [Column(table, by) for table, by in zip(self._tables(), self.refines, strict=True)]
 
     def _check(self) -> None:
+        """Find dims, refines, cells and rows on the way to whether the arrays fit together."""
         sizes, layers, orders = (self.arrays[name].astype(np.int64) for name in ("sizes", "layers", "orders"))
-        d_z, k = self.arrays["into"].shape if self.arrays["into"].ndim == 2 else (0, 0)
-        rows = np.where(orders > 0, sizes + 1, 1) if orders.shape == sizes.shape else sizes
+        k, d_z = self.arrays["back"].shape if self.arrays["back"].ndim == 2 else (0, 0)
+        self.dims: list[int] = self.arrays.get("dims", np.arange(sizes.size)).tolist()
         right = (
             self.kind in KINDS
-            and all(self.arrays[name].ndim == ndim and self.arrays[name].size for name, (_, ndim) in FORMS.items())
+            and all(array.ndim == FORMS[name][1] and array.size for name, array in self.arrays.items())
             and self.arrays["mean"].shape == (d_z,)
-            and self.arrays["back"].shape == (k, d_z)
-            and orders.shape == sizes.shape
+            and (self.arrays["into"].shape == (d_z, k) if "into" in self.arrays else k == d_z)
+            and self.arrays.get("scale", np.zeros(k)).shape == (k,)
+            and orders.shape == sizes.shape == (len(self.dims),)
             and bool(((sizes > 1) & (sizes <= MOST_SIZE) & (orders >= 0) & (orders <= 1)).all())
             and bool((sizes[orders > 0] <= MOST_ORDERED).all())
             and bool((np.diff(layers, prepend=0) > 0).all())
             and layers[-1] == len(sizes)
-            and self.arrays["codewords"].shape == (sizes.sum(), k if self.kind == "rvq" else 1)
-            and (self.kind == "rvq" or len(sizes) <= k)
-            and self.arrays["counts"].shape == ((sizes * rows).sum(),)
-            and bool((self.arrays["counts"] > 0).all())
-            and all(np.isfinite(self.arrays[name]).all() for name in ("mean", "into", "back", "codewords"))
+            and ("dims" not in self.arrays if self.kind == "rvq" else all(0 <= dim < k for dim in self.dims))
+            and all(np.isfinite(array).all() for array in self.arrays.values())
         )
+        if right:
+            self.refines = refined(self.dims)
+            self.cells = cells_of(sizes.tolist(), self.refines)
+            self.rows = [
+                size + 1 if order else 1 if by is None else self.cells[by]
+                for size, order, by in zip(sizes.tolist(), orders.tolist(), self.refines, strict=True)
+            ]
+            right = (
+                max(self.cells) <= MOST_SIZE
+                and not any(order and by is not None for order, by in zip(orders, self.refines, strict=True))
+                and self.arrays["codewords"].shape == (sum(self.cells), k if self.kind == "rvq" else 1)
+                and self.arrays["counts"].shape == (sizes @ self.rows,)
+                and bool((self.arrays["counts"] > 0).all())
+            )
         if not right:
             raise CheckpointError(f"codebook of {self.kind!r}: its arrays do not fit together")
 
     def _tables(self) -> Iterator[Array]:
         """(rows, size) relative frequencies of each column."""
         at = 0
-        for size, order in zip(self.sizes, self.orders, strict=True):
-            rows = size + 1 if order else 1
+        for size, rows in zip(self.sizes, self.rows, strict=True):
             yield self.arrays["counts"][at : at + rows * size].reshape(rows, size)
             at += rows * size
+
+    @cached_property
+    def into(self) -> Array:
+        """(d_z, k) what only a writer needs; CheckpointError where back has no inverse."""
+        if "into" in self.arrays:
+            return self.arrays["into"].astype(np.float32)
+        try:
+            return np.linalg.inv(self.back.astype(np.float64)).astype(np.float32)
+        except np.linalg.LinAlgError as error:
+            raise CheckpointError(f"codebook of {self.kind!r}: back has no inverse") from error
 
     @cached_property
     def id(self) -> bytes:
@@ -104,7 +139,7 @@ class Codebook:
 
     def same_as(self, other: Codebook) -> bool:
         """Whether two codebooks are equal in everything."""
-        return self.kind == other.kind and all(
+        return (self.kind, self.arrays.keys()) == (other.kind, other.arrays.keys()) and all(
             np.array_equal(array, other.arrays[name]) for name, array in self.arrays.items()
         )
 
@@ -112,6 +147,24 @@ class Codebook:
     def d_z(self) -> int:
         """Width of the latents that it codes."""
         return len(self.mean)
+
+
+def refined(dims: Sequence[int]) -> list[int | None]:
+    """For each column, by the dimension that it is about: the last one before it of the same dimension, if any."""
+    last: dict[int, int] = {}
+    out = []
+    for column, dim in enumerate(dims):
+        out.append(last.get(dim))
+        last[dim] = column
+    return out
+
+
+def cells_of(sizes: Sequence[int], refines: Sequence[int | None]) -> list[int]:
+    """Cells of each column; MOST_SIZE + 1 stands for too many."""
+    cells: list[int] = []
+    for size, by in zip(sizes, refines, strict=True):
+        cells.append(min(size * (1 if by is None else cells[by]), MOST_SIZE + 1))
+    return cells
 
 
 _KNOWN: dict[bytes, Codebook] = {}

@@ -21,21 +21,30 @@ Counts = npt.NDArray[np.int32]
 
 
 class Column:
-    """Relative frequencies of a column's codes: (1, size), or (size + 1, size) where row p + 1 holds for a code behind
-    a p in the latent before, and row 0 for the first latent of a message."""
+    """Relative frequencies of a column's codes: (rows, size).
 
-    def __init__(self, counts: Counts):
+    One row, which always holds; or size + 1, where row p + 1 holds for a code behind a p in the latent before, and row
+    0 for the first latent of a message; or, where the column cuts the cells of another one (`refines`) into smaller
+    ones, a row for each of those. Such a column's cells are told as cell * size + code, like its codes from here on.
+    """
+
+    def __init__(self, counts: Counts, refines: int | None = None):
         self.counts = counts
+        self.refines = refines
         self._models: dict[int, Any] = {}
+
+    @property
+    def size(self) -> int:
+        return self.counts.shape[1]
 
     @property
     def ordered(self) -> bool:
         """Whether they depend on the latent before."""
-        return len(self.counts) > 1
+        return self.refines is None and len(self.counts) > 1
 
     def rows(self, codes: Codes, starts: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
         """The row that holds for each of some codes (N,), where `starts` marks the first latents of messages."""
-        return np.where(starts, 0, np.roll(codes, 1) + 1) if self.ordered else np.zeros(len(codes), np.intp)
+        return np.where(starts, 0, np.roll(codes, 1) + 1) if self.ordered else (codes // self.size).astype(np.intp)
 
     def model(self, row: int) -> Any:
         """The coder's model of a row, made when it is first asked for."""
@@ -46,7 +55,7 @@ class Column:
     def bits(self, codes: Codes, starts: npt.NDArray[np.bool_]) -> float:
         """Bits that codes (N,) take."""
         rows = self.rows(codes, starts)
-        return float(-np.log2(self.counts[rows, codes] / self.counts.sum(1)[rows]).sum())
+        return float(-np.log2(self.counts[rows, codes % self.size] / self.counts.sum(1)[rows]).sum())
 
 
 def encode_columns(codes: Codes, columns: Sequence[Column], least: int = 0) -> bytes:
@@ -54,32 +63,38 @@ def encode_columns(codes: Codes, columns: Sequence[Column], least: int = 0) -> b
     coder = AnsCoder()
     starts = np.arange(len(codes)) == 0
     for own, column in zip(reversed(codes.T), reversed(columns), strict=True):
-        own = np.ascontiguousarray(own, np.int32)
-        if column.ordered:
+        symbols = np.ascontiguousarray(own % column.size, np.int32)
+        if len(column.counts) > 1:
             table = column.counts[column.rows(own, starts)].astype(np.float64)
-            coder.encode_reverse(own, Categorical(perfect=False), table)
+            coder.encode_reverse(symbols, Categorical(perfect=False), table)
         else:
-            coder.encode_reverse(own, column.model(0))
+            coder.encode_reverse(symbols, column.model(0))
     data: bytes = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
     return data.ljust(least, b"\0")
 
 
-def decode_columns(data: bytes, count: int, columns: Sequence[Column], least: int = 0) -> Codes:
-    """The codes (count, columns) back; WireError where the bytes are not what `encode_columns` writes."""
+def decode_columns(data: bytes, known: Codes, columns: Sequence[Column], least: int = 0) -> Codes:
+    """The codes (M, columns) back, behind those of the layers before, `known` (M, columns before); WireError where the
+    bytes are not what `encode_columns` writes."""
+    count = len(known)
     if len(data) < least or (len(data) > least and not data[-1]):
         raise WireError(f"message payload of {len(data)} bytes for {count} latents: cut off, or not in shortest form")
     words = np.frombuffer(data.ljust(-(-len(data) // 4) * 4, b"\0"), "<u4").astype(np.uint32)
     used = np.flatnonzero(words)
     coder = AnsCoder(words[: used[-1] + 1]) if len(used) else AnsCoder()
-    out = np.empty((count, len(columns)), np.int32)
-    for own, column in zip(out.T, columns, strict=True):
-        if not column.ordered:
+    out = np.concatenate([known, np.empty((count, len(columns)), np.int32)], 1)
+    for own, column in zip(out.T[known.shape[1] :], columns, strict=True):
+        if column.refines is not None:
+            cells = out[:, column.refines]
+            table = column.counts[cells].astype(np.float64)
+            own[:] = cells * column.size + coder.decode(Categorical(perfect=False), table)
+        elif column.ordered:
+            row = 0
+            for latent in range(count):
+                own[latent] = code = coder.decode(column.model(row))
+                row = code + 1
+        else:
             own[:] = coder.decode(column.model(0), count)
-            continue
-        row = 0
-        for latent in range(count):
-            own[latent] = code = coder.decode(column.model(row))
-            row = code + 1
     if not coder.is_empty():
         raise WireError("message payload holds more than its latents")
     return out

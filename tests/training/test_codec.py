@@ -18,10 +18,12 @@ from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
-from latentwire.training.quantizers import fit_fsq, fit_rvq, frequencies, principal_rotation
+from latentwire.training.quantizers import Rotation, build_codebook, fit_fsq, fit_rvq, principal_rotation
 from latentwire.training.stages import codec
 from latentwire.training.stages.codec import CodecTuning
+from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs import CODECS
+from latentwire.wire.codecs.fsq import FiniteScalarCodec
 from tests.systems import small_config, small_passages, small_system
 
 OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "width": 8, "passages": 12}
@@ -62,43 +64,85 @@ def test_the_rotation_ranks_dimensions_by_what_their_errors_cost() -> None:
     torch.testing.assert_close(cost, covariance.diagonal()[4:].sum(), atol=1e-3, rtol=1e-2)
 
 
+def scalar_book(bits: float, **sections: float) -> tuple[FiniteScalarCodec, torch.Tensor, np.ndarray]:
+    """Finite scalar quantisation of latents, all of whose dimensions weigh alike."""
+    z, starts = latents()
+    rotation, arrays = principal_rotation(z, torch.eye(10), 10).stored()
+    config = small_config(codec=OWN | {"bits": bits} | sections).codec
+    found = fit_fsq((z - rotation.mean) @ rotation.into, starts, config)
+    writer = CODECS["fsq"]
+    assert isinstance(writer, FiniteScalarCodec)
+    return writer.with_book(build_codebook(writer, arrays, found, z, starts)), z, starts  # type: ignore[return-value]
+
+
+def error(codec: FiniteScalarCodec, z: torch.Tensor, layers: int | None = None) -> float:
+    return float(np.square(codec.quantized(z.numpy(), layers) - z.numpy()).sum(1).mean())
+
+
+def test_a_stored_rotation_leads_back_to_the_same_latents() -> None:
+    z, _ = latents()
+    for width in (10, 4):
+        exact = principal_rotation(z, torch.eye(10), width)
+        rotation, arrays = exact.stored()
+        assert arrays["back"].dtype == torch.int8 and ("into" in arrays) == (width < 10)
+        torch.testing.assert_close(rotation.back, arrays["back"].float() * arrays["scale"].float()[:, None])
+        torch.testing.assert_close(rotation.back, exact.back, atol=float(exact.back.abs().max()) / 250, rtol=0)
+        there_and_back = rotation.mean + (z - rotation.mean) @ rotation.into @ rotation.back
+        wanted = exact.mean + (z - exact.mean) @ exact.into @ exact.back
+        torch.testing.assert_close(there_and_back, wanted, atol=1e-5 if width == 10 else 0.2, rtol=0)
+
+
 @pytest.mark.parametrize("bits", [4.0, 10.0, 24.0])
 def test_scalar_levels_take_the_bits_that_were_asked_for(bits: float) -> None:
-    z, starts = latents()
-    y = (z - z.mean(0)) @ principal_rotation(z, torch.eye(10), 10).into
-    own = small_config(codec=OWN | {"bits": bits}).codec
-    levels, layers = fit_fsq(y, starts, own)
-    codes = [(y[:, [c]] - words.T).abs().argmin(1).numpy().astype(np.int32) for c, words in enumerate(levels)]
-    columns = [frequencies(c, len(w), starts) for c, w in zip(codes, levels, strict=True)]
-    taken = [column.bits(c, starts) / len(c) for column, c in zip(columns, codes, strict=True)]
+    codec, z, starts = scalar_book(bits)
+    book = codec.book
+    assert book is not None
+    codes = codec.codes(book, codec.rotated(z.numpy()))
+    taken = [column.bits(c, starts) / len(c) for column, c in zip(book.columns, codes.T, strict=True)]
     assert sum(taken) == pytest.approx(bits, rel=0.1)
-    assert [len(w) for w in levels] == sorted((len(w) for w in levels), reverse=True)
-    assert layers[-1] == len(levels)
-    assert all(column.ordered for column, w in zip(columns, levels, strict=True) if len(w) > 5)
+    most = dict(zip(book.dims, book.cells, strict=True))  # the last column of a dimension has the most
+    assert [most[dim] for dim in sorted(most)] == sorted(most.values(), reverse=True)
+    assert book.layers[-1] == len(book.sizes)
+    for layer, part in enumerate(np.split(np.array(taken), book.layers[:-1])):
+        assert part.sum() == pytest.approx(bits / len(book.layers), abs=2), layer
+    for size, by, column in zip(book.sizes, book.refines, book.columns, strict=True):
+        assert size <= 7 and (by is None or size == 3)
+        assert column.ordered or size == 3  # latents are like the one before
 
 
 def test_more_bits_are_closer() -> None:
-    z, starts = latents()
-    y = (z - z.mean(0)) @ principal_rotation(z, torch.eye(10), 10).into
-    errors = []
-    for bits in (4.0, 10.0, 24.0):
-        levels, _ = fit_fsq(y, starts, small_config(codec=OWN | {"bits": bits}).codec)
-        found = [words[(y[:, [c]] - words.T).abs().argmin(1), 0] for c, words in enumerate(levels)]
-        errors.append(
-            float((y[:, : len(levels)] - torch.stack(found, 1)).pow(2).sum() + y[:, len(levels) :].pow(2).sum())
-        )
+    errors = [error(*scalar_book(bits)[:2]) for bits in (4.0, 10.0, 24.0)]
     assert all(after < 0.6 * before for before, after in pairwise(errors))
+
+
+def test_where_in_a_cell_a_level_lies_depends_on_the_cell() -> None:
+    """Far out, the part towards the middle is the likelier one, on either side."""
+    book = scalar_book(24.0)[0].book
+    assert book is not None
+    finer = [column.counts for column in book.columns if column.refines is not None and len(column.counts) <= 7]
+    assert finer
+    for counts in finer:
+        below, above = np.split(counts, [len(counts) // 2, len(counts) // 2 + 1])[::2]
+        assert below[:, 2].sum() > 1.2 * below[:, 0].sum() and above[:, 0].sum() > 1.2 * above[:, 2].sum()
+
+
+def test_some_of_the_layers_are_as_good_as_a_codebook_of_their_bits() -> None:
+    """Which layers of fine steps in the first dimensions, one after the other, would not be."""
+    codec, z, _ = scalar_book(24.0, layers=4)
+    for layers in (1, 2, 3):
+        other, _, _ = scalar_book(6.0 * layers, layers=1)
+        assert error(codec, z, layers) < 1.25 * error(other, z)
 
 
 def test_no_codeword_is_dead_and_more_codebooks_are_closer() -> None:
     z, _ = latents()
     y = z - z.mean(0)
     torch.manual_seed(0)
-    assert fit_rvq(y[:500], small_config(codec=OWN | {"bits": 8.0, "epochs": 1}).codec)[1] == [1, 2]
-    words, layers = fit_rvq(y, small_config(codec=OWN | {"bits": 16.0}).codec)
-    assert layers == [1, 2, 4] and [w.shape for w in words] == [(16, 10)] * 4
+    assert fit_rvq(y[:500], small_config(codec=OWN | {"bits": 8.0, "epochs": 1}).codec).layers == [1, 2]
+    found = fit_rvq(y, small_config(codec=OWN | {"bits": 16.0}).codec)
+    assert found.layers == [1, 2, 4] and [w.shape for w in found.words] == [(16, 10)] * 4
     rest, errors = y, [float(y.pow(2).sum())]
-    for column in words:
+    for column in found.words:
         codes = torch.cdist(rest, column).argmin(1)
         assert torch.bincount(codes, minlength=16).min() > 0
         rest = rest - column[codes]
@@ -145,6 +189,9 @@ def test_a_share_of_the_metric_is_what_changes_anything_at_all() -> None:
     wanted = [w @ w.T / (w @ w.T).diagonal().mean() for w in linear]
     torch.testing.assert_close(made, torch.stack(wanted).mean(0))
     assert told.diagonal().mean() == pytest.approx(1.0) and not torch.allclose(told, made, rtol=0.1)
+    fisher = torch.stack([total / total.diagonal().mean() for total in information.sums.values()]).mean(0).float()
+    squared = told @ told
+    torch.testing.assert_close(squared / squared.diagonal().mean(), fisher, rtol=1e-3, atol=1e-3)
 
 
 def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
@@ -205,10 +252,15 @@ def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
 
 def test_large_arrays_of_a_codebook_are_not_packed(tmp_path: Path) -> None:
     book = sample_codebook("rvq", 256, 64, [64] * 4)
-    assert book.arrays["into"].size >= PACK_FROM
+    _, rotation = Rotation(torch.zeros(64), torch.eye(64), torch.randn(64, 64)).stored()
+    columns = {name: book.arrays[name] for name in ("layers", "sizes", "orders", "codewords", "counts")}
+    whole = Codebook("rvq", columns | {name: tensor.numpy() for name, tensor in rotation.items()})
+    for own, name in ((book, "into"), (whole, "back")):
+        assert own.arrays[name].size >= PACK_FROM
+        tensors = {key: torch.from_numpy(array) for key, array in own.arrays.items()}
+        save_folder(tmp_path / name, {"codecs/rvq": tensors}, {"config": {}}, dtype=torch.bfloat16, pack=True)
+        assert codebooks_in(load_folder(tmp_path / name))["rvq"].same_as(own)
     tensors = {name: torch.from_numpy(array) for name, array in book.arrays.items()}
-    save_folder(tmp_path / "packed", {"codecs/rvq": tensors}, {"config": {}}, dtype=torch.bfloat16, pack=True)
-    assert codebooks_in(load_folder(tmp_path / "packed"))["rvq"].same_as(book)
     save_folder(tmp_path / "bad", {"codecs/rvq": tensors | {"mean": tensors["mean"].bfloat16()}}, {"config": {}})
     with pytest.raises(CheckpointError, match=r"mean is torch\.bfloat16"):
         codebooks_in(load_folder(tmp_path / "bad"))

@@ -88,16 +88,18 @@ def _integers(bits: int, parameters: bytes, count: int, d_z: int, payload: bytes
 
 
 def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) -> list[list[float]]:
-    tables, words, at, word = [], [], 0, 0
-    for size, order in zip(book["sizes"], book["orders"], strict=True):
-        rows = size + 1 if order else 1
+    tables, words, parents, at, word = [], [], [], 0, 0
+    dims, last = book.get("dims", list(range(len(book["sizes"])))), {}
+    for column, (size, order) in enumerate(zip(book["sizes"], book["orders"], strict=True)):
+        parents.append(last.get(dims[column]))
+        rows = size + 1 if order else 1 if parents[-1] is None else len(words[parents[-1]])
         tables.append([book["counts"][at + r * size : at + (r + 1) * size] for r in range(rows)])
-        words.append(book["codewords"][word : word + size])
-        at, word = at + rows * size, word + size
-    codes, first = [], 0
+        cells = size if order else size * rows
+        words.append(book["codewords"][word : word + cells])
+        at, word, last[dims[column]] = at + rows * size, word + cells, column
+    codes: list[list[int]] = []
     for payload, end in zip(layers, book["layers"], strict=False):
-        codes += _ans(payload, count, tables[first:end])
-        first = end
+        _ans(payload, count, tables[:end], parents, codes)
     out = []
     for m in range(count):
         y = [0.0] * len(book["back"])
@@ -106,13 +108,16 @@ def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) 
             if codec == 7:
                 y = [a + b for a, b in zip(y, chosen, strict=True)]
             else:
-                y[column] = chosen[0]
+                y[dims[column]] = chosen[0]
+        y = [value * scale for value, scale in zip(y, book.get("scale", [1.0] * len(y)), strict=True)]
         sums = [sum(y[k] * book["back"][k][d] for k in range(len(y))) for d in range(len(book["mean"]))]
         out.append([mean + s for mean, s in zip(book["mean"], sums, strict=True)])
     return out
 
 
-def _ans(payload: bytes, count: int, tables: list[list[list[int]]]) -> list[list[int]]:
+def _ans(
+    payload: bytes, count: int, tables: list[list[list[int]]], parents: list[int | None], columns: list[list[int]]
+) -> None:
     number = int.from_bytes(payload, "little")
     words = []
     while number:
@@ -121,11 +126,11 @@ def _ans(payload: bytes, count: int, tables: list[list[list[int]]]) -> list[list
     state = words.pop() if words else 0
     if words:
         state = state << 32 | words.pop()
-    columns = []
-    for table in tables:
+    for table, parent in zip(tables[len(columns) :], parents[len(columns) :], strict=False):
         codes: list[int] = []
-        for _ in range(count):
-            row = table[codes[-1] + 1 if codes else 0] if len(table) > 1 else table[0]
+        for m in range(count):
+            cell = 0 if parent is None else columns[parent][m]
+            row = table[cell if parent is not None or len(table) == 1 else codes[-1] + 1 if codes else 0]
             total, below, starts = sum(row), 0, []
             for i, frequency in enumerate(row):
                 starts.append(int(below * (((1 << 24) - len(row)) / total)) + i)
@@ -135,7 +140,6 @@ def _ans(payload: bytes, count: int, tables: list[list[list[int]]]) -> list[list
             state = (state >> 24) * (starts[code + 1] - starts[code]) + (state & MASK) - starts[code]
             if state < 1 << 32 and words:
                 state = state << 32 | words.pop()
-            codes.append(code)
+            codes.append(cell * len(row) + code)
         columns.append(codes)
     assert state == 0 and not words
-    return columns

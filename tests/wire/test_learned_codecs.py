@@ -19,7 +19,10 @@ Z = np.random.default_rng(1).standard_normal((9, D_Z)).astype(np.float32)
 
 def random_codes(book: Codebook, count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return np.stack([rng.integers(0, size, count) for size in book.sizes], 1).astype(np.int32)
+    codes = np.zeros((count, len(book.sizes)), np.int32)
+    for number, (size, by) in enumerate(zip(book.sizes, book.refines, strict=True)):
+        codes[:, number] = rng.integers(0, size, count) + (0 if by is None else size * codes[:, by])
+    return codes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,7 +31,12 @@ def test_codes_come_back_exactly(kind: str, count: int) -> None:
     book = small_book(kind)
     codes = random_codes(book, count)
     data = encode_columns(codes, book.columns)
-    np.testing.assert_array_equal(decode_columns(data, count, book.columns), codes)
+    nothing = np.empty((count, 0), np.int32)
+    np.testing.assert_array_equal(decode_columns(data, nothing, book.columns), codes)
+    assert any(column.refines is not None for column in book.columns) == (kind == "fsq")
+    for first in range(1, len(book.columns)):  # in two layers, of which the second leans on the first
+        data = encode_columns(codes[:, first:], book.columns[first:])
+        np.testing.assert_array_equal(decode_columns(data, codes[:, :first], book.columns[first:]), codes)
 
 
 def test_the_coder_takes_what_the_frequencies_say() -> None:
@@ -78,6 +86,33 @@ def test_any_number_of_layers_decodes_and_more_are_better(kind: str) -> None:
         np.testing.assert_allclose(whole.latents, grid, atol=1e-5)
 
 
+def test_a_later_column_of_a_dimension_cuts_its_cells() -> None:
+    codec = small_codec("fsq")
+    book = codec.book
+    assert book is not None and book.dims == [0, 1, 2, 3, 0] and book.cells == [9, 7, 5, 3, 27]
+    y = codec.rotated(Z)
+    codes = codec.codes(book, y)
+    finest = np.abs(y[:, :1] - book.codewords[4].T).argmin(1)
+    np.testing.assert_array_equal(codes[:, 4], finest)
+    np.testing.assert_array_equal(codes[:, 0], finest // 3)
+    np.testing.assert_array_equal(codes[:, 1], np.abs(y[:, 1:2] - book.codewords[1].T).argmin(1))
+    np.testing.assert_array_equal(codec.vectors(book, codes)[:, 0], book.codewords[4][finest, 0])
+    np.testing.assert_array_equal(codec.vectors(book, codes[:, :4])[:, 0], book.codewords[0][finest // 3, 0])
+    assert (codec.vectors(book, codes)[:, 4] == 0).all()  # no column is about it
+
+
+def test_what_a_finer_column_says_is_coded_by_what_is_known() -> None:
+    rng, count = np.random.default_rng(0), 3000
+    table = np.array([[980, 10, 10], [10, 10, 980]], np.int32)
+    known = rng.integers(0, 2, count)
+    cells = known * 3 + np.array([rng.choice(3, p=table[cell] / 1000) for cell in known])
+    columns = [Column(np.array([[1, 1]], np.int32)), Column(table, refines=0)]
+    codes = np.stack([known, cells], 1).astype(np.int32)
+    expected = sum(column.bits(own, np.arange(count) == 0) for column, own in zip(columns, codes.T, strict=True))
+    assert 8 * len(encode_columns(codes, columns)) == pytest.approx(expected, rel=0.01)
+    assert expected < 1.3 * count
+
+
 def test_residual_codes_are_the_nearest_vectors() -> None:
     codec = small_codec("rvq")
     y, book = codec.rotated(Z), codec.book
@@ -103,7 +138,7 @@ def test_a_damaged_payload_is_refused(damage: object, why: str) -> None:
     book = small_book("fsq")
     data = encode_columns(random_codes(book, 40), book.columns, 20)
     with pytest.raises(WireError, match=why):
-        decode_columns(damage(data), 40, book.columns, 20)  # type: ignore[operator]
+        decode_columns(damage(data), np.empty((40, 0), np.int32), book.columns, 20)  # type: ignore[operator]
 
 
 def test_what_a_few_bytes_may_claim_is_bounded() -> None:
@@ -144,6 +179,14 @@ def test_errors_name_what_is_wrong() -> None:
         {"back": np.full((5, D_Z), np.inf)},
         {"mean": np.full(D_Z, 1e30)},
         {"codewords": np.zeros((27, 5))},
+        {"into": np.zeros((5, D_Z))},
+        {"scale": np.ones(4)},
+        {"dims": np.array([0, 1, 2, 3, 5])},
+        {"dims": np.array([0, 1, 2, 3, -1])},
+        {"dims": np.array([0, 1, 2, 3])},
+        {"dims": np.array([0, 0, 0, 0, 0])},
+        {"dims": np.array([1, 1, 2, 3, 0])},
+        {"sizes": np.array([1000, 7, 5, 3, 5])},
         {"sizes": np.array([300, 2, 2, 2, 2]), "codewords": np.zeros((308, 1)), "orders": np.array([1, 0, 0, 0, 0])},
     ],
 )
@@ -155,6 +198,21 @@ def test_a_codebook_that_does_not_fit_together_is_refused(change: dict[str, np.n
     for kind in ("rvq", "zip"):
         with pytest.raises(CheckpointError, match="do not fit together"):
             Codebook(kind, small_book("fsq").arrays)
+
+
+def test_without_into_it_is_the_inverse_of_back() -> None:
+    arrays = small_book("fsq").arrays
+    with pytest.raises(CheckpointError, match="do not fit together"):  # fewer dimensions than latents have
+        Codebook("fsq", {name: array for name, array in arrays.items() if name != "into"})
+    rng = np.random.default_rng(0)
+    whole = arrays | {"back": rng.integers(-127, 128, (D_Z, D_Z)), "scale": rng.uniform(0.01, 0.02, D_Z)}
+    del whole["into"]
+    book = Codebook("fsq", whole)
+    assert book.arrays["back"].dtype == np.int8 and book.id != small_book("fsq").id
+    np.testing.assert_allclose(book.back, whole["back"] * book.arrays["scale"].astype(np.float32)[:, None])
+    np.testing.assert_allclose(book.back @ book.into, np.eye(D_Z), atol=1e-4)
+    with pytest.raises(CheckpointError, match="back has no inverse"):
+        _ = Codebook("fsq", whole | {"back": np.ones((D_Z, D_Z))}).into
 
 
 def test_the_id_is_that_of_the_content() -> None:

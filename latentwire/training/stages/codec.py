@@ -17,7 +17,7 @@ from torch import Tensor
 from latentwire.config.schema import Config
 from latentwire.model.receiver import LATENT, Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.quantizers import Rotation, Starts, build_codebook, fit_fsq, fit_rvq, principal_rotation
+from latentwire.training.quantizers import Starts, build_codebook, counted, fit_fsq, fit_rvq, principal_rotation
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
 from latentwire.training.stages.normal_equations import batched, unpadded
 from latentwire.wire.codebook import remember
@@ -27,10 +27,11 @@ from latentwire.wire.codecs import CODECS, LearnedCodec
 class Information:
     """How much an error e of a latent matters to readers: e' M e, the mean over receivers of what it costs each.
 
-    M is the empirical Fisher information, the outer product of the answer loss's gradient with respect to a latent,
-    added up over many: to second order what an error costs, through attention and all that a reader makes of a latent.
+    The empirical Fisher information, the outer product of the answer loss's gradient with respect to a latent, added up
+    over many, is to second order what an error costs, through attention and all that a reader makes of a latent.
     Quantisation by such a sensitivity follows SqueezeLLM (Kim et al. 2023, arXiv 2306.07629), here with all directions
-    and not only the axes.
+    and not only the axes. M is its square root: errors in the directions that matter most are soon so large that the
+    loss no longer grows with their square.
     """
 
     def __init__(self, system: LatentWire, seed: int):
@@ -56,8 +57,8 @@ class Information:
         no gradient of these passages lies in.
         """
         made = torch.stack([_change(receiver) for receiver in self.receivers.values()]).mean(0)
-        told = torch.stack([_of_mean_one(self.sums[name]) for name in self.receivers]).mean(0).float()
-        return (1 - floor) * told + floor * made
+        told = torch.stack([_of_mean_one(self.sums[name]) for name in self.receivers]).mean(0)
+        return (1 - floor) * _of_mean_one(_root(told)).float() + floor * made
 
 
 @torch.no_grad()
@@ -66,6 +67,12 @@ def _change(receiver: Receiver) -> Tensor:
     generator = receiver.reader.generator
     linear = generator.linear if generator.down is None else generator.down @ generator.linear
     return _of_mean_one((linear @ linear.T).cpu())
+
+
+def _root(metric: Tensor) -> Tensor:
+    """The symmetric square root of a positive matrix."""
+    values, vectors = torch.linalg.eigh(metric)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _of_mean_one(metric: Tensor) -> Tensor:
@@ -114,14 +121,14 @@ def fit(
     aside, aside_starts = latents_of(system, kept_aside)
     metric = information.metric(config.curriculum.closed_form.importance_floor)
     torch.manual_seed(config.system.seed)
-    rotation = principal_rotation(z, metric, min(own.width, z.shape[1], len(z)))
+    rotation, arrays = principal_rotation(z, metric, min(own.width, z.shape[1], len(z))).stored()
     y = (z - rotation.mean) @ rotation.into
     scores: dict[str, dict[str, float]] = {"bits_per_latent": {}, "kept": {}}
     for kind in own.learned:
         codec = CODECS[kind]
         assert isinstance(codec, LearnedCodec)
-        words, layers = fit_rvq(y, own) if kind == "rvq" else fit_fsq(y, starts, own)
-        book = remember(build_codebook(codec, rotation, words, layers, z, starts))
+        found = fit_rvq(y, own) if kind == "rvq" else fit_fsq(y, starts, own)
+        book = remember(build_codebook(codec, arrays, found, z, starts))
         system.sender.codebooks[kind] = book
         writer = codec.with_book(book)
         scores["bits_per_latent"][kind] = _bits(writer, aside, aside_starts)
@@ -140,9 +147,7 @@ def recount(system: LatentWire, passages: Sequence[Prepared], config: Config) ->
     for kind in config.codec.learned:
         book, codec = system.sender.codebooks[kind], CODECS[kind]
         assert isinstance(codec, LearnedCodec)
-        rotation = Rotation(*map(torch.from_numpy, (book.mean, book.into, book.back)))
-        words = [torch.from_numpy(own) for own in book.codewords]
-        new = remember(build_codebook(codec, rotation, words, book.layers, z, starts))
+        new = remember(counted(codec.with_book(book), z, starts))
         system.sender.codebooks[kind] = new
         bits[kind] = _bits(codec.with_book(new), aside, aside_starts)
     return {"bits_per_latent": bits}

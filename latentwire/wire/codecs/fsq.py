@@ -1,7 +1,9 @@
 """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each dimension on its own, to a few levels.
 
 Dimensions are principal components in the order of their variance, and all are cut in steps of about the same size, so
-that those which vary more get more levels: reverse water-filling, as in transform coding.
+that those which vary more get more levels: reverse water-filling, as in transform coding. Levels are told coarse to
+fine, a cell of some levels first and then which of its thirds, so that payload layers refine all dimensions in turn:
+embedded quantisation, as in wavelet image coders (Shapiro 1993, doi 10.1109/78.258085).
 """
 
 from __future__ import annotations
@@ -18,14 +20,20 @@ from latentwire.wire.entropy import Codes
 
 @dataclass(frozen=True)
 class FiniteScalarCodec(LearnedCodec):
-    """The nearest level of each of the first C dimensions; the others are zero."""
+    """The nearest level of each dimension, and the cells of its coarser columns that it lies in."""
 
     def codes(self, book: Codebook, y: Array) -> Codes:
-        columns = [np.abs(y[:, column, None] - levels[:, 0]).argmin(1) for column, levels in enumerate(book.codewords)]
-        return np.stack(columns, 1).astype(np.int32)
+        codes = np.full((len(y), len(book.columns)), -1, np.int32)
+        for number in reversed(range(len(book.columns))):
+            own, column = codes[:, number], book.columns[number]
+            if (own < 0).all():  # no later column is about this dimension
+                own[:] = np.abs(y[:, book.dims[number], None] - book.codewords[number][:, 0]).argmin(1)
+            if column.refines is not None:
+                codes[:, column.refines] = own // column.size
+        return codes
 
     def vectors(self, book: Codebook, codes: Codes) -> Array:
         y = np.zeros((len(codes), len(book.back)), np.float32)
-        for column, (levels, code) in enumerate(zip(book.codewords, codes.T, strict=False)):
-            y[:, column] = levels[code, 0]
+        for dim, words, own in zip(book.dims, book.codewords, codes.T, strict=False):
+            y[:, dim] = words[own, 0]  # of the finest column that is there
         return y

@@ -75,9 +75,10 @@ class LearnedCodec(Codec):
         self.check(layers, count)
         if not 0 < len(layers) <= len(parts):
             raise WireError(f"message of {len(layers)} layers; the codebook has {len(parts)}")
-        pairs = list(zip(layers, parts, strict=False))
-        found = [decode_columns(data, count, book.columns[p], _least(count, p)) for data, p in pairs]
-        return self._latents(book, np.concatenate(found, 1))
+        codes = np.empty((count, 0), np.int32)
+        for data, part in zip(layers, parts, strict=False):
+            codes = decode_columns(data, codes, book.columns[part], _least(count, part))
+        return self._latents(book, codes)
 
     def quantized(self, z: Array, layers: int | None = None) -> Array:
         """Latents (M, d_z) as they would arrive in the first so many layers of a message (None: all)."""
