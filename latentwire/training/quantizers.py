@@ -27,7 +27,7 @@ MOST_AT_ONCE, PARTS = 7, 3
 """Levels that the first column of a dimension tells apart at most, and into how many parts each later one cuts a cell:
 an odd number, so that the cell around zero stays one around zero."""
 LADDERS = 3
-"""Sets of ever finer steps to choose from for a dimension, a third of the way to the next step of one apart."""
+"""Steps to choose from for a dimension within a factor of PARTS."""
 WEIGHT = 1 << 16
 """What the frequencies of a row add up to, about."""
 
@@ -114,13 +114,12 @@ class Cut:
 
 
 def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> Columns:
-    """Levels of dimensions, told coarse to fine, in payload layers of about equal bits; `bits` a latent in all.
+    """Levels of dimensions, told coarse to fine, in payload layers of about equal bits; at most `bits` a latent in all.
 
-    How fine the steps of a dimension are, and how many columns tell them, is what makes error + price * bits the
-    smallest, with one price of a bit for all (Shoham & Gersho 1988, doi 10.1109/29.90373): dimensions that vary little
-    get three levels, of which the middle one is wide, or none. Columns are ordered by what a bit of them is worth, so
-    that any number of them is about the best that its bits can tell, as EBCOT orders bit planes (Taubman 2000, doi
-    10.1109/83.847830).
+    The steps of a dimension are those that make error + price * bits the smallest, with one price of a bit for all
+    dimensions (Shoham & Gersho 1988, doi 10.1109/29.90373): one that varies little gets three levels, of which the
+    middle one is wide, or none. Columns are ordered by what a bit of them is worth, so that any number of them is about
+    the best that its bits can tell, as EBCOT orders bit planes (Taubman 2000, doi 10.1109/83.847830).
     """
     choices = [_choices(dim, values, starts) for dim, values in enumerate(y.T)]
     bits, errors = (np.full((len(choices), max(map(len, choices))), value) for value in (0.0, np.inf))
@@ -146,15 +145,14 @@ def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> Columns:
 
 
 def _choices(dim: int, values: Tensor, starts: Starts) -> list[list[Cut]]:
-    """All that could be told of a dimension: nothing, or some columns of one of its ladders of ever finer steps."""
+    """All that could be told of a dimension: nothing, or levels of ever larger steps, up to one that few ever leave."""
     largest = float(values.abs().max())
-    finest = [2 / (MOST_LEVELS - 1) * largest * PARTS ** (i / LADDERS) for i in range(LADDERS)]
-    ladders = [_ladder(dim, values, step, starts) for step in finest] if largest else []
-    return [[], *(ladder[: rung + 1] for ladder in ladders for rung in range(len(ladder)))]
+    steps = [largest * PARTS ** (-i / LADDERS) for i in range(int(LADDERS * np.log(MOST_LEVELS / 2) / np.log(PARTS)))]
+    return [[], *(_ladder(dim, values, step, starts) for step in steps if step)]
 
 
 def _ladder(dim: int, values: Tensor, step: float, starts: Starts) -> list[Cut]:
-    """Columns that tell levels of this step, coarse to fine.
+    """Columns that tell levels of this step, the nearest one for each value, coarse to fine.
 
     A level stands for the mean of what is rounded to it, a coarser cell for that of what lies in it. No column is worth
     more than the one that it refines.

@@ -99,7 +99,7 @@ def test_scalar_levels_take_the_bits_that_were_asked_for(bits: float) -> None:
     assert book is not None
     codes = codec.codes(book, codec.rotated(z.numpy()))
     taken = [column.bits(c, starts) / len(c) for column, c in zip(book.columns, codes.T, strict=True)]
-    assert sum(taken) == pytest.approx(bits, rel=0.1)
+    assert 0.75 * bits < sum(taken) < 1.01 * bits
     most = dict(zip(book.dims, book.cells, strict=True))  # the last column of a dimension has the most
     assert [most[dim] for dim in sorted(most)] == sorted(most.values(), reverse=True)
     assert book.layers[-1] == len(book.sizes)
