@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, resolve_receivers
 from latentwire.core.errors import CheckpointError
-from latentwire.wire.codebook import Codebook, remember
+from latentwire.wire.codebook import FORMS, Codebook, form_of, remember
 
 State = dict[str, dict[str, Tensor]]
 READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
@@ -78,9 +78,10 @@ def codebooks_in(state: State) -> dict[str, Codebook]:
     """
     books = {}
     for stem in (stem for stem in state if stem.startswith(CODEBOOKS)):
-        for name, tensor in state[stem].items():
-            if tensor.dtype not in (torch.float16, torch.int32, torch.int8):
-                raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, which no codebook holds")
+        for name in FORMS.keys() & state[stem].keys():
+            tensor, wanted = state[stem][name], np.dtype(form_of(name, state[stem]))
+            if str(tensor.dtype) != f"torch.{wanted}":
+                raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, not {wanted}")
         kind = stem.removeprefix(CODEBOOKS)
         books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
     return books

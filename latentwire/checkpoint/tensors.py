@@ -94,6 +94,8 @@ def _packed(group: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unpacked(group: dict[str, Tensor]) -> dict[str, Tensor]:
     scales = {name.removesuffix(SCALE): group.pop(name) for name in list(group) if name.endswith(SCALE)}
     for name, scale in scales.items():
+        if name not in group or group[name].numel() != PACK * scale.numel():
+            raise CheckpointError(f"{name} does not go with its scales")
         levels = group[name].float().view(-1, PACK)
         group[name] = (levels * scale.float().view(-1, 1)).view_as(group[name])
     return group
@@ -154,4 +156,6 @@ def load_folder(folder: Path, stems: list[str] | None = None) -> dict[str, dict[
             out[stem] = _unpacked(load_file(path))
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     return out

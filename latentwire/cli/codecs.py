@@ -102,18 +102,18 @@ def with_sample_book(codec: Codec, d_z: int, seed: int = 0) -> Codec:
 
 def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int = 0) -> Codebook:
     """A random codebook in three payload layers. Of the small columns, every second one looks at the latent before; of
-    fsq, the last third refine the first ones."""
+    fsq, half of them are about as many dimensions, the last one first, and the others refine those, twice each."""
     import numpy as np
 
     rng, sizes = np.random.default_rng(seed), sizes if kind == "rvq" else sizes[:width]
     basis = np.linalg.qr(rng.standard_normal((d_z, width)))[0]
-    first = len(sizes) if kind == "rvq" else -(-2 * len(sizes) // 3)
-    dims = [column % first for column in range(len(sizes))]
+    half = len(sizes) if kind == "rvq" else -(-len(sizes) // 2)
+    dims = [half - 1 - (column if column < half else (column - half) // 2) for column in range(len(sizes))]
     refines = refined(dims)
-    orders = [int(n % 2 == 1 and n < first and size <= 16) for n, size in enumerate(sizes)]
+    orders = [int(column % 2 == 1 and column < half and size <= 16) for column, size in enumerate(sizes)]
     cells = cells_of(sizes, refines)
-    words = [rng.standard_normal((n, width if kind == "rvq" else 1)) / (i + 1) for i, n in enumerate(cells)]
-    counts = sum(n * (size + 1 if order else 1) for n, size, order in zip(cells, sizes, orders, strict=True))
+    words = [rng.standard_normal((own, width if kind == "rvq" else 1)) / (i + 1) for i, own in enumerate(cells)]
+    counts = sum(own * (size + 1 if order else 1) for own, size, order in zip(cells, sizes, orders, strict=True))
     arrays: dict[str, Any] = {
         "mean": rng.standard_normal(d_z),
         "into": basis,

@@ -16,18 +16,15 @@ from vector_quantize_pytorch import ResidualVQ
 from latentwire.config.sections.latents import CodecConfig
 from latentwire.wire.codebook import MOST_ORDERED, Codebook, refined
 from latentwire.wire.codecs import LearnedCodec
+from latentwire.wire.codecs.integers import quantize, scales_of
 from latentwire.wire.entropy import Codes, Column, Counts
 
 Starts = npt.NDArray[np.bool_]
 BATCH = 2048
 """Latents of a step of k-means."""
-MOST_LEVELS = 135
-"""Of one dimension in finite scalar quantisation."""
-MOST_AT_ONCE, PARTS = 7, 3
-"""Levels that the first column of a dimension tells apart at most, and into how many parts each later one cuts a cell:
-an odd number, so that the cell around zero stays one around zero."""
-LADDERS = 3
-"""Steps to choose from for a dimension within a factor of PARTS."""
+ROOTS, PARTS, FINER = (3, 5, 7), 3, 3
+"""Cells that the first column of a dimension may tell apart in finite scalar quantisation; into how many parts each
+later one cuts a cell; how many later ones there may be. All odd, so that the cell around zero stays one around zero."""
 WEIGHT = 1 << 16
 """What the frequencies of a row add up to, about."""
 
@@ -42,16 +39,17 @@ class Rotation:
     back: Tensor
 
     def stored(self) -> tuple[Rotation, dict[str, Tensor]]:
-        """What is left of it in a codebook, and that one's arrays: `back` has 8 bits a number and a scale a row, `into`
-        is the inverse of that, or itself where not all dimensions are coded."""
-        scale = (self.back.abs().amax(1) / 127).clamp(min=2.0**-24).half()
-        levels = (self.back / scale.float()[:, None]).round().clamp(-127, 127)
-        mean, back = self.mean.half(), levels * scale.float()[:, None]
-        arrays = {"mean": mean, "back": levels.to(torch.int8), "scale": scale}
-        if len(back) == back.shape[1]:
-            return Rotation(mean.float(), torch.linalg.inv(back.double()).float(), back), arrays
-        into = self.into.half()
-        return Rotation(mean.float(), into.float(), back), arrays | {"into": into}
+        """What is left of it in a codebook, and that one's arrays: `back` has 8 bits a number and a scale a row, and
+        `into` is such that back @ into is one. It is not there where all dimensions are coded: the inverse of back."""
+        levels, codes = quantize(self.back.numpy())
+        scale = torch.from_numpy(scales_of(codes))
+        mean, back = self.mean.half(), torch.from_numpy(levels) * scale
+        into = (self.into.double() @ torch.linalg.inv(back.double() @ self.into.double())).float()
+        arrays = {"mean": mean, "back": torch.from_numpy(levels), "scale": scale[:, 0].half()}
+        if len(back) < back.shape[1]:
+            arrays["into"] = into.half()
+            into = into.half().float()
+        return Rotation(mean.float(), into, back), arrays
 
 
 def principal_rotation(z: Tensor, metric: Tensor, width: int) -> Rotation:
@@ -114,67 +112,64 @@ class Cut:
 
 
 def fit_fsq(y: Tensor, starts: Starts, config: CodecConfig) -> Columns:
-    """Levels of dimensions, told coarse to fine, in payload layers of about equal bits; at most `bits` a latent in all.
+    """Levels of dimensions, told coarse to fine, in payload layers of about equal bits; at most `bits` a latent in all,
+    but the sign of the first dimension at least.
 
-    The steps of a dimension are those that make error + price * bits the smallest, with one price of a bit for all
-    dimensions (Shoham & Gersho 1988, doi 10.1109/29.90373): one that varies little gets three levels, of which the
-    middle one is wide, or none. Columns are ordered by what a bit of them is worth, so that any number of them is about
-    the best that its bits can tell, as EBCOT orders bit planes (Taubman 2000, doi 10.1109/83.847830).
+    The levels of a dimension are those that make error + price * bits the smallest, with one price of a bit for all
+    dimensions (Shoham & Gersho 1988, doi 10.1109/29.90373): one that varies little gets three, of which the middle one
+    is wide, or none. Columns are ordered by what a bit of them is worth, so that any number of them is about the best
+    that its bits can tell, as EBCOT orders bit planes (Taubman 2000, doi 10.1109/83.847830).
     """
-    choices = [_choices(dim, values, starts) for dim, values in enumerate(y.T)]
-    bits, errors = (np.full((len(choices), max(map(len, choices))), value) for value in (0.0, np.inf))
-    for dim, own in enumerate(choices):
-        bits[dim, : len(own)] = [sum(cut.bits for cut in cuts) for cuts in own]
-        errors[dim, : len(own)] = [cuts[-1].error if cuts else float(y[:, dim].square().mean()) for cuts in own]
-    low, high = 1e-9 * errors[:, 0].max(), 1e3 * errors[:, 0].max()
+    choices = [_choices(dim, values, starts) for dim, values in enumerate(y.T.contiguous())]
+    bits = np.array([[sum(cut.bits for cut in cuts) for cuts in own] for own in choices])
+    errors = np.array(
+        [[float(y[:, d].square().mean()), *(c[-1].error for c in own[1:])] for d, own in enumerate(choices)]
+    )
+    low, high = 1e-9 * errors.max(), 1e3 * errors.max()
     for _ in range(60):
         price = (low * high) ** 0.5
-        taken = bits[np.arange(len(bits)), (errors + price * bits).argmin(1)].sum()
+        taken = np.take_along_axis(bits, (errors + price * bits).argmin(1)[:, None], 1).sum()
         low, high = (price, high) if taken > config.bits else (low, price)
     chosen = (errors + high * bits).argmin(1)
     cuts = [cut for own, choice in zip(choices, chosen, strict=True) for cut in own[choice]]
-    if not cuts:  # the sign of the first dimension is the least to send
+    if not cuts:
         half = y[:, 0].abs().mean()
         return Columns([torch.stack([-half, half])[:, None]], [1], [0])
     cuts.sort(key=lambda cut: -cut.worth)  # stable: a dimension's columns stay coarse to fine
     total = np.cumsum([cut.bits for cut in cuts])
-    upto = [total[-1] * (i + 1) / config.layers for i in range(config.layers)]
-    ends = [max(i + 1, int(np.searchsorted(total, bits, side="left")) + 1) for i, bits in enumerate(upto)]
-    layers = sorted({min(end, len(cuts)) for end in ends})
+    upto = total[-1] * np.arange(1, config.layers + 1) / config.layers
+    ends = np.maximum(np.searchsorted(total, upto), np.arange(config.layers)) + 1
+    layers = sorted({min(int(end), len(cuts)) for end in ends})
     return Columns([cut.words for cut in cuts], layers, [cut.dim for cut in cuts])
 
 
 def _choices(dim: int, values: Tensor, starts: Starts) -> list[list[Cut]]:
-    """All that could be told of a dimension: nothing, or levels of ever larger steps, up to one that few ever leave."""
-    largest = float(values.abs().max())
-    steps = [largest * PARTS ** (-i / LADDERS) for i in range(int(LADDERS * np.log(MOST_LEVELS / 2) / np.log(PARTS)))]
-    return [[], *(_ladder(dim, values, step, starts) for step in steps if step)]
+    """All that could be told of a dimension: nothing, or any number of levels."""
+    return [[], *(_ladder(dim, values, root, finer, starts) for root in ROOTS for finer in range(FINER + 1))]
 
 
-def _ladder(dim: int, values: Tensor, step: float, starts: Starts) -> list[Cut]:
-    """Columns that tell levels of this step, the nearest one for each value, coarse to fine.
+def _ladder(dim: int, values: Tensor, root: int, finer: int, starts: Starts) -> list[Cut]:
+    """Columns that tell the nearest of root * PARTS ** finer levels, coarse to fine.
 
-    A level stands for the mean of what is rounded to it, a coarser cell for that of what lies in it. No column is worth
-    more than the one that it refines.
+    A level stands for the mean of what is in its share of the range, a coarser cell for that of what lies in it. No
+    column is worth more than the one that it refines.
     """
-    most, columns = int(float(values.abs().max()) / step + 0.5), 0
-    while 2 * most + 1 > MOST_AT_ONCE * PARTS**columns:
-        columns += 1
-    most = (PARTS**columns * (-(-(2 * most + 1) // PARTS**columns) | 1)) // 2  # an odd number of equal parts
-    rounded = (values / step).round().clamp(-most, most).long() + most
-    levels = _means(values, rounded, (torch.arange(2 * most + 1) - most) * step)
-    finest = (values[:, None] - levels).abs().argmin(1)
+    count = root * PARTS**finer
+    largest = max(float(values.abs().max()), 1e-30)
+    centres = largest * ((2 * torch.arange(count) + 1) / count - 1)
+    shares = ((values / largest + 1) / 2 * count).long().clamp(max=count - 1)
+    levels = _means(values, shares, centres)
+    nearest = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
     cuts, error, worth = [], float(values.square().mean()), np.inf
-    for finer in reversed(range(columns + 1)):
-        size = PARTS**finer
-        cells = finest // size
-        words = _means(values, cells, levels[size // 2 :: size]) if finer else levels
-        codes, left = cells.numpy().astype(np.int32), float((values - words[cells]).square().mean())
-        count = PARTS if finer < columns else len(words)
-        bits = frequencies(codes, count, starts, len(words) // count).bits(codes, starts) / len(codes)
-        worth = min(worth, (error - left) / max(bits, 1e-9))
-        cuts.append(Cut(dim, words[:, None], bits, left, worth))
-        error = left
+    for left in reversed(range(finer + 1)):
+        size, parts = PARTS**left, root if left == finer else PARTS
+        cells = nearest // size
+        words = _means(values, cells, centres[size // 2 :: size]) if left else levels
+        codes, rest = cells.numpy().astype(np.int32), float((values - words[cells]).square().mean())
+        bits = frequencies(codes, parts, starts, len(words) // parts).bits(codes, starts) / len(codes)
+        worth = min(worth, (error - rest) / max(bits, 1e-9))
+        cuts.append(Cut(dim, words[:, None], bits, rest, worth))
+        error = rest
     return cuts
 
 

@@ -7,7 +7,7 @@ ids, so that a message's latents can be decoded wherever its codebook is at hand
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 FORMS: dict[str, tuple[str, int]] = {
     "mean": ("<f2", 1),
     "into": ("<f2", 2),
-    "back": ("<f2", 2),  # or |i1, with scale
+    "back": ("<f2", 2),
     "layers": ("<i4", 1),
     "sizes": ("<i4", 1),
     "orders": ("<i4", 1),
@@ -32,10 +32,11 @@ FORMS: dict[str, tuple[str, int]] = {
     "scale": ("<f2", 1),
 }
 OPTIONAL = ("into", "dims", "scale")
+"""Types and dimensions of a codebook's arrays, and those that may be missing; with a scale, back is in bytes."""
 KINDS = ("rvq", "fsq")
 """Codecs that have codebooks: of vectors that add up, and of the levels of single dimensions."""
 MOST_SIZE, MOST_ORDERED = 1 << 12, 1 << 8
-"""Most cells of a column, and codes of one whose frequencies depend on the previous latent."""
+"""Most cells of a column, and codes of one whose frequencies depend on something."""
 
 
 class Codebook:
@@ -61,56 +62,61 @@ class Codebook:
         missing = sorted(FORMS.keys() - arrays.keys() - set(OPTIONAL))
         if missing:
             raise CheckpointError(f"codebook of {kind!r}: {missing[0]} is missing")
-        with np.errstate(over="ignore"):  # what is too large for binary16 is refused below
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused below
             self.arrays = {
-                name: np.ascontiguousarray(arrays[name], "|i1" if name == "back" and "scale" in arrays else form)
-                for name, (form, _) in FORMS.items()
-                if name in arrays
+                name: np.ascontiguousarray(arrays[name], form_of(name, arrays)) for name in FORMS if name in arrays
             }
-        self._check()
+        whole = {name: array for name, array in self.arrays.items() if array.dtype.kind == "i"}
+        self._require(all(np.array_equal(array, arrays[name]) for name, array in whole.items()) and self._well_formed())
         self.mean, self.back = (self.arrays[name].astype(np.float32) for name in ("mean", "back"))
         if "scale" in self.arrays:
             self.back *= self.arrays["scale"].astype(np.float32)[:, None]
         self.layers, self.sizes, self.orders = (self.arrays[n].tolist() for n in ("layers", "sizes", "orders"))
-        codewords = self.arrays["codewords"].astype(np.float32)
-        self.codewords = np.split(codewords, np.cumsum(self.cells)[:-1])
+        self.dims: list[int] = self.arrays.get("dims", np.arange(len(self.sizes))).tolist()
+        self.refines = refined(self.dims)
+        self.cells = cells_of(self.sizes, self.refines)
+        self.rows = [
+            size + 1 if order else 1 if by is None else self.cells[by]
+            for size, order, by in zip(self.sizes, self.orders, self.refines, strict=True)
+        ]
+        self._require(self._fits())
+        self.codewords = np.split(self.arrays["codewords"].astype(np.float32), np.cumsum(self.cells)[:-1])
         self.columns = [Column(table, by) for table, by in zip(self._tables(), self.refines, strict=True)]
 
-    def _check(self) -> None:
-        """Find dims, refines, cells and rows on the way to whether the arrays fit together."""
-        sizes, layers, orders = (self.arrays[name].astype(np.int64) for name in ("sizes", "layers", "orders"))
-        k, d_z = self.arrays["back"].shape if self.arrays["back"].ndim == 2 else (0, 0)
-        self.dims: list[int] = self.arrays.get("dims", np.arange(sizes.size)).tolist()
-        right = (
-            self.kind in KINDS
-            and all(array.ndim == FORMS[name][1] and array.size for name, array in self.arrays.items())
-            and self.arrays["mean"].shape == (d_z,)
-            and (self.arrays["into"].shape == (d_z, k) if "into" in self.arrays else k == d_z)
-            and self.arrays.get("scale", np.zeros(k)).shape == (k,)
-            and orders.shape == sizes.shape == (len(self.dims),)
-            and bool(((sizes > 1) & (sizes <= MOST_SIZE) & (orders >= 0) & (orders <= 1)).all())
-            and bool((sizes[orders > 0] <= MOST_ORDERED).all())
-            and bool((np.diff(layers, prepend=0) > 0).all())
-            and layers[-1] == len(sizes)
-            and ("dims" not in self.arrays if self.kind == "rvq" else all(0 <= dim < k for dim in self.dims))
-            and all(np.isfinite(array).all() for array in self.arrays.values())
-        )
-        if right:
-            self.refines = refined(self.dims)
-            self.cells = cells_of(sizes.tolist(), self.refines)
-            self.rows = [
-                size + 1 if order else 1 if by is None else self.cells[by]
-                for size, order, by in zip(sizes.tolist(), orders.tolist(), self.refines, strict=True)
-            ]
-            right = (
-                max(self.cells) <= MOST_SIZE
-                and not any(order and by is not None for order, by in zip(orders, self.refines, strict=True))
-                and self.arrays["codewords"].shape == (sum(self.cells), k if self.kind == "rvq" else 1)
-                and self.arrays["counts"].shape == (sizes @ self.rows,)
-                and bool((self.arrays["counts"] > 0).all())
-            )
-        if not right:
+    def _require(self, condition: bool) -> None:
+        if not condition:
             raise CheckpointError(f"codebook of {self.kind!r}: its arrays do not fit together")
+
+    def _well_formed(self) -> bool:
+        """Whether each array has the shape that the others ask for, as far as that does not depend on cells."""
+        arrays = self.arrays
+        if self.kind not in KINDS or not all(a.ndim == FORMS[n][1] and a.size for n, a in arrays.items()):
+            return False
+        (k, d_z), columns, sizes = arrays["back"].shape, len(arrays["sizes"]), arrays["sizes"]
+        return (
+            arrays["mean"].shape == (d_z,)
+            and (arrays["into"].shape == (d_z, k) if "into" in arrays else k == d_z)
+            and arrays.get("scale", np.zeros(k)).shape == (k,)
+            and arrays["orders"].shape == arrays.get("dims", sizes).shape == (columns,)
+            and bool(((sizes > 1) & (sizes <= MOST_SIZE)).all() and np.isin(arrays["orders"], (0, 1)).all())
+            and bool((np.diff(arrays["layers"].astype(np.int64), prepend=0) > 0).all())
+            and int(arrays["layers"][-1]) == columns
+            and all(bool(np.isfinite(array).all()) for array in arrays.values())
+        )
+
+    def _fits(self) -> bool:
+        """Whether columns, cells and frequencies belong together."""
+        k = len(self.back)
+        contexts = [order + (by is not None) for order, by in zip(self.orders, self.refines, strict=True)]
+        return (
+            ("dims" not in self.arrays if self.kind == "rvq" else all(0 <= dim < k for dim in self.dims))
+            and max(contexts) <= 1
+            and all(size <= MOST_ORDERED for size, context in zip(self.sizes, contexts, strict=True) if context)
+            and max(self.cells) <= MOST_SIZE
+            and self.arrays["codewords"].shape == (sum(self.cells), k if self.kind == "rvq" else 1)
+            and self.arrays["counts"].shape == (int(np.dot(self.sizes, self.rows)),)
+            and bool((self.arrays["counts"] > 0).all())
+        )
 
     def _tables(self) -> Iterator[Array]:
         """(rows, size) relative frequencies of each column."""
@@ -147,6 +153,11 @@ class Codebook:
     def d_z(self) -> int:
         """Width of the latents that it codes."""
         return len(self.mean)
+
+
+def form_of(name: str, among: Container[str]) -> str:
+    """The type of an array, among those of its codebook."""
+    return "|i1" if name == "back" and "scale" in among else FORMS[name][0]
 
 
 def refined(dims: Sequence[int]) -> list[int | None]:

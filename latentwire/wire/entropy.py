@@ -25,7 +25,7 @@ class Column:
 
     One row, which always holds; or size + 1, where row p + 1 holds for a code behind a p in the latent before, and row
     0 for the first latent of a message; or, where the column cuts the cells of another one (`refines`) into smaller
-    ones, a row for each of those. Such a column's cells are told as cell * size + code, like its codes from here on.
+    ones, a row for each of those. What stands for a code of such a column is (cell that is cut) * size + code.
     """
 
     def __init__(self, counts: Counts, refines: int | None = None):

@@ -90,6 +90,7 @@ def test_a_stored_rotation_leads_back_to_the_same_latents() -> None:
         there_and_back = rotation.mean + (z - rotation.mean) @ rotation.into @ rotation.back
         wanted = exact.mean + (z - exact.mean) @ exact.into @ exact.back
         torch.testing.assert_close(there_and_back, wanted, atol=1e-5 if width == 10 else 0.2, rtol=0)
+        torch.testing.assert_close(rotation.back @ rotation.into, torch.eye(width), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("bits", [4.0, 10.0, 24.0])
@@ -124,6 +125,32 @@ def test_where_in_a_cell_a_level_lies_depends_on_the_cell() -> None:
     for counts in finer:
         below, above = np.split(counts, [len(counts) // 2, len(counts) // 2 + 1])[::2]
         assert below[:, 2].sum() > 1.2 * below[:, 0].sum() and above[:, 0].sum() > 1.2 * above[:, 2].sum()
+
+
+def test_what_a_cell_stands_for_is_the_mean_of_what_lies_in_it() -> None:
+    codec, z, _ = scalar_book(24.0)
+    book = codec.book
+    assert book is not None
+    y = codec.rotated(z.numpy())
+    codes = codec.codes(book, y)
+    assert any(book.refines)
+    for number, (dim, words) in enumerate(zip(book.dims, book.codewords, strict=True)):
+        counts = np.bincount(codes[:, number], minlength=len(words))
+        means = np.bincount(codes[:, number], weights=y[:, dim], minlength=len(words)) / np.maximum(1, counts)
+        step = np.diff(words[:, 0]).mean()
+        finest = number not in book.refines  # whose levels are means of equal shares of the range
+        np.testing.assert_allclose(words[counts > 9, 0], means[counts > 9], atol=(0.5 if finest else 0.05) * step)
+
+
+def test_a_dimension_with_a_far_outlier_is_told_coarse_to_fine_too() -> None:
+    """There what is worth most comes late: three cells tell little more than where the outlier is."""
+    torch.manual_seed(0)
+    y = torch.randn(2000, 2)
+    y[7, 0] = 200.0
+    starts = np.arange(2000) % 20 == 0
+    found = fit_fsq(y, starts, small_config(codec=OWN | {"bits": 8.0}).codec)
+    sizes = [[len(w) for w, own in zip(found.words, found.dims or [], strict=True) if own == dim] for dim in (0, 1)]
+    assert len(sizes[0]) > 1 and all(own == sorted(own) for own in sizes)
 
 
 def test_some_of_the_layers_are_as_good_as_a_codebook_of_their_bits() -> None:

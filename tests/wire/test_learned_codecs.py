@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentwire.core.errors import CheckpointError, WireError
-from latentwire.wire.codebook import Codebook, recall, remember
+from latentwire.wire.codebook import Codebook, recall, refined, remember
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.entropy import Column, decode_columns, encode_columns
@@ -86,19 +86,25 @@ def test_any_number_of_layers_decodes_and_more_are_better(kind: str) -> None:
         np.testing.assert_allclose(whole.latents, grid, atol=1e-5)
 
 
-def test_a_later_column_of_a_dimension_cuts_its_cells() -> None:
+def test_a_later_column_of_a_dimension_cuts_the_cells_of_the_one_before() -> None:
     codec = small_codec("fsq")
     book = codec.book
-    assert book is not None and book.dims == [0, 1, 2, 3, 0] and book.cells == [9, 7, 5, 3, 27]
+    assert book is not None
+    assert (book.dims, book.cells) == ([2, 1, 0, 2, 2], [9, 7, 5, 27, 81])
     y = codec.rotated(Z)
     codes = codec.codes(book, y)
-    finest = np.abs(y[:, :1] - book.codewords[4].T).argmin(1)
-    np.testing.assert_array_equal(codes[:, 4], finest)
-    np.testing.assert_array_equal(codes[:, 0], finest // 3)
-    np.testing.assert_array_equal(codes[:, 1], np.abs(y[:, 1:2] - book.codewords[1].T).argmin(1))
-    np.testing.assert_array_equal(codec.vectors(book, codes)[:, 0], book.codewords[4][finest, 0])
-    np.testing.assert_array_equal(codec.vectors(book, codes[:, :4])[:, 0], book.codewords[0][finest // 3, 0])
-    assert (codec.vectors(book, codes)[:, 4] == 0).all()  # no column is about it
+    finest = np.abs(y[:, 2:3] - book.codewords[4].T).argmin(1)
+    np.testing.assert_array_equal(codes[:, [0, 3, 4]], np.stack([finest // 9, finest // 3, finest], 1))
+    for column, dim in ((1, 1), (2, 0)):
+        np.testing.assert_array_equal(codes[:, column], np.abs(y[:, [dim]] - book.codewords[column].T).argmin(1))
+    for columns, words in (
+        (3, book.codewords[0][finest // 9]),
+        (4, book.codewords[3][finest // 3]),
+        (5, book.codewords[4][finest]),
+    ):
+        vectors = codec.vectors(book, codes[:, :columns])
+        np.testing.assert_array_equal(vectors[:, 2], words[:, 0])
+        assert (vectors[:, 3:] == 0).all()  # no column is about them
 
 
 def test_what_a_finer_column_says_is_coded_by_what_is_known() -> None:
@@ -166,38 +172,69 @@ def test_errors_name_what_is_wrong() -> None:
     assert str(parse_codec("rvq:layers=2")) == "rvq:layers=2"
 
 
+def parted(kind: str, **change: object) -> dict[str, np.ndarray]:
+    """A codebook's arrays with some of them changed, and as many codewords and counts as that takes."""
+    arrays = small_book(kind).arrays | {name: np.array(value) for name, value in change.items()}
+    sizes, orders = arrays["sizes"].tolist(), arrays["orders"].tolist()
+    by = refined(arrays.get("dims", np.arange(len(sizes))).tolist())
+    cells: list[int] = []
+    for size, parent in zip(sizes, by, strict=True):
+        cells.append(size * (1 if parent is None else cells[parent]))
+    rows = [
+        size + 1 if order else 1 if parent is None else cells[parent]
+        for size, order, parent in zip(sizes, orders, by, strict=True)
+    ]
+    words = {
+        "codewords": np.zeros((sum(cells), 5 if kind == "rvq" else 1)),
+        "counts": np.ones(np.dot(sizes, rows), int),
+    }
+    return arrays | {name: array for name, array in words.items() if name not in change}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        {"sizes": np.array([9, 7, 5, 3, 1])},
-        {"layers": np.array([2, 2, 5])},
-        {"layers": np.array([2, 4])},
-        {"orders": np.array([0, 1, 0, 1, 2])},
-        {"counts": np.array([1, 2])},
-        {"codewords": np.zeros((3, 1))},
-        {"mean": np.zeros(3)},
-        {"back": np.full((5, D_Z), np.inf)},
-        {"mean": np.full(D_Z, 1e30)},
-        {"codewords": np.zeros((27, 5))},
-        {"into": np.zeros((5, D_Z))},
-        {"scale": np.ones(4)},
-        {"dims": np.array([0, 1, 2, 3, 5])},
-        {"dims": np.array([0, 1, 2, 3, -1])},
-        {"dims": np.array([0, 1, 2, 3])},
-        {"dims": np.array([0, 0, 0, 0, 0])},
-        {"dims": np.array([1, 1, 2, 3, 0])},
-        {"sizes": np.array([1000, 7, 5, 3, 5])},
-        {"sizes": np.array([300, 2, 2, 2, 2]), "codewords": np.zeros((308, 1)), "orders": np.array([1, 0, 0, 0, 0])},
+        ("fsq", {"sizes": [9, 7, 5, 3, 1]}),
+        ("fsq", {"layers": [2, 2, 5]}),
+        ("fsq", {"layers": [2, 4]}),
+        ("fsq", {"orders": [0, 2, 0, 0, 0]}),
+        ("fsq", {"orders": [0, 0, 0, 1, 0]}),  # of one that refines another
+        ("fsq", {"counts": [1, 2]}),
+        ("fsq", {"counts": np.zeros(229)}),
+        ("fsq", {"codewords": np.zeros((3, 1))}),
+        ("fsq", {"codewords": np.zeros((129, 5))}),
+        ("fsq", {"codewords": np.full((129, 1), np.nan)}),
+        ("fsq", {"mean": np.zeros(3)}),
+        ("fsq", {"mean": np.full(D_Z, 1e30)}),
+        ("fsq", {"back": np.full((5, D_Z), np.inf)}),
+        ("fsq", {"into": np.zeros((5, D_Z))}),
+        ("fsq", {"scale": np.ones(4), "back": np.ones((5, D_Z))}),
+        ("fsq", {"scale": np.full(5, np.inf), "back": np.ones((5, D_Z))}),
+        ("fsq", {"scale": np.ones(5), "back": np.full((5, D_Z), 300)}),
+        ("fsq", {"scale": np.ones(5), "back": np.full((5, D_Z), np.nan)}),
+        ("fsq", {"dims": [2, 1, 5, 2, 2]}),
+        ("fsq", {"dims": [2, 1, -1, 2, 2]}),
+        ("fsq", {"dims": [2.5, 1, 0, 2.5, 2.5]}),
+        ("fsq", {"sizes": [4096, 2, 2, 2, 2]}),  # 8,192 cells
+        ("fsq", {"sizes": [2, 2, 2, 257, 2]}),  # of one that refines another
+        ("rvq", {"sizes": [300, 2, 2, 2, 2], "orders": [1, 0, 0, 0, 0]}),
+        ("rvq", {"dims": [0, 1, 2, 3, 4]}),
     ],
 )
-def test_a_codebook_that_does_not_fit_together_is_refused(change: dict[str, np.ndarray]) -> None:
+def test_a_codebook_that_does_not_fit_together_is_refused(kind: str, change: dict[str, object]) -> None:
+    assert Codebook(kind, parted(kind))
     with pytest.raises(CheckpointError, match="do not fit together"):
-        Codebook("fsq", small_book("fsq").arrays | change)
+        Codebook(kind, parted(kind, **change))
+
+
+def test_a_codebook_of_another_kind_or_without_an_array_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is missing"):
         Codebook("fsq", {"mean": np.zeros(3)})
     for kind in ("rvq", "zip"):
         with pytest.raises(CheckpointError, match="do not fit together"):
             Codebook(kind, small_book("fsq").arrays)
+    with pytest.raises(CheckpointError, match="do not fit together"):
+        Codebook("fsq", small_book("fsq").arrays | {"dims": np.array([0, 1, 2, 3])})
 
 
 def test_without_into_it_is_the_inverse_of_back() -> None:
@@ -218,6 +255,11 @@ def test_without_into_it_is_the_inverse_of_back() -> None:
 def test_the_id_is_that_of_the_content() -> None:
     assert small_book("fsq").id == small_book("fsq").id
     assert len({small_book(kind, seed).id for kind in KINDS for seed in (0, 1)}) == 4
+    book = small_book("fsq")
+    assert not book.same_as(Codebook("fsq", parted("fsq", dims=[0, 1, 2, 3, 4])))
+    without = parted("fsq", dims=[0, 1, 2, 3, 4])
+    other, same = Codebook("fsq", without), Codebook("fsq", {k: v for k, v in without.items() if k != "dims"})
+    assert other.id != same.id and not other.same_as(same) and not same.same_as(other)
 
 
 def test_two_codebooks_cannot_share_an_id(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,13 +25,14 @@ from latentwire.wire.codecs import CODECS, LearnedCodec
 
 
 class Information:
-    """How much an error e of a latent matters to readers: e' M e, the mean over receivers of what it costs each.
+    """How errors of a latent are weighed: an error e counts for e' M e.
 
-    The empirical Fisher information, the outer product of the answer loss's gradient with respect to a latent, added up
-    over many, is to second order what an error costs, through attention and all that a reader makes of a latent.
-    Quantisation by such a sensitivity follows SqueezeLLM (Kim et al. 2023, arXiv 2306.07629), here with all directions
-    and not only the axes. M is its square root: errors in the directions that matter most are soon so large that the
-    loss no longer grows with their square.
+    To second order an error costs readers e' F e, with F the empirical Fisher information, the outer product of the
+    answer loss's gradient with respect to a latent, added up over many: through attention and all that a reader makes
+    of a latent. Quantisation by such a sensitivity follows SqueezeLLM (Kim et al. 2023, arXiv 2306.07629), here with
+    all directions and not only the axes. But errors in the directions that matter most are soon so large that the loss
+    grows more slowly than their square: M is the square root of F, the mean over receivers, which kept more of the
+    answers in few bits (LOG.md).
     """
 
     def __init__(self, system: LatentWire, seed: int):
@@ -70,7 +71,7 @@ def _change(receiver: Receiver) -> Tensor:
 
 
 def _root(metric: Tensor) -> Tensor:
-    """The symmetric square root of a positive matrix."""
+    """The symmetric square root of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(metric)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 

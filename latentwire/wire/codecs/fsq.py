@@ -1,9 +1,8 @@
 """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each dimension on its own, to a few levels.
 
-Dimensions are principal components in the order of their variance, and all are cut in steps of about the same size, so
-that those which vary more get more levels: reverse water-filling, as in transform coding. Levels are told coarse to
-fine, a cell of some levels first and then which of its thirds, so that payload layers refine all dimensions in turn:
-embedded quantisation, as in wavelet image coders (Shapiro 1993, doi 10.1109/78.258085).
+Dimensions are principal components in the order of their variance, and those that vary more get more levels. Levels are
+told coarse to fine, a cell of some levels first and then which of its thirds, so that payload layers refine all
+dimensions in turn: embedded quantisation, as in wavelet image coders (Shapiro 1993, doi 10.1109/78.258085).
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ class FiniteScalarCodec(LearnedCodec):
     """The nearest level of each dimension, and the cells of its coarser columns that it lies in."""
 
     def codes(self, book: Codebook, y: Array) -> Codes:
-        codes = np.full((len(y), len(book.columns)), -1, np.int32)
+        codes, coarser = np.empty((len(y), len(book.columns)), np.int32), set(book.refines)
         for number in reversed(range(len(book.columns))):
             own, column = codes[:, number], book.columns[number]
-            if (own < 0).all():  # no later column is about this dimension
+            if number not in coarser:
                 own[:] = np.abs(y[:, book.dims[number], None] - book.codewords[number][:, 0]).argmin(1)
             if column.refines is not None:
                 codes[:, column.refines] = own // column.size

@@ -96,7 +96,8 @@ class LearnedCodec(Codec):
 
     @abstractmethod
     def codes(self, book: Codebook, y: Array) -> Codes:
-        """Codes (M, C) of rotated latents (M, k)."""
+        """Codes (M, C) of rotated latents (M, k). In a column that refines another one it is the cell that stands here,
+        of which only cell % size is written: the column that is refined has told the rest."""
 
     @abstractmethod
     def vectors(self, book: Codebook, codes: Codes) -> Array:
