@@ -10,7 +10,7 @@ import torch
 from latentwire.checkpoint import tensors
 from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of, save_checkpoint
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.checkpoint.tensors import INDEX, SCALE, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
 from tests.systems import saved_run, small_config, small_system
 
@@ -120,6 +120,13 @@ def test_no_checkpoint_holds_a_pickle(tmp_path: Path) -> None:
     names = {p.suffix for p in (tmp_path / "c").rglob("*") if p.is_file()}
     assert names == {".json", ".safetensors"}
     assert json.loads((tmp_path / "c" / INDEX).read_text())["manifest"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("rest", [{}, {"w": torch.zeros(5, dtype=torch.int8)}])
+def test_scales_without_what_they_scale_are_refused(rest: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_folder(tmp_path / "bad", {"a": rest | {f"w{SCALE}": torch.ones(2, dtype=torch.float16)}}, {})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: w does not go with its scales"):
+        load_folder(tmp_path / "bad")
 
 
 def test_packed_matrices_take_half_the_room_and_stay_close(tmp_path: Path) -> None:
