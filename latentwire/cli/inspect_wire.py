@@ -32,6 +32,8 @@ def inspect(
         raise WireError("no message in it")
     if as_json:
         print(dump_json(rows), end="")
+    if rows[-1]["more"]:
+        raise WireError("the stream ends inside a text: its last message goes on in one that is not there")
     return rows
 
 

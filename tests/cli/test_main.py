@@ -80,7 +80,10 @@ def test_a_text_goes_through_files(
     assert capsys.readouterr().out.count("4 latents of 16") == 2  # what comes before the damage is shown
     (row,) = latentwire(["inspect", str(beside), "--json"])  # what the text takes is no part of it
     assert row["latents"]["bits_per_dimension"] == 8 * (row["bytes"] - row["text"]["bytes"]) / 64
-    capsys.readouterr()
+    (part := story.with_suffix(".part.lw")).write_bytes(Wire.of(np.ones((4, 16)), "fp16", more=True).to_bytes())
+    with pytest.raises(WireError, match="ends inside a text"):
+        latentwire(["inspect", str(part)])
+    assert "goes on in the next message" in capsys.readouterr().out
 
     ends = [
         latentwire(["decode", str(out), "--ckpt", str(models / "run"), "--receiver", name, *ASK])
