@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -104,8 +105,7 @@ class EndToEnd:
 
     def batch(self, index: int) -> Batch:
         round_, turn = divmod(index, len(self.names))
-        seed = f"{self.name}-{self.config.system.seed}"  # the next stage shall not begin with the same passages
-        chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, round_, seed)
+        chosen, rng = self._shuffled(round_)
         name, from_text, progress = self.names[turn], self.reads_text(index), self.progress(index)
         texts = [self.passages[i][1][name] for i in chosen]
         block = self.system.receivers[name].pack(texts, rng, copying=not from_text)
@@ -151,22 +151,43 @@ class EndToEnd:
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
         """The frozen part of the sender on passages, from memory where it is known."""
-        missing = [i for i in chosen if i not in self._features]
-        # One text at a time: what is kept must not depend on its company in a batch, or a resumed run would differ.
-        found = {i: self._frozen_part(self.passages[i][0]) for i in missing}
-        known = found
-        if self.config.system.cache_features:
-            # Kept in 16 bits, and used so from the first time on: a resumed run sees the same numbers. Kept on the CPU:
-            # those of a large data set would fill a GPU.
-            found = {i: f.to(torch.bfloat16) if f.is_floating_point() else f for i, f in found.items()}
-            self._features |= {i: f.cpu() for i, f in found.items()}
-            known = self._features
+        keep = self.config.system.cache_features
+        known = self._features if keep else {}
+        for i in chosen:
+            if i not in known:
+                together = self._company.get(i, [i]) if keep else chosen
+                found = dict(zip(together, self._frozen_part([self.passages[j][0] for j in together]), strict=True))
+                if keep:
+                    # In 16 bits, and used so from the first time on: a resumed run sees the same numbers. On the CPU:
+                    # those of a large data set would fill a GPU.
+                    found = {j: f.to(torch.bfloat16) if f.is_floating_point() else f for j, f in found.items()}
+                known |= {j: f.cpu() for j, f in found.items()}
         return [known[i].to(self.system.sender.device) for i in chosen]
 
+    @cached_property
+    def _company(self) -> dict[int, list[int]]:
+        """Those that a fixed sender reads together with a passage, for all passages that are not read alone.
+
+        It is their batch of the first epoch, whenever they are read: what is kept depends a little on the padding, and
+        must not on where a run was resumed.
+        """
+        if not self.sender_fixed:
+            return {}
+        rounds = range(self.steps_per_epoch // len(self.names))
+        return {i: batch for round_ in rounds for batch in [self._shuffled(round_)[0]] for i in batch}
+
+    def _shuffled(self, round_: int) -> tuple[list[int], random.Random]:
+        seed = f"{self.name}-{self.config.system.seed}"  # the next stage shall not begin with the same passages
+        return shuffled(self.lengths, self.config.optimizer.batch_size, round_, seed)
+
     @torch.no_grad()
-    def _frozen_part(self, text: SenderText) -> Tensor:
+    def _frozen_part(self, texts: Sequence[SenderText]) -> list[Tensor]:
         sender = self.system.sender
-        return sender.latents_of([text])[0][0] if self.sender_fixed else sender.features([text])[0]
+        if not self.sender_fixed:
+            return [sender.features([text])[0] for text in texts]
+        sender.encoder.choose_ahead(texts)
+        z, counts = sender.latents_of(texts)
+        return [row[:count] for row, count in zip(z, counts.tolist(), strict=True)]
 
     def forward(self, batch: Batch) -> StepOutput:
         receiver = self.system.receivers[batch.receiver]
