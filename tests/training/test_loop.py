@@ -35,9 +35,12 @@ class Record(Callback):
         self.records.append(record)
 
 
-def stage(lora: bool = True, norms_every: int = 0, **optimizer: object) -> EndToEnd:
+def stage(
+    lora: bool = True, norms_every: int = 0, train_only: list[str] | None = None, **optimizer: object
+) -> EndToEnd:
     config = small_config(
         features={"use_lora": lora},
+        curriculum={"train_only": train_only},
         optimizer={"batch_size": 2, **optimizer},
         checkpoint={"every_steps": 3, "keep": 2},
         diagnostics={"grad_norms_every": norms_every},
@@ -283,6 +286,26 @@ def test_features_are_computed_once_where_they_are_kept(kept: bool) -> None:
     second = [f.float() for f in module.features([1, 0])]
     assert len(calls) == (2 if kept else 4)
     torch.testing.assert_close(first, second[::-1], atol=0, rtol=0)
+
+
+def test_a_fixed_sender_reads_in_batches_and_a_resumed_run_in_the_same_ones() -> None:
+    calls: list[int] = []
+
+    def fixed() -> EndToEnd:
+        module = stage(train_only=["a"], batch_size=4)
+        latents_of = module.system.sender.latents_of
+        module.system.sender.latents_of = lambda texts: calls.append(len(texts)) or latents_of(texts)  # type: ignore
+        return module
+
+    module, later = fixed(), fixed()
+    first, second = (module.batch(index).chosen for index in (0, len(module.names)))  # one epoch each: 4 of 6
+    [left] = [i for i in second if i not in first][:1]
+    whole = module.features(first)
+    alone = module.features([left])
+    assert calls == [4, 1]
+    for expected, i in [*zip(whole, first, strict=True), (alone[0], left)]:  # as after a resumption, in the second
+        torch.testing.assert_close(later.features([i])[0], expected, atol=0, rtol=0)
+    assert calls == [4, 1, 4, 1]
 
 
 def test_what_was_tuned_on_four_bits_is_not_taken_for_the_whole_model() -> None:
