@@ -23,11 +23,12 @@ def average(
     """Average the weights of checkpoints that went on from the same weights; the mean often reads better than each.
 
     A file that is the same in several of them counts once. A receiver that only one run trained becomes the mean of
-    what it was and what it became. Where the runs trained the sender, the mean has one of its own, for new messages.
+    what it was and what it became. Where the runs trained the sender, the mean has one of its own, for new messages,
+    and no codebooks (learned codecs); else it has those of the first checkpoint.
 
     Example: latentwire average checkpoints/default runs/more --out runs/mean
     """
-    from latentwire.checkpoint.index import find_checkpoint
+    from latentwire.checkpoint.index import SENDER, find_checkpoint
     from latentwire.checkpoint.tensors import read_info, save_folder
     from latentwire.cli.export import check_target, histories, lineage, training_log
     from latentwire.core.manifest import run_manifest
@@ -43,6 +44,8 @@ def average(
     runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
     of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
     of_first["config"].get("checkpoint", {}).pop("init_from", None)
+    if SENDER not in shared:  # a new one, which no codebook is for
+        of_first["config"].get("codec", {}).pop("learned", None)
     command = ["latentwire", "average", *checkpoints, "--out", out_dir]
     with atomic_dir(out) as new:
         made = {"manifest": run_manifest(None, command), "earlier": histories(runs)}

@@ -6,13 +6,14 @@ Technique: model soups (Wortsman et al. 2022, arXiv:2203.05482) and, of a checkp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentwire.checkpoint.index import load_config_of
+from latentwire.checkpoint.index import SENDER, load_config_of
 from latentwire.checkpoint.parts import CODEBOOKS, State
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info
 from latentwire.core.errors import CheckpointError, ConfigError
@@ -24,32 +25,38 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
 
     A version that several checkpoints hold counts once: of two runs that each trained another receiver of one
     checkpoint (curriculum.train_only), each receiver is the mean of what it was and what it became, and the sender
-    stays that of both, with its fingerprint.
+    stays that of both, with its fingerprint. Codebooks are those of the first checkpoint where all have its sender; one
+    that is a mean has none, as codebooks are found for a sender's latents.
 
     ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first.
     """
     first, *others = folders
     config, files = load_config_of(first), {folder: read_info(folder)["files"] for folder in folders}
     for folder in others:
-        for name in sorted(files[first].keys() ^ files[folder].keys()):
+        for name in sorted(_without_books(files[first]) ^ _without_books(files[folder])):
             has, lacks = (first, folder) if name in files[first] else (folder, first)
             raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
         for dotted, own, other in unlike_forms(config, load_config_of(folder)):
             raise CheckpointError(f"{folder}: has {dotted} = {other!r}, but {first} has {own!r}")
     state, shared = State(), dict[str, Path]()
-    for name in files[first]:
+    for name in _without_books(files[first]):
         entries = {files[folder][name]["sha256"]: folder for folder in reversed(folders)}
         if len(entries) == 1:
             shared[name] = checked_file(first, name, files[first][name])
             continue
         stem = name.removesuffix(".safetensors")
-        if stem.startswith(CODEBOOKS):
-            raise CheckpointError(f"{name}: codebooks of these checkpoints differ, and have no mean")
         versions = sorted(entries.values(), key=folders.index)
         state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
     if not state:
         raise ConfigError(f"{', '.join(map(str, folders))}: nothing to average, as they hold the same")
+    if SENDER in shared:
+        books = files[first].keys() - _without_books(files[first])
+        shared |= {name: checked_file(first, name, files[first][name]) for name in books}
     return state, shared
+
+
+def _without_books(files: Mapping[str, Any]) -> set[str]:
+    return {name for name in files if not name.startswith(CODEBOOKS)}
 
 
 def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: str) -> dict[str, Tensor]:
