@@ -78,10 +78,11 @@ def codebooks_in(state: State) -> dict[str, Codebook]:
     """
     books = {}
     for stem in (stem for stem in state if stem.startswith(CODEBOOKS)):
-        for name in FORMS.keys() & state[stem].keys():
-            tensor, wanted = state[stem][name], np.dtype(form_of(name, state[stem]))
+        known = {name: tensor for name, tensor in state[stem].items() if name in FORMS}
+        for name, tensor in known.items():
+            wanted = np.dtype(form_of(name, known))
             if str(tensor.dtype) != f"torch.{wanted}":
                 raise CheckpointError(f"{stem}: {name} is {tensor.dtype}, not {wanted}")
         kind = stem.removeprefix(CODEBOOKS)
-        books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in state[stem].items()}))
+        books[kind] = remember(Codebook(kind, {name: tensor.numpy() for name, tensor in known.items()}))
     return books

@@ -130,10 +130,17 @@ class Receiver:
 
     @contextmanager
     def using(self, adapter: str | None, dropout: bool = True) -> Iterator[None]:
-        """Read with the named adapter if the receiver has it, else with the untouched model (also for None)."""
+        """Read with the named adapter if the receiver has it, else with the untouched model (also for None).
+
+        Without dropout adapter and reader do as they do in inference, also where gradients are wanted.
+        """
         feature = self.adapters.get(adapter) if adapter else None
         with feature.active(dropout) if feature else base_model(self.lm.model):
-            yield
+            self.reader.train(dropout)
+            try:
+                yield
+            finally:
+                self.reader.train()
 
     def close(self) -> None:
         """Take every adapter and feature off again."""

@@ -44,7 +44,7 @@ class Color(nn.Module):
 
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """vectors: (batch, M, d), of which mask (batch, M) tells the real ones."""
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             rows = vectors.detach()[mask]
             self._follow(rows[rows.isfinite().all(1)])
         centred = vectors - self.mean

@@ -60,7 +60,7 @@ class Generator(nn.Module):
             self.mlp[0].weight[:, -last:].zero_()
 
     def forward(self, z: Tensor) -> Tensor:
-        z = F.dropout(z - self.centre, self.dropout, training=torch.is_grad_enabled())
+        z = F.dropout(z - self.centre, self.dropout, training=self.training and torch.is_grad_enabled())
         y = (z if self.down is None else z @ self.down) @ self.linear
         if self.mlp is not None:
             y = y + self.mlp(z)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
@@ -54,6 +56,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         f"{len(files)} files, {size:.1f} MB, without the language models themselves. `checkpoint.json` holds every "
         "file's SHA-256, the whole configuration, and the versions and commit of the training; `training.jsonl` is "
         "its log.",
+        *_codecs(files),
         "",
         "## Use",
         "",
@@ -76,6 +79,11 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         "",
     ]
     return "\n".join(lines + (_results(results) if results else []))
+
+
+def _codecs(files: Iterable[str]) -> list[str]:
+    learned = ", ".join(f"`{Path(name).stem}`" for name in sorted(files) if name.startswith("codecs/"))
+    return ["", f"Learned codecs, as in `encode(text, codec)`: {learned}."] if learned else []
 
 
 def _metadata(models: list[str], data: dict[str, Any]) -> list[str]:

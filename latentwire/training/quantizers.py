@@ -161,12 +161,13 @@ def _ladder(dim: int, values: Tensor, root: int, finer: int, starts: Starts) -> 
     levels = _means(values, shares, centres)
     nearest = torch.bucketize(values, (levels[1:] + levels[:-1]) / 2)
     cuts, error, worth = [], float(values.square().mean()), np.inf
-    for left in reversed(range(finer + 1)):
+    for number, left in enumerate(reversed(range(finer + 1))):
         size, parts = PARTS**left, root if left == finer else PARTS
         cells = nearest // size
         words = _means(values, cells, centres[size // 2 :: size]) if left else levels
         codes, rest = cells.numpy().astype(np.int32), float((values - words[cells]).square().mean())
-        bits = frequencies(codes, parts, starts, len(words) // parts).bits(codes, starts) / len(codes)
+        column = frequencies(codes, parts, starts, number - 1 if number else None, len(words) // parts)
+        bits = column.bits(codes, starts) / len(codes)
         worth = min(worth, (error - rest) / max(bits, 1e-9))
         cuts.append(Cut(dim, words[:, None], bits, rest, worth))
         error = rest
@@ -180,11 +181,11 @@ def _means(values: Tensor, cells: Tensor, empty: Tensor) -> Tensor:
     return torch.where(counts > 0, means.float(), empty)
 
 
-def frequencies(codes: Codes, size: int, starts: Starts, cells: int = 1) -> Column:
+def frequencies(codes: Codes, size: int, starts: Starts, refines: int | None = None, cells: int = 1) -> Column:
     """The frequencies of a column of codes (N,), which look at the latent before if that saves bits on codes that were
-    left out of the counting; or, where the column refines `cells` of another one, at those."""
-    if cells > 1:
-        return Column(_table(codes % size, codes // size, (cells, size)), refines=0)  # which one: no matter here
+    left out of the counting; or, where the column refines another one, at which of its `cells` a latent is in."""
+    if refines is not None:
+        return Column(_table(codes % size, codes // size, (cells, size)), refines)
     learn = np.arange(len(codes)) % 10 != 9
     test = np.flatnonzero(~learn & ~starts)
     behind = np.where(starts, 0, np.roll(codes, 1) + 1)
@@ -238,7 +239,7 @@ def counted(codec: LearnedCodec, z: Tensor, starts: Starts) -> Codebook:
     book = codec.book
     assert book is not None
     columns = [
-        frequencies(own, size, starts, 1 if by is None else book.cells[by])
+        frequencies(own, size, starts, by, 1 if by is None else book.cells[by])
         for own, size, by in zip(codec.codes(book, codec.rotated(z.numpy())).T, book.sizes, book.refines, strict=True)
     ]
     orders = np.array([int(column.ordered) for column in columns])

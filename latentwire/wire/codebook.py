@@ -131,9 +131,12 @@ class Codebook:
         if "into" in self.arrays:
             return self.arrays["into"].astype(np.float32)
         try:
-            return np.linalg.inv(self.back.astype(np.float64)).astype(np.float32)
-        except np.linalg.LinAlgError as error:
-            raise CheckpointError(f"codebook of {self.kind!r}: back has no inverse") from error
+            inverse = np.linalg.inv(self.back.astype(np.float64)).astype(np.float32)
+        except np.linalg.LinAlgError:
+            inverse = np.zeros_like(self.back)
+        if not np.allclose(self.back @ inverse, np.eye(len(inverse)), atol=0.01):
+            raise CheckpointError(f"codebook of {self.kind!r}: back has no inverse")
+        return inverse
 
     @cached_property
     def id(self) -> bytes:

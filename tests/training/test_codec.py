@@ -206,6 +206,27 @@ def test_information_is_what_a_small_error_costs() -> None:
             assert told == pytest.approx(squares, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"deep_prefix": {"dropout": 0.5}},
+        {"adapter": {"color": "full"}, "features": {"use_deep_prefix": False}},
+    ],
+    ids=["dropout", "statistics that follow what is read"],
+)
+def test_what_an_error_costs_is_measured_as_readers_are(sections: dict) -> None:
+    system, prepared = fitted(**sections)
+    before = {name: tensor.clone() for name, tensor in system.receivers["a"].reader.state_dict().items()}
+    made = [codec.Information(system, seed=0) for _ in range(2)]
+    for information in made:
+        codec.latents_of(system, prepared[:4], information.add)
+    for name, tensor in made[0].sums.items():
+        assert torch.equal(tensor, made[1].sums[name])
+    after = system.receivers["a"].reader.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(module.training for module in system.receivers["a"].reader.modules())
+
+
 def test_a_share_of_the_metric_is_what_changes_anything_at_all() -> None:
     system, prepared = fitted()
     information = codec.Information(system, seed=0)
@@ -291,6 +312,8 @@ def test_large_arrays_of_a_codebook_are_not_packed(tmp_path: Path) -> None:
     save_folder(tmp_path / "bad", {"codecs/rvq": tensors | {"mean": tensors["mean"].bfloat16()}}, {"config": {}})
     with pytest.raises(CheckpointError, match=r"mean is torch\.bfloat16"):
         codebooks_in(load_folder(tmp_path / "bad"))
+    save_folder(tmp_path / "more", {"codecs/rvq": tensors | {"x": tensors["mean"].bfloat16()}}, {"config": {}})
+    assert codebooks_in(load_folder(tmp_path / "more"))["rvq"].same_as(book)
 
 
 def test_a_stage_that_was_stopped_goes_on_to_the_same(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) 
         words.append(book["codewords"][word : word + cells])
         at, word, last[dims[column]] = at + rows * size, word + cells, column
     codes: list[list[int]] = []
+    assert 0 < len(layers) <= len(book["layers"])
     for payload, end in zip(layers, book["layers"], strict=False):
+        least = 0 if codes else (count + 1) // 2
+        assert len(payload) == least or (len(payload) > least and payload[-1])
         _ans(payload, count, tables[:end], parents, codes)
     out = []
     for m in range(count):

@@ -200,7 +200,9 @@ def parted(kind: str, **change: object) -> dict[str, np.ndarray]:
         ("fsq", {"orders": [0, 2, 0, 0, 0]}),
         ("fsq", {"orders": [0, 0, 0, 1, 0]}),  # of one that refines another
         ("fsq", {"counts": [1, 2]}),
-        ("fsq", {"counts": np.zeros(229)}),
+        ("fsq", {"counts": np.ones(179)}),
+        ("fsq", {"counts": np.where(np.arange(178) == 30, 0, 1)}),
+        ("fsq", {"counts": np.where(np.arange(178) == 177, -1, 1)}),
         ("fsq", {"codewords": np.zeros((3, 1))}),
         ("fsq", {"codewords": np.zeros((129, 5))}),
         ("fsq", {"codewords": np.full((129, 1), np.nan)}),
@@ -250,6 +252,18 @@ def test_without_into_it_is_the_inverse_of_back() -> None:
     np.testing.assert_allclose(book.back @ book.into, np.eye(D_Z), atol=1e-4)
     with pytest.raises(CheckpointError, match="back has no inverse"):
         _ = Codebook("fsq", whole | {"back": np.ones((D_Z, D_Z))}).into
+    rows = rng.integers(-63, 64, (D_Z, D_Z))
+    rows[3] = rows[1] + rows[2]  # which an inversion in floating point lets pass
+    with pytest.raises(CheckpointError, match="back has no inverse"):
+        _ = Codebook("fsq", whole | {"back": rows, "scale": np.full(D_Z, 0.01)}).into
+
+
+def test_what_is_far_away_is_told_as_the_end_that_it_lies_beyond() -> None:
+    codec = small_codec("fsq")
+    near, far = (codec.book.mean + by * codec.book.back.sum(0)[None] for by in (1e3, 1e8))  # type: ignore[union-attr]
+    np.testing.assert_array_equal(codec.quantized(far), codec.quantized(near))
+    with pytest.raises(WireError, match="latents are too large"):
+        codec.encode(np.full((1, D_Z), 3e38, np.float32))
 
 
 def test_the_id_is_that_of_the_content() -> None:

@@ -38,7 +38,8 @@ def test_a_vector_is_read(vector: dict[str, Any]) -> None:
     for key in ("sender", "text", "more", "codebook"):
         got = {"sender": wire.frame.sender and wire.frame.sender.hex(), "text": wire.text, "more": wire.frame.more}
         got["codebook"] = wire.frame.codebook and wire.frame.codebook.hex()
-        assert got[key] == vector.get(key, False if key == "more" else None) == other.get(key, got[key])
+        without = False if key == "more" else None
+        assert got[key] == vector.get(key, without) == other.get(key, without)
     if vector["codec"] is None:
         assert wire.latents is None and "latents" not in other
     else:
@@ -68,8 +69,12 @@ def test_an_old_message_is_written_again_in_the_new_form(vector: dict[str, Any])
 
 @pytest.mark.parametrize("vector", REFUSED, ids=lambda v: v["name"])
 def test_a_message_that_must_be_refused_is(vector: dict[str, str]) -> None:
+    data = bytes.fromhex(vector["bytes"])
     with pytest.raises(WireError):
-        Wire.from_bytes(bytes.fromhex(vector["bytes"]))
+        _ = Wire.from_bytes(data).latents
+    if "learned layer" in vector["name"]:
+        with pytest.raises(AssertionError):
+            reference.read(data, BOOKS)
 
 
 def test_every_codec_and_every_field_has_a_vector() -> None:

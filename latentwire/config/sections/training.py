@@ -68,7 +68,7 @@ class LossesConfig(Section):
 
 
 def _most_steps(default: int) -> Any:
-    return Field(default, ge=0, description="Stop after so many steps; 0 skips the stage.")
+    return Field(default, ge=0, description="Stop after so many steps; with 0 nothing is trained.")
 
 
 class TuningStage(Section):
@@ -163,8 +163,8 @@ class OptimizerConfig(Section):
     )
     lr_generator: PositiveFloat = Field(2e-4, description="End to end: generators and adapters.")
     lr_generator_mlp: PositiveFloat = Field(2e-3, description="End to end: their MLPs, which start at zero.")
-    batch_size: PositiveInt = Field(8, description="Passages a step.")
-    accumulation: PositiveInt = Field(1, description="Micro-batches a step, in each process.")
+    batch_size: PositiveInt = Field(8, description="Passages of a micro-batch.")
+    accumulation: PositiveInt = Field(1, description="Micro-batches a step, in each process; receivers take turns.")
     weight_decay: float = Field(0.0, ge=0.0)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     grad_clip: PositiveFloat = Field(1.0, description="Largest gradient norm.")

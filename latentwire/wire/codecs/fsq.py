@@ -26,7 +26,9 @@ class FiniteScalarCodec(LearnedCodec):
         for number in reversed(range(len(book.columns))):
             own, column = codes[:, number], book.columns[number]
             if number not in coarser:
-                own[:] = np.abs(y[:, book.dims[number], None] - book.codewords[number][:, 0]).argmin(1)
+                words = book.codewords[number][:, 0]
+                inside = y[:, book.dims[number], None].clip(words.min(), words.max())  # far away all are as near
+                own[:] = np.abs(inside - words).argmin(1)
             if column.refines is not None:
                 codes[:, column.refines] = own // column.size
         return codes

@@ -87,9 +87,13 @@ class LearnedCodec(Codec):
         return self._latents(book, self.codes(book, self.rotated(z))[:, :columns])
 
     def rotated(self, z: Array) -> Array:
-        """(M, k) the dimensions that are coded."""
+        """Latents in the codebook's rotation (M, k); WireError where they are too large for it."""
         book = self._book(z.shape[1])
-        return np.asarray((z - book.mean) @ book.into, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = np.asarray((z - book.mean) @ book.into, np.float32)
+        if not np.isfinite(y).all():
+            raise WireError(f"codec {self.name!r}: latents are too large for codebook {book.id.hex()}")
+        return y
 
     def _latents(self, book: Codebook, codes: Codes) -> Array:
         return np.asarray(book.mean + self.vectors(book, codes) @ book.back, np.float32)
