@@ -136,11 +136,12 @@ class Receiver:
         """
         feature = self.adapters.get(adapter) if adapter else None
         with feature.active(dropout) if feature else base_model(self.lm.model):
-            self.reader.train(dropout)
+            before = self.reader.training
+            self.reader.train(before and dropout)
             try:
                 yield
             finally:
-                self.reader.train()
+                self.reader.train(before)
 
     def close(self) -> None:
         """Take every adapter and feature off again."""

@@ -6,9 +6,8 @@ Technique: model soups (Wortsman et al. 2022, arXiv:2203.05482) and, of a checkp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     first, *others = folders
     config, files = load_config_of(first), {folder: read_info(folder)["files"] for folder in folders}
     for folder in others:
-        for name in sorted(_without_books(files[first]) ^ _without_books(files[folder])):
+        for name in sorted(set(_without_books(files[first])) ^ set(_without_books(files[folder]))):
             has, lacks = (first, folder) if name in files[first] else (folder, first)
             raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
         for dotted, own, other in unlike_forms(config, load_config_of(folder)):
@@ -49,14 +48,15 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
         state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
     if not state:
         raise ConfigError(f"{', '.join(map(str, folders))}: nothing to average, as they hold the same")
-    if SENDER in shared:
-        books = files[first].keys() - _without_books(files[first])
-        shared |= {name: checked_file(first, name, files[first][name]) for name in books}
+    for name in (name for name in files[first] if name.startswith(CODEBOOKS) and SENDER in shared):
+        if any(files[folder].get(name, files[first][name]) != files[first][name] for folder in others):
+            raise CheckpointError(f"{name}: codebooks of these checkpoints differ, and have no mean")
+        shared[name] = checked_file(first, name, files[first][name])
     return state, shared
 
 
-def _without_books(files: Mapping[str, Any]) -> set[str]:
-    return {name for name in files if not name.startswith(CODEBOOKS)}
+def _without_books(files: Iterable[str]) -> list[str]:
+    return [name for name in files if not name.startswith(CODEBOOKS)]
 
 
 def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: str) -> dict[str, Tensor]:

@@ -103,6 +103,12 @@ def test_what_has_no_mean_is_said(one: Path, tmp_path: Path) -> None:
     fails(CheckpointError, r"last: has lora\.r = 2, but .*last has 4", one, other)
     books = tmp_path / "others"
     info, files = read_info(one), {name: one / name for name in read_info(one)["files"]}
+    for name, level in (("x", 1.0), ("y", 2.0)):
+        book = {"codecs/fsq": {"level": torch.full((2,), level, dtype=torch.float16)}}
+        others = {name: file for name, file in files.items() if name != "receivers/a.safetensors"}
+        reader = {key: tensor + level for key, tensor in load_folder(one, ["receivers/a"])["receivers/a"].items()}
+        save_folder(books / name, book | {"receivers/a": reader}, info, copied=others)
+    fails(CheckpointError, r"codecs/fsq\.safetensors: codebooks .* differ", books / "x", books / "y")
     short = {key: tensor[:1] for key, tensor in load_folder(one, ["sender"])["sender"].items()}
     for name, head in (("w", 0), ("v", 1)):
         save_folder(books / name, {"x": {"heads": torch.tensor([head])}}, info, copied=files)

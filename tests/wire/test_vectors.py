@@ -70,11 +70,15 @@ def test_an_old_message_is_written_again_in_the_new_form(vector: dict[str, Any])
 @pytest.mark.parametrize("vector", REFUSED, ids=lambda v: v["name"])
 def test_a_message_that_must_be_refused_is(vector: dict[str, str]) -> None:
     data = bytes.fromhex(vector["bytes"])
+    if "learned layer" not in vector["name"]:
+        with pytest.raises(WireError):
+            Wire.from_bytes(data)
+        return
+    wire = Wire.from_bytes(data)  # what only the codebook tells is found when latents are asked for
     with pytest.raises(WireError):
-        _ = Wire.from_bytes(data).latents
-    if "learned layer" in vector["name"]:
-        with pytest.raises(AssertionError):
-            reference.read(data, BOOKS)
+        _ = wire.latents
+    with pytest.raises(AssertionError):
+        reference.read(data, BOOKS)
 
 
 def test_every_codec_and_every_field_has_a_vector() -> None:
