@@ -102,13 +102,13 @@ def train(
     folder = run.folder.path
     system = run.execute()
     results = None
-    if run.processes.is_main and (run.last / INDEX).is_file():
-        print(f"checkpoint: {run.last}")
+    if run.processes.is_main and (run.folder.last / INDEX).is_file():
+        print(f"checkpoint: {run.folder.last}")
         if evaluates:
-            reload_checkpoint(system, run.last)  # as it is kept, not as it was in memory
-            files = read_info(run.last)["files"]
+            reload_checkpoint(system, run.folder.last)  # as it is kept, not as it was in memory
+            files = read_info(run.folder.last)["files"]
             results = evaluate_system(system, run.config, folder, command=words, checkpoint=files)
-    return {"run": str(folder), "checkpoint": str(run.last), "evaluation": results}
+    return {"run": str(folder), "checkpoint": str(run.folder.last), "evaluation": results}
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -76,6 +76,11 @@ class RunFolder:
         tracker = tracker_of(config, path)  # so that all processes refuse one that is not installed
         self.tracker = tracker if processes.is_main else None
 
+    @property
+    def last(self) -> Path:
+        """The checkpoint at the end of the run."""
+        return self.path / "last"
+
     def start(self, command: Sequence[str], origin: Origin | None, fresh: bool) -> None:
         """Write the configuration and manifest, or check that the folder belongs to this very configuration.
 

@@ -21,7 +21,8 @@ from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
 from latentwire.training.schedule import lr_factor
 from latentwire.training.stages.end_to_end import EndToEnd
-from latentwire.training.stages.slot_tuning import SlotTuning, tuning_key
+from latentwire.training.stages.slot_tuning import SlotTuning
+from latentwire.training.tuning import tuning_key
 from tests.systems import small_config, small_passages, small_system
 
 

@@ -17,28 +17,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from latentwire.backbone.load import weights_digest
-from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
-from latentwire.config.sections.latents import EncoderConfig
-from latentwire.core.hashing import stable_hash
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import LATENT, LLMLINGUA, TOKEN_BUDGET, Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
-
-END_TO_END = {
-    "losses": {"align_weight", "manifold_weight", "latent_scale_weight", "output_rms_weight"},
-    "adapter": {"hidden", "color", "learn_gain"},
-}
-"""Options that play no part before there is a wire."""
-WHOLE_TEXT = (TEXT, ASKING)
-"""What is read without regard to how a sender cuts it."""
 
 
 class Batch(NamedTuple):
@@ -115,67 +102,3 @@ def tuning_name(receiver: Receiver, reads: str) -> str:
 def epoch_steps(texts: Sequence[ReceiverText], config: Config) -> int:
     """Micro-batches in one pass over the passages."""
     return max(1, len(texts) // config.optimizer.batch_size)
-
-
-def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps: int) -> dict[str, Any]:
-    """All that decides the result of a tuning: two runs with equal keys give the same adapter."""
-    key: dict[str, Any] = {
-        "model": receiver.lm.name,
-        "reads": reads,
-        "dtype": str(receiver.lm.dtype),
-        "data": data,
-        "steps": steps,
-        "questions_per_passage": config.data.questions_per_passage,
-        "anchor": config.anchor.model_dump(),
-        "lora": config.lora.model_dump(),
-        "optimizer": config.optimizer.model_dump(
-            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "lr_generator_mlp", "max_bad_steps"}
-        ),
-        "seed": config.system.seed,
-    }
-    if reads not in WHOLE_TEXT:
-        key["encoder"] = {
-            "model": config.encoder.model,
-            "window": config.encoder.window,
-            "latent_len": config.encoder.latent_len,
-        }
-        if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
-            key["encoder"]["latents_read"] = config.latent_layout.read
-    chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
-    if reads == LLMLINGUA:
-        chooser = key["selected_by"] = config.evaluation.llmlingua_model
-    digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
-    if any(digests.values()):
-        key["weights"] = digests
-    if config.model.load_4bit:
-        key["load_4bit"] = True
-    if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:
-        key["more_positions"] = receiver.extra_positions
-    if reads == LATENT:
-        if config.encoder.keep is not None:
-            key["encoder"] |= {"keep": config.encoder.keep}
-        for name in ("keep_from", "keep_order"):
-            if getattr(config.encoder, name) != EncoderConfig.model_fields[name].default:
-                key["encoder"] |= {name: getattr(config.encoder, name)}
-        key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
-        key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
-        key["calibration"] = (
-            None if config.features.use_deep_prefix else config.adapter.model_dump(exclude=END_TO_END["adapter"])
-        )
-    return key
-
-
-def cached_folder(cache: Path, key: dict[str, Any]) -> Path:
-    """Where the tuning with this key is kept."""
-    model = str(key["model"]).strip("/").replace("/", "--")
-    return cache / "tuned" / f"{model}-{key['reads']}-{stable_hash(key)[:16]}"
-
-
-def save_tuned(folder: Path, receiver: Receiver, reads: str, key: dict[str, Any]) -> None:
-    """Keep a tuned adapter under its key."""
-    save_folder(folder, {"lora": receiver.adapters[reads].state_dict()}, {"key": key})
-
-
-def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
-    """Put a kept adapter on a receiver."""
-    receiver.add_adapter(reads).load_state_dict(load_folder(folder)["lora"])

@@ -1,0 +1,48 @@
+"""Training to the end of a stage, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.checkpoint.training_state import prune_states
+from latentwire.config.sections.training import TuningStage
+from latentwire.diagnostics.progress import StepLog
+from latentwire.training.folder import RunFolder
+from latentwire.training.loop import Callback, Trainer
+from latentwire.training.module import TrainModule
+from latentwire.training.work import Work
+
+
+def fit(work: Work, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
+    """Train to the end of a stage, and leave it done for all processes."""
+    total = work.steps(module.steps_per_epoch, stage)
+    if work.folder.is_done(module.name):
+        print(f"{module.name}: done before", flush=True)
+        module.load_state_dict(load_folder(work.folder.done(module.name)))
+        return
+    if not total:
+        return
+    hint, folder = "The same command goes on from there.", work.folder.stage(module.name)
+    trainer = Trainer(
+        module, work.config, folder, total, lr_scale=stage.lr_scale, callbacks=callbacks, resume_hint=hint
+    )
+    trainer.restore()
+    if trainer.step:
+        print(f"{module.name}: goes on from step {trainer.step}", flush=True)
+    if work.processes.is_main:
+        log = StepLog(work.folder.record, work.config.diagnostics.log_every, total, trainer.step, module.name)
+        trainer.callbacks.append(log)
+    work.folder.track(module.name)
+    trainer.fit()
+    if trainer.memory.enabled:
+        work.folder.record({"stage": module.name, "memory_mb": trainer.memory.highest})
+    work.processes.by_main(partial(_finish, work.folder, trainer))
+
+
+def _finish(folder: RunFolder, trainer: Trainer) -> None:
+    trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
+    info = {"step": trainer.step, "parameters": trained}
+    save_folder(folder.done(trainer.module.name), trainer.module.state_dict(), info)
+    prune_states(trainer.folder, keep=0)

@@ -1,0 +1,153 @@
+"""LoRA tuned on a receiver alone, once for all runs: kept in the user's cache under all that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentwire.backbone.load import weights_digest
+from latentwire.checkpoint.parts import adapter_stem
+from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
+from latentwire.config.schema import Config
+from latentwire.config.sections.latents import EncoderConfig
+from latentwire.config.sections.training import TuningStage
+from latentwire.core.errors import ConfigError
+from latentwire.core.hashing import stable_hash
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.model.encoding import ReceiverText
+from latentwire.model.receiver import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.reader.slots import SlotReader
+from latentwire.training.fitting import fit
+from latentwire.training.stages.slot_tuning import SlotTuning, epoch_steps, tuning_name
+from latentwire.training.work import Work
+
+END_TO_END = {
+    "losses": {"align_weight", "manifold_weight", "latent_scale_weight", "output_rms_weight"},
+    "adapter": {"hidden", "color", "learn_gain"},
+}
+"""Options that play no part before there is a wire."""
+WHOLE_TEXT = (TEXT, ASKING)
+"""What is read without regard to how a sender cuts it."""
+
+
+def tune(work: Work, receiver: Receiver, reads: str) -> None:
+    """Give a receiver the LoRA that reads contexts of this form: the kept one, or one tuned now where stages allow."""
+    kind, stage = _stage_of(work, reads)
+    texts = work.material.of(receiver)
+    if not work.steps(epoch_steps(texts, work.config), stage):
+        return
+    key = _key_of(work, receiver, texts, reads)
+    kept = cached_folder(work.cache, key)
+    if work.processes.agreed((kept / INDEX).is_file()):  # another run may finish it while the processes look
+        print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
+        load_tuned(kept, receiver, reads)
+    elif kind in work.stages or work.folder.is_done(tuning_name(receiver, reads)):
+        # Only now, so that no adapter is there that was never trained.
+        fit(work, SlotTuning(receiver, texts, work.config, reads), stage)
+        if work.processes.is_main:
+            save_tuned(kept, receiver, reads, key)
+    elif reads == LATENT:
+        work.refuse_to_go_on(kind, f" of {receiver.name!r}")
+    elif reads == TEXT and work.config.losses.distils and {"slot_tuning", "end_to_end"} & set(work.stages):
+        raise ConfigError(f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well")
+
+
+def baselines_of(work: Work, receiver: Receiver) -> Iterator[str]:
+    """What a receiver is tuned to read in the end, to be compared with.
+
+    A rival's LoRA that the run has stays, also one from the cache; so this looks before last/ is written anew.
+    """
+    if not work.config.losses.distils:  # else it was the teacher
+        yield TEXT
+    yield TOKEN_BUDGET
+    kept = (work.folder.last / f"{adapter_stem(receiver.name, LLMLINGUA)}.safetensors").is_file()
+    kept = kept or work.folder.is_done(tuning_name(receiver, LLMLINGUA))
+    if kept or LLMLINGUA in work.config.evaluation.rivals:
+        yield LLMLINGUA
+
+
+def _stage_of(work: Work, reads: str) -> tuple[str, TuningStage]:
+    curriculum = work.config.curriculum
+    return ("slot_tuning", curriculum.slot_tuning) if reads == LATENT else ("baselines", curriculum.baselines)
+
+
+def _key_of(work: Work, receiver: Receiver, texts: Sequence[ReceiverText], reads: str) -> dict[str, Any]:
+    stage = _stage_of(work, reads)[1]
+    steps = work.steps(epoch_steps(texts, work.config), stage)
+    origin = work.origin.files if work.origin and receiver.name in work.origin.known else None
+    key = tuning_key(receiver, work.config, reads, work.material.fingerprint, steps) | {"origin": origin}
+    if stage.lr_scale != 1.0:
+        key["lr_scale"] = stage.lr_scale
+    encoder = work.system.sender.encoder
+    if reads == LATENT and isinstance(encoder, BackboneEncoder) and encoder.salience is not None:
+        key["salience"] = encoder.salience.digest
+    if reads == LATENT and isinstance(receiver.reader, SlotReader) and receiver.reader.ranked:
+        key["phases_of"] = receiver.reader.phases_of.tolist()
+    if reads == LATENT and work.config.losses.distils:
+        key["teacher"] = _key_of(work, receiver, texts, TEXT)
+    return key
+
+
+def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps: int) -> dict[str, Any]:
+    """All that decides the result of a tuning: two runs with equal keys give the same adapter."""
+    key: dict[str, Any] = {
+        "model": receiver.lm.name,
+        "reads": reads,
+        "dtype": str(receiver.lm.dtype),
+        "data": data,
+        "steps": steps,
+        "questions_per_passage": config.data.questions_per_passage,
+        "anchor": config.anchor.model_dump(),
+        "lora": config.lora.model_dump(),
+        "optimizer": config.optimizer.model_dump(
+            exclude={"lr", "lr_encoder", "lr_sender", "lr_generator", "lr_generator_mlp", "max_bad_steps"}
+        ),
+        "seed": config.system.seed,
+    }
+    if reads not in WHOLE_TEXT:
+        key["encoder"] = {
+            "model": config.encoder.model,
+            "window": config.encoder.window,
+            "latent_len": config.encoder.latent_len,
+        }
+        if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
+            key["encoder"]["latents_read"] = config.latent_layout.read
+    chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
+    if reads == LLMLINGUA:
+        chooser = key["selected_by"] = config.evaluation.llmlingua_model
+    digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
+    if any(digests.values()):
+        key["weights"] = digests
+    if config.model.load_4bit:
+        key["load_4bit"] = True
+    if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:
+        key["more_positions"] = receiver.extra_positions
+    if reads == LATENT:
+        if config.encoder.keep is not None:
+            key["encoder"] |= {"keep": config.encoder.keep}
+        for name in ("keep_from", "keep_order"):
+            if getattr(config.encoder, name) != EncoderConfig.model_fields[name].default:
+                key["encoder"] |= {name: getattr(config.encoder, name)}
+        key |= {"slots": config.features.use_deep_prefix, "pattern": config.deep_prefix.pattern}
+        key["losses"] = config.losses.model_dump(exclude=END_TO_END["losses"])
+        key["calibration"] = (
+            None if config.features.use_deep_prefix else config.adapter.model_dump(exclude=END_TO_END["adapter"])
+        )
+    return key
+
+
+def cached_folder(cache: Path, key: dict[str, Any]) -> Path:
+    """Where the tuning with this key is kept."""
+    model = str(key["model"]).strip("/").replace("/", "--")
+    return cache / "tuned" / f"{model}-{key['reads']}-{stable_hash(key)[:16]}"
+
+
+def save_tuned(folder: Path, receiver: Receiver, reads: str, key: dict[str, Any]) -> None:
+    """Keep a tuned adapter under its key."""
+    save_folder(folder, {"lora": receiver.adapters[reads].state_dict()}, {"key": key})
+
+
+def load_tuned(folder: Path, receiver: Receiver, reads: str) -> None:
+    """Put a kept adapter on a receiver."""
+    receiver.add_adapter(reads).load_state_dict(load_folder(folder)["lora"])
