@@ -29,7 +29,7 @@ from latentwire.core.errors import LatentWireError
 from latentwire.data import load_passages
 from latentwire.data.example import Passage, Question
 from latentwire.evaluation.metrics import f1_score
-from latentwire.model.receiver import LATENT
+from latentwire.model.contexts import LATENT
 from latentwire.serving.vllm_requests import Client
 
 

@@ -18,7 +18,8 @@ from latentwire.encoder.base import Encoder
 from latentwire.encoder.byte import ByteEncoder
 from latentwire.encoder.simple_st import SimpleSTEncoder
 from latentwire.encoder.stq import STQEncoder
-from latentwire.model.receiver import LATENT, TEXT, Receiver
+from latentwire.model.contexts import LATENT, TEXT
+from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
 from tests.tiny import bert_tokenizer, save_tiny, tiny_bert, tiny_lm, tiny_tokenizer

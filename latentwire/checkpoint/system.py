@@ -19,7 +19,7 @@ from latentwire.checkpoint.parts import BASELINES, READERS, adapter_stem, codebo
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.model.receiver import ADAPTERS
+from latentwire.model.contexts import ADAPTERS
 from latentwire.model.system import LatentWire, check_devices
 
 OF_RECEIVERS = (READERS, BASELINES)

@@ -102,7 +102,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     from latentwire.checkpoint.parts import adapter_stem, reader_stem
     from latentwire.config import Config
     from latentwire.config.load import some_receivers
-    from latentwire.model.receiver import ADAPTERS
+    from latentwire.model.contexts import ADAPTERS
 
     config = Config.model_validate(info["config"])
     chosen = some_receivers(config.model, names, where)

@@ -10,8 +10,9 @@ import torch
 from latentwire.data.example import Passage, Question
 from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.modes import Given, Mode
+from latentwire.model.contexts import LATENT
 from latentwire.model.encoding import ReceiverText, SenderText
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
 

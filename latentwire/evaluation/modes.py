@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latentwire.backbone.lm import Context
+from latentwire.model.contexts import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import Receiver
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from latentwire.backbone.lm import Context
 from latentwire.core.errors import DataError
 from latentwire.diagnostics.timing import timed
-from latentwire.model.receiver import LATENT, TEXT, Receiver, Source
+from latentwire.model.contexts import LATENT, TEXT
+from latentwire.model.receiver import Receiver, Source
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
 

@@ -13,7 +13,8 @@ from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.config import Config
 from latentwire.encoder.registry import build_encoder
-from latentwire.model.receiver import LATENT, TEXT, Receiver
+from latentwire.model.contexts import LATENT, TEXT
+from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender, default_codec
 from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
 

@@ -25,8 +25,9 @@ from latentwire.core.errors import CheckpointError, ConfigError, one_line
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
+from latentwire.model.contexts import ADAPTERS
 from latentwire.model.encoding import ReceiverText, encode_for_receiver
-from latentwire.model.receiver import ADAPTERS, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender, default_codec
 
 

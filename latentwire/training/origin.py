@@ -21,7 +21,7 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
 from latentwire.features import FEATURES
-from latentwire.model.receiver import TEXT
+from latentwire.model.contexts import TEXT
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner", "use_sender_lora"}

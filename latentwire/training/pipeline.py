@@ -17,7 +17,7 @@ from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
-from latentwire.model.receiver import LATENT, TEXT
+from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.sender import default_codec
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of

@@ -20,8 +20,9 @@ from latentwire.core.seeds import seed_everything
 from latentwire.data.candidates import likely_answers
 from latentwire.data.example import Passage, Question
 from latentwire.diagnostics.progress import StepLog
+from latentwire.model.contexts import ASKING, TEXT
 from latentwire.model.encoding import Pair, ReceiverText
-from latentwire.model.receiver import ASKING, TEXT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.slot_tuning import SlotTuning
 

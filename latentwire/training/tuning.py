@@ -15,8 +15,9 @@ from latentwire.config.sections.training import TuningStage
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
 from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.model.contexts import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.reader.slots import SlotReader
 from latentwire.training.fitting import fit
 from latentwire.training.stages.slot_tuning import SlotTuning, epoch_steps, tuning_name

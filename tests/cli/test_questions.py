@@ -15,7 +15,7 @@ from latentwire.core.errors import ConfigError, DataError, TrainingError
 from latentwire.data.candidates import likely_answers
 from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
-from latentwire.model.receiver import ASKING
+from latentwire.model.contexts import ASKING
 from latentwire.training import questioner as module
 from latentwire.training.questioner import Asked, kept
 from tests.cli.test_commands import models, trained

@@ -27,7 +27,7 @@ from latentwire.core.errors import ConfigError, DataError, LatentWireError, Wire
 from latentwire.eval import main as eval_main
 from latentwire.evaluation import suite
 from latentwire.evaluation.harness import HarnessLM, Messages, Prompt, split_prompt
-from latentwire.model.receiver import LATENT
+from latentwire.model.contexts import LATENT
 from latentwire.model.system import LatentWire
 from tests.systems import saved_run, small_config, small_passages, small_system
 from tests.tiny import tiny_model, tiny_tokenizer

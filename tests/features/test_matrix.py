@@ -13,7 +13,8 @@ from latentwire.config import Config
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.features import FEATURES
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.contexts import LATENT
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.systems import small_config, small_passages, small_system

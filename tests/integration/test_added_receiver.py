@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.receiver import LATENT
+from latentwire.model.contexts import LATENT
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit

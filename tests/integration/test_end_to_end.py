@@ -10,7 +10,7 @@ import torch
 
 from latentwire.data.example import Passage, Question
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.receiver import LATENT
+from latentwire.model.contexts import LATENT
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
+from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.encoding import QuestionBlock, ReceiverText, pack_questions
-from latentwire.model.receiver import LATENT, TEXT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning

@@ -10,7 +10,8 @@ from torch import Tensor
 from latentwire.config.layout import LatentLayout
 from latentwire.core.errors import WireError
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.contexts import LATENT
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.wire.message import Wire

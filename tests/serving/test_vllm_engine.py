@@ -26,7 +26,7 @@ import torch
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.lm import Context, pad_left
 from latentwire.checkpoint.system import save_checkpoint
-from latentwire.model.receiver import LATENT, TEXT
+from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.system import LatentWire
 from latentwire.serving.vllm_requests import PLACEHOLDER, Client
 from tests.serving.test_vllm import refusals

@@ -11,7 +11,7 @@ import pytest
 
 from latentwire.core.atomic import append_jsonl
 from latentwire.diagnostics.progress import StepLog
-from latentwire.model.receiver import LATENT
+from latentwire.model.contexts import LATENT
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd

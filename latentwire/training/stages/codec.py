@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.contexts import LATENT
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.quantizers import Starts, build_codebook, counted, fit_fsq, fit_rvq, principal_rotation
 from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared

@@ -15,8 +15,9 @@ from latentwire.config.schema import Config
 from latentwire.encoder.text import SenderText
 from latentwire.features.lora import LoRA
 from latentwire.losses.terms import Terms
+from latentwire.model.contexts import LATENT
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled

@@ -16,8 +16,9 @@ from torch import Tensor
 from latentwire.backbone.lm import pad_right
 from latentwire.encoder.text import stack_phases
 from latentwire.features.lora.feature import base_model
+from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.encoding import ReceiverText
-from latentwire.model.receiver import LATENT, TEXT, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.reader.base import Reader
 from latentwire.reader.slots import SlotReader
 from latentwire.training.stages.normal_equations import batched, shared_variance, unpadded

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
+from latentwire.model.contexts import LATENT, LLMLINGUA, TOKEN_BUDGET
 from latentwire.model.encoding import QuestionBlock, ReceiverText
-from latentwire.model.receiver import LATENT, LLMLINGUA, TOKEN_BUDGET, Receiver
+from latentwire.model.receiver import Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 
 
