@@ -54,7 +54,7 @@ def test_anchored_embeddings_equal_the_anchor_text_and_the_passage(family: str) 
     system = small_system(config(), (family,))
     receiver = system.receivers["a"]
     texts = [system.prepare(p)[1]["a"] for p in small_passages(2)]
-    given = Given(texts, torch.zeros(2, 1, 16), torch.tensor([1, 1]))
+    given = Given(texts, ())
     anchor = receiver.lm.tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]
     written = receiver.read_text([t.ids[: t.head_len] + anchor + t.ids[t.head_len :] for t in texts])
     questions = [(receiver.prompt.tail("Where?"), receiver.prompt.gold("Talden"))] * 2

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from latentwire.backbone.lm import LanguageModel, pad_right
 from latentwire.config.schema import Config
+from latentwire.core.batches import batched
 from latentwire.encoder.base import Encoder, deepest_layer, rms_normalised, states_in_windows, too_many_tokens
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
@@ -102,9 +103,7 @@ class BackboneEncoder(Encoder):
     def choose_ahead(self, texts: Sequence[SenderText]) -> None:
         if self.keep is None:
             return
-        by_length = sorted(texts, key=lambda text: len(text.ids))
-        for start in range(0, len(by_length), TOGETHER):
-            batch = by_length[start : start + TOGETHER]
+        for batch in batched(sorted(texts, key=lambda text: len(text.ids)), TOGETHER):
             for text, chosen in zip(batch, self._choices(batch, *self._read(batch)), strict=True):
                 text.remember(chosen)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from latentwire.core.batches import batched
 from latentwire.data.example import Passage, Question
 from latentwire.evaluation.metrics import exact_match, f1_score
-from latentwire.evaluation.modes import Given, Mode
+from latentwire.evaluation.modes import MODES, Given, Mode
 from latentwire.model.contexts import LATENT
 from latentwire.model.encoding import ReceiverText, SenderText
 from latentwire.model.receiver import Receiver
@@ -59,8 +60,7 @@ class Answers:
 def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, batch_size: int = 8) -> list[Item]:
     """Compress every passage once, into bytes; ModelError where a model's window is too short for one."""
     items = []
-    for start in range(0, len(passages), batch_size):
-        chunk = passages[start : start + batch_size]
+    for chunk in batched(passages, batch_size):
         prepared = [system.prepare(p) for p in chunk]
         for name, receiver in system.receivers.items():
             receiver.check_length(max(texts[name].positions for _, texts in prepared))
@@ -84,9 +84,7 @@ def batches(items: Sequence[Item], questions: int) -> Iterator[list[Item]]:
 
 def given_to(receiver: Receiver, batch: Sequence[Item]) -> Given:
     """What a receiver can read of some items; the latents come from the messages' bytes."""
-    latents = [torch.as_tensor(Wire.from_bytes(item.message).latents) for item in batch]
-    counts = torch.tensor([len(z) for z in latents])
-    return Given([i.texts[receiver.name] for i in batch], torch.nn.utils.rnn.pad_sequence(latents, True), counts)
+    return Given([i.texts[receiver.name] for i in batch], [Wire.from_bytes(i.message) for i in batch])
 
 
 @torch.no_grad()
@@ -127,8 +125,7 @@ def rescore(receivers: Sequence[Receiver], batch: Sequence[Item], candidates: Se
     for receiver in receivers:
         tails = [receiver.prompt.tail(q.text) for q in questions]
         with receiver.using(LATENT):
-            given = given_to(receiver, batch)
-            context = receiver.read_latents(given.z.to(receiver.lm.device), given.counts.to(receiver.lm.device))
+            context = MODES["latent"].read(receiver, given_to(receiver, batch))
             for k, texts in enumerate(candidates):
                 answers = [receiver.prompt.answer(text) for text in texts]
                 scores = receiver.score(context.repeat(counts), list(zip(tails, answers, strict=True)))

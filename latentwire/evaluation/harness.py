@@ -22,6 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 
 from latentwire.backbone.lm import Context, pad_left
+from latentwire.core.batches import batched
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.evaluation.modes import MODES
 from latentwire.model.receiver import Receiver
@@ -233,9 +234,7 @@ class HarnessLM(LM):  # type: ignore[misc]
         label = f"{self.receiver.name} {self.mode.name}: requests {done}"
         with tqdm(total=len(rows), desc=label, disable=self.quiet) as bar:
             for _, group in groupby(order, key=lambda i: (kind(i), rows[i].new)):
-                alike = list(group)
-                for start in range(0, len(alike), self.batch_size):
-                    batch = alike[start : start + self.batch_size]
+                for batch in batched(group, self.batch_size):
                     yield batch
                     bar.update(len(batch))
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from latentwire.backbone.lm import Context
 from latentwire.model.contexts import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
+from latentwire.wire.message import Wire
 
 
 @dataclass(frozen=True)
 class Given:
-    """Passages as one receiver may read them: texts, and latents (batch, M, d_z) with counts (batch,)."""
+    """Passages as one receiver may read them: texts, and the messages that carry them."""
 
     texts: Sequence[ReceiverText]
-    z: Tensor
-    counts: Tensor
+    wires: Sequence[Wire]
 
 
 Read = Callable[[Receiver, Given], Context]
@@ -63,7 +61,7 @@ def _nothing(receiver: Receiver, given: Given) -> Context:
 
 
 def _latent(receiver: Receiver, given: Given) -> Context:
-    return receiver.read_latents(given.z.to(receiver.lm.device), given.counts.to(receiver.lm.device))
+    return receiver.read_messages([[wire] for wire in given.wires], "latents", [0] * len(given.wires))
 
 
 def _selected(receiver: Receiver, given: Given) -> Context:

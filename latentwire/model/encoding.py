@@ -57,6 +57,10 @@ class ReceiverText:
         return self.ids[: self.head_len + self.latents + more]
 
 
+Prepared = tuple[SenderText, dict[str, ReceiverText]]
+"""A text for the sender and, by name, for each receiver."""
+
+
 def encode_for_sender(
     source: Source,
     text: str,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentwire.config.schema import Config
 from latentwire.config.sections.features import LoraConfig
+from latentwire.core.batches import batched
 from latentwire.core.errors import ConfigError, ModelError, WireError
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.backbone import BackboneEncoder
@@ -171,8 +172,7 @@ class Sender:
         out: list[Wire] = []
         codec = self.ready(codec or self.codec)
         follows = iter(more or [False] * len(prepared))
-        for start in range(0, len(prepared), BATCH):
-            batch = prepared[start : start + BATCH]
+        for batch in batched(prepared, BATCH):
             z, counts = self.latents_of(batch)
             for text, row, count in zip(batch, z.cpu(), counts.tolist(), strict=True):
                 beside = text.text if with_text else None

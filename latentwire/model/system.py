@@ -26,7 +26,7 @@ from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
 from latentwire.model.contexts import ADAPTERS
-from latentwire.model.encoding import ReceiverText, encode_for_receiver
+from latentwire.model.encoding import Prepared, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender, default_codec
 
@@ -57,9 +57,9 @@ class LatentWire:
         }
         return cls(config, sender, receivers)
 
-    def prepare(self, passage: Passage) -> tuple[SenderText, dict[str, ReceiverText]]:
-        """A passage as token ids, for the sender and for each receiver."""
-        sent = self.sender.prepare(passage.context)
+    def prepare(self, passage: Passage, sent: SenderText | None = None) -> Prepared:
+        """A passage as token ids, for the sender (`sent` where it has them already) and for each receiver."""
+        sent = sent or self.sender.prepare(passage.context)
         return sent, {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.receivers.items()}
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ import pyarrow
 from pyarrow import parquet
 
 from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
+from latentwire.core.batches import batched
 from latentwire.core.errors import DataError, ModelError, WireError, one_line
 from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
@@ -186,8 +187,7 @@ def _encode(sender: Sender, rows: Sequence[Document], codec: str, with_text: boo
     """The messages of each document; those of like length are encoded together, so that little is padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
     out = [b""] * len(rows)
-    for start in range(0, len(order), GROUP):
-        chosen = order[start : start + GROUP]
+    for chosen in batched(order, GROUP):
         try:
             wires = sender.encode_long([rows[i].text for i in chosen], codec, with_text=with_text)
         except ModelError as error:

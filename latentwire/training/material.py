@@ -9,10 +9,9 @@ from latentwire.core.errors import TrainingError
 from latentwire.data.cloze import CLOZE
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.data.renamed import RENAMED
-from latentwire.model.encoding import ReceiverText, encode_for_receiver
+from latentwire.model.encoding import Prepared, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.normal_equations import Prepared
 from latentwire.training.stages.salience import Asked
 
 TOO_SHORT = 32
@@ -95,6 +94,6 @@ class Material:
         sent = self.system.sender.tokenize(passage.context)
         if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
             return None
-        texts = {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.system.receivers.items()}
+        _, texts = prepared = self.system.prepare(passage, sent)
         fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
-        return (sent, texts) if fits else None
+        return prepared if fits else None

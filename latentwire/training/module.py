@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from latentwire.core.batches import batched
+
 
 @dataclass
 class ParameterGroup:
@@ -84,8 +86,7 @@ def _epoch(lengths: tuple[int, ...], size: int, epoch: int, seed: str) -> list[l
     rng = random.Random(f"order-{seed}-{epoch}")
     order = rng.sample(range(len(lengths)), len(lengths) // size * size)
     batches: list[list[int]] = []
-    for start in range(0, len(order), POOL * size):
-        pool = sorted(order[start : start + POOL * size], key=lambda i: lengths[i])
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    for pool in batched(order, POOL * size):
+        batches += batched(sorted(pool, key=lambda i: lengths[i]), size)
     rng.shuffle(batches)
     return batches

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.checkpoint.training_state import prune_states
 from latentwire.config import Config
+from latentwire.core.batches import batched
 from latentwire.core.errors import TrainingError
 from latentwire.core.seeds import seed_everything
 from latentwire.data.candidates import likely_answers
@@ -77,8 +78,7 @@ class Questioner:
         plain = [(text, likely_answers(text, most, rng)) for text, rng in zip(texts, draws, strict=True)]
         ready = [(text, answers) for text, answers in plain if answers and self._fits(self._read(text))]
         ready.sort(key=lambda one: len(one[0]))
-        for start in range(0, len(ready), BATCH):
-            batch = ready[start : start + BATCH]
+        for batch in batched(ready, BATCH):
             questions = self._questions(batch)
             pairs = [list(zip(own, answers, strict=True)) for own, (_, answers) in zip(questions, batch, strict=True)]
             sound = [[pair for pair in own if _sound(*pair)] for own in pairs]

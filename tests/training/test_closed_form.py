@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from latentwire.core.errors import TrainingError
+from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
 from latentwire.training.interrupt import Interrupted
@@ -18,7 +19,7 @@ from latentwire.training.stages import closed_form
 from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import importance_of, rank_heads
-from latentwire.training.stages.normal_equations import NormalEquations, Prepared, cholesky
+from latentwire.training.stages.normal_equations import NormalEquations, cholesky
 from tests.systems import small_config, small_passages, small_system
 
 

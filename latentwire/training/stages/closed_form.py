@@ -25,13 +25,12 @@ from torch import Tensor
 from latentwire.core.errors import TrainingError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
-from latentwire.model.encoding import ReceiverText
+from latentwire.model.encoding import Prepared, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.importance import importance_of
 from latentwire.training.stages.normal_equations import (
     NormalEquations,
-    Prepared,
     cholesky,
     gather,
     groups_of,

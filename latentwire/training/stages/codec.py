@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
+from latentwire.core.batches import batched
 from latentwire.model.contexts import LATENT
+from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.quantizers import Starts, build_codebook, counted, fit_fsq, fit_rvq, principal_rotation
-from latentwire.training.stages.end_to_end import Batch, EndToEnd, Prepared
-from latentwire.training.stages.normal_equations import batched, unpadded
+from latentwire.training.stages.end_to_end import Batch, EndToEnd
+from latentwire.training.stages.normal_equations import unpadded
 from latentwire.wire.codebook import remember
 from latentwire.wire.codecs import CODECS, LearnedCodec
 

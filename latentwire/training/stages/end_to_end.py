@@ -16,13 +16,12 @@ from latentwire.encoder.text import SenderText
 from latentwire.features.lora import LoRA
 from latentwire.losses.terms import Terms
 from latentwire.model.contexts import LATENT
-from latentwire.model.encoding import QuestionBlock, ReceiverText
+from latentwire.model.encoding import Prepared, QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
 from latentwire.training.processes import Processes
-from latentwire.training.stages.normal_equations import Prepared
 
 
 class Batch(NamedTuple):

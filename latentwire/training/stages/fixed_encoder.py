@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.training.stages.closed_form import Factors, hand_out
 from latentwire.training.stages.normal_equations import (
-    Prepared,
     cholesky,
     gather,
     groups_of,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.lm import pad_right
+from latentwire.core.batches import batched
 from latentwire.encoder.text import stack_phases
 from latentwire.features.lora.feature import base_model
 from latentwire.model.contexts import LATENT, TEXT
@@ -21,7 +22,7 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.reader.base import Reader
 from latentwire.reader.slots import SlotReader
-from latentwire.training.stages.normal_equations import batched, shared_variance, unpadded
+from latentwire.training.stages.normal_equations import shared_variance, unpadded
 
 BATCH = 4
 """Texts read together."""

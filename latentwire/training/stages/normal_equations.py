@@ -6,7 +6,7 @@ sums and goes on from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.core.batches import batched
 from latentwire.core.errors import TrainingError
-from latentwire.encoder.text import SenderText
-from latentwire.model.encoding import ReceiverText
+from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.training.interrupt import Interrupted, StopRequest
 
-Prepared = tuple[SenderText, dict[str, ReceiverText]]
 T = TypeVar("T")
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
@@ -167,14 +166,3 @@ def shared_variance(variance: Tensor, groups: Tensor) -> Tensor:
     """(d_y,) the mean variance of each target's group."""
     counts = torch.bincount(groups).clamp(min=1)
     return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

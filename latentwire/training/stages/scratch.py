@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
+from latentwire.core.batches import batched
+from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.normal_equations import NormalEquations, Prepared, batched, shared_variance, targets_of
+from latentwire.training.stages.normal_equations import NormalEquations, shared_variance, targets_of
 
 
 @torch.no_grad()
