@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import read_json, write_json
 
 
 def joined(paragraphs: list[dict[str, Any]], most: int, rng: random.Random) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import write_json, write_jsonl
+from latentwire.core.json_files import write_json, write_jsonl
 
 
 def measured(f1: float, tuned: bool = False) -> dict[str, Any]:

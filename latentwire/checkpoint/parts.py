@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config, resolve_receivers
+from latentwire.config import Config
 from latentwire.core.errors import CheckpointError
 from latentwire.wire.codebook import FORMS, Codebook, form_of, remember
 
@@ -26,7 +26,7 @@ def reader_stem(receiver: str) -> str:
 
 def model_of(folder: Path, config: Config, receiver: str) -> str:
     """The model of a checkpoint's receiver; CheckpointError where it has no such one."""
-    models = resolve_receivers(config.model)
+    models = config.model.chosen
     if receiver not in models or f"{reader_stem(receiver)}.safetensors" not in read_info(folder)["files"]:
         raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
     return models[receiver]

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentwire.checkpoint.hub import fetch_beside
-from latentwire.core.atomic import atomic_dir, read_json, write_json
-from latentwire.core.errors import CheckpointError, LatentWireError
+from latentwire.core.atomic import atomic_dir
+from latentwire.core.errors import CheckpointError
 from latentwire.core.hashing import sha256_file
+from latentwire.core.json_files import read_object, write_json
 from latentwire.wire.codecs.integers import quantize
 
 INDEX = "checkpoint.json"
@@ -106,11 +107,8 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise CheckpointError(f"{folder}: not a checkpoint (no {INDEX})")
-    try:
-        info = read_json(path)
-    except LatentWireError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("files"), dict):
+    info = read_object(path, CheckpointError)
+    if info.get("format") != FORMAT or not isinstance(info.get("files"), dict):
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
     for name, file in info["files"].items():
         if not isinstance(file, dict) or not {"bytes", "sha256"} <= set(file):

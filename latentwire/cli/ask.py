@@ -25,8 +25,8 @@ from latentwire.cli.answers import (
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label, with_extra
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_override
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError, DataError, WireError
+from latentwire.core.json_files import dump_json
 
 
 def ask(

@@ -9,8 +9,9 @@ import typer
 
 from latentwire.cli.files import Debug
 from latentwire.cli.run import CHECKPOINT
-from latentwire.core.atomic import atomic_dir, write_jsonl
+from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import write_jsonl
 
 
 def average(

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import Debug, Json
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import dump_json
 from latentwire.core.manifest import cpu_model
 from latentwire.wire.codebook import KINDS, Codebook, cells_of, refined, remember
 from latentwire.wire.codecs import CODECS, Codec, LearnedCodec, parse_codec

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentwire.cli.run import invoke, run_and_exit
-from latentwire.core.atomic import dump_json
+from latentwire.core.json_files import dump_json
 from latentwire.report.compare import as_markdown, compare, files_of
 from latentwire.report.results import checked
 

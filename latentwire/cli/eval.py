@@ -9,8 +9,9 @@ import click
 
 from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_override
-from latentwire.core.atomic import make_folder, mapping_at, read_json
+from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import mapping_at, read_json
 
 
 @click.command(name="latentwire.cli.eval")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
-from latentwire.core.atomic import atomic_dir, read_json, read_jsonl, write_json, write_jsonl, write_text
+from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
 from latentwire.report.artifacts import EXPORTED_LOG, LOG
 from latentwire.report.results import checked, read_results
 

@@ -19,8 +19,8 @@ import typer
 
 from latentwire.cli.codecs import with_sample_book
 from latentwire.cli.files import Debug, Json
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import LatentWireError, WireError
+from latentwire.core.json_files import dump_json
 from latentwire.diagnostics.memory import peak_memory_mb
 from latentwire.wire.codebook import KINDS
 from latentwire.wire.codecs import CODECS

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import Debug, Json, opened
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import WireError
+from latentwire.core.json_files import dump_json
 from latentwire.wire.frame import read_frames
 from latentwire.wire.message import Wire
 

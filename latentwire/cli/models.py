@@ -10,7 +10,7 @@ import typer
 from latentwire.backbone.aliases import ALIASES
 from latentwire.backbone.store import StoredModel, remove_model, size_of, stored_models
 from latentwire.cli.files import Debug, Json
-from latentwire.core.atomic import dump_json
+from latentwire.core.json_files import dump_json
 
 models = typer.Typer(
     no_args_is_help=True,

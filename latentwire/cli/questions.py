@@ -11,8 +11,8 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_override
-from latentwire.core.atomic import append_jsonl, read_json, read_jsonl, write_json
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
 
 ASKER, MADE, RESULT, SETTINGS = "asker", "asked.jsonl", "questions.json", "settings.json"
 

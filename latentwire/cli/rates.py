@@ -10,8 +10,9 @@ import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
 from latentwire.config.load import parse_override
-from latentwire.core.atomic import dump_json, make_folder, read_json, write_bytes, write_json
+from latentwire.core.atomic import make_folder, write_bytes
 from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.json_files import dump_json, read_json, write_json
 from latentwire.core.manifest import git_state
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from latentwire.cli.files import Debug, Json
-from latentwire.core.atomic import dump_json
+from latentwire.core.json_files import dump_json
 
 
 def report(

@@ -17,8 +17,8 @@ import click
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override
-from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, one_line
+from latentwire.core.json_files import read_json, write_json
 from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from latentwire.config import Config, some_receivers
 from latentwire.config.load import differences
-from latentwire.core.atomic import make_folder, mapping_at, read_json, write_json, write_jsonl
+from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import sha256_file
+from latentwire.core.json_files import mapping_at, read_json, write_json, write_jsonl
 from latentwire.core.manifest import run_manifest
 
 SCHEMA = 1

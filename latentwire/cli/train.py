@@ -12,9 +12,9 @@ from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
 from latentwire.config.sections.training import STAGES
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
+from latentwire.core.json_files import dump_json
 
 DEBUG = {"diagnostics.log_every": 1, "diagnostics.profile_memory": True, "diagnostics.log_shapes": True}
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import Debug, Json
-from latentwire.config import config_from_dict, resolve_receivers
+from latentwire.config import config_from_dict
 from latentwire.config.ablation import Ablation, load_ablation
 from latentwire.config.load import parse_override, read_config_file
 from latentwire.config.schema import Config
-from latentwire.core.atomic import dump_json
 from latentwire.core.errors import ConfigError, LatentWireError
+from latentwire.core.json_files import dump_json
 
 
 def validate(
@@ -58,7 +58,7 @@ def check(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
             runs = {path.stem: config_from_dict(values, str(path), changes)}
             row |= {"kind": "run"}
         for config in runs.values():
-            row["receivers"] |= resolve_receivers(config.model)
+            row["receivers"] |= config.model.chosen
             _check_codec(config)
     except LatentWireError as error:
         where, text = f"{path}: ", str(error)

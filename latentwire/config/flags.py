@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from latentwire.config.load import json_or_text
 from latentwire.config.schema import Config
+from latentwire.config.sections.base import leaves
 
 STAGE_SECTION = "curriculum"
 SPECIAL = {"curriculum.end_to_end.epochs": "epochs"}
@@ -30,17 +30,14 @@ class Option:
     field: FieldInfo
 
 
-def options(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Option]:
+def options() -> Iterator[Option]:
     """Every leaf of the schema, in order. Fields of a training stage carry the stage's name in their flag."""
-    for name, field in model.model_fields.items():
-        dotted, kind = f"{prefix}{name}", field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from options(kind, f"{dotted}.")
-            continue
+    for dotted, field in leaves(Config):
+        section, *stage, name = dotted.split(".")
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         flag: Any = extra.get("flag", name)
-        if prefix.startswith(f"{STAGE_SECTION}.") and prefix != f"{STAGE_SECTION}.":
-            flag = SPECIAL.get(dotted, f"{prefix.split('.')[1]}_{name}")
+        if stage and section == STAGE_SECTION:
+            flag = SPECIAL.get(dotted, f"{stage[0]}_{name}")
         yield Option(dotted, flag, field)
 
 
@@ -68,14 +65,8 @@ def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def default_of(field: FieldInfo) -> str:
-    """A field's default, as it would stand in a JSON file."""
-    if field.default is PydanticUndefined:
-        return "none"
-    return (
-        {None: "none", True: "true", False: "false"}.get(field.default, str(field.default))
-        if isinstance(field.default, bool | None)
-        else str(field.default).replace("\n", "\\n")
-    )
+    """A field's default, as it stands in a JSON file."""
+    return json.dumps(field.get_default(), ensure_ascii=False)
 
 
 def type_name(field: FieldInfo) -> str:

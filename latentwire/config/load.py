@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from latentwire.config.schema import Config
+from latentwire.config.sections.base import leaves, section_of
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import read_object
 
 SHOWN = 200
 """Characters of a wrong value that an error quotes."""
@@ -65,20 +67,9 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Con
         raise ConfigError(f"{where}: {first_problem(error)}") from None
 
 
-def resolve_receivers(model: ModelConfig) -> dict[str, str]:
-    """Receiver name -> model: the shorthands llama_id and qwen_id, where given, replace the mapping."""
-    chosen = model.chosen
-    if not chosen:
-        raise ConfigError("model.receivers: at least one receiver is needed")
-    for name in chosen:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"model.receivers: {name!r} is not a plain name (letters, digits, '.', '_', '-')")
-    return chosen
-
-
 def some_receivers(model: ModelConfig, names: Sequence[str], where: str) -> dict[str, str]:
-    """The named ones of `resolve_receivers`, all where none is; ConfigError, beginning with `where`, for another."""
-    known = resolve_receivers(model)
+    """The named receivers, all where none is; ConfigError, beginning with `where`, for another."""
+    known = model.chosen
     for name in names:
         if name not in known:
             raise ConfigError(f"{where} has no receiver {name!r} (it has: {', '.join(known)})")
@@ -89,16 +80,7 @@ def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A JSON object from a file, over the one that it names under "extends"; ConfigError where there is none."""
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object")
+    values = read_object(path, ConfigError)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -130,10 +112,14 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     first, more = problems[0], len(problems) - 1
     dotted = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(dotted, list(dotted_keys(model)), n=1)
+        close = difflib.get_close_matches(dotted, [key for key, _ in leaves(model)], n=1)
         text = f"{dotted}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
-    elif not dotted:  # a check of the whole configuration names its keys itself
-        text = str(first["ctx"]["error"])
+    elif first["type"] == "value_error":  # a check of a section, or of the whole, names its keys itself
+        section: type[BaseModel] | None = model
+        for part in first["loc"]:
+            section = section and section_of(section.model_fields.get(str(part)))
+        join = "" if not dotted else "." if section else ": "
+        text = f"{dotted}{join}{first['ctx']['error']}"
     else:
         text = f"{dotted}: {first['msg'][0].lower()}{first['msg'][1:]}, got {_short(first['input'])}"
     return text + (f" (and {more} more)" if more else "")
@@ -156,13 +142,3 @@ def differences(a: dict[str, Any], b: dict[str, Any], but: Container[str] = (), 
             yield from differences(one, other, but, f"{dotted}.")
         elif one != other:
             yield dotted
-
-
-def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the schema."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from dotted_keys(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

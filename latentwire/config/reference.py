@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import BaseModel
-
 from latentwire.config.flags import default_of, options, type_name
 from latentwire.config.schema import Config
+from latentwire.config.sections.base import section_of
 
 HEAD = """# Configuration
 
@@ -41,9 +38,8 @@ def markdown() -> str:
 
 
 def _doc(section: str) -> str:
-    kind: Any = Config.model_fields[section].annotation
-    assert issubclass(kind, BaseModel)
-    return (kind.__doc__ or "").strip()
+    kind = section_of(Config.model_fields[section])
+    return ((kind and kind.__doc__) or "").strip()
 
 
 if __name__ == "__main__":

@@ -32,21 +32,6 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
-ENCODER_NEEDS = {
-    "keep_by": "keep",
-    "keep_from": "keep",
-    "keep_order": "keep",
-    "companion_layers": "companion",
-    "companion_d_z": "companion",
-}
-"""Keys of the encoder that mean nothing without another one."""
-
-
-def changed(section: Section) -> list[str]:
-    """Keys of a section that are not at their defaults."""
-    default = type(section)()
-    return [key for key in type(section).model_fields if getattr(section, key) != getattr(default, key)]
-
 
 class Config(Section):
     """One run."""
@@ -84,10 +69,6 @@ class Config(Section):
                 "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already; "
                 "turn that off (--no_use_deep_prefix)"
             )
-        for name in ("latent_adapters", "coprocessor", "gist_head", "queries", "latent_refiner"):
-            section = getattr(self, name)
-            if section.width % section.heads:
-                raise ValueError(f"{name}.width: {section.width} is not a multiple of {name}.heads = {section.heads}")
         if self.lora.merge and self.model.load_4bit:
             raise ValueError("lora.merge: excludes model.load_4bit, whose weights nothing can be added to")
         if self.system.sequential_models:
@@ -103,43 +84,32 @@ class Config(Section):
     def _has_effect(self) -> Config:
         """An option that could do nothing is refused."""
         adapter, stage, slots = self.adapter, self.curriculum.end_to_end, self.features.use_deep_prefix
-        for key in changed(adapter) if slots else ():
+        for key in adapter.changed if slots else ():
             raise ValueError(
                 f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
             )
         for name in type(self).model_fields:
             section = getattr(self, name)
             # LoRA's section is also that of the sender's.
-            for key in () if name == "lora" or getattr(self.features, f"use_{name}", True) else changed(section):
+            for key in () if name == "lora" or getattr(self.features, f"use_{name}", True) else section.changed:
                 default = type(section).model_fields[key].default
                 raise ValueError(f"{name}.{key}: does nothing, as features.use_{name} is off; leave it at {default!r}")
-        if adapter.fixed_rms != AdapterConfig().fixed_rms and adapter.calibration != "fixed":
-            raise ValueError(f"adapter.fixed_rms: adapter.calibration is {adapter.calibration!r} and not 'fixed'")
         if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
             raise ValueError(
                 f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
             )
         if self.losses.latent_scale_weight and self.curriculum.train_only:
             raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
-        if self.encoder.keep is not None and self.encoder.type != "backbone":
-            raise ValueError(f"encoder.keep: only encoder.type = 'backbone' chooses tokens, not {self.encoder.type!r}")
         if self.encoder.keep is not None:
-            self._choosable(self.encoder.keep)
-        elif self.encoder.window % 1:
-            raise ValueError(f"encoder.window: {self.encoder.window} is a fraction; only encoder.keep can read that")
-        for key in changed(self.encoder):
-            if (needed := ENCODER_NEEDS.get(key)) and getattr(self.encoder, needed) is None:
-                default = EncoderConfig.model_fields[key].default
-                raise ValueError(f"encoder.{key}: does nothing without encoder.{needed}; leave it at {default!r}")
-        if self.encoder.keep_order == "score" and self.encoder.keep_by == "surprisal":
-            raise ValueError("encoder.keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
+            self._choosable()
         for key, needed, there in (
             ("companion_for", "encoder.companion", self.encoder.companion is not None),
             ("salience_passages", "encoder.keep_by = 'salience'", self.encoder.keep_by == "salience"),
         ):
-            if key in changed(self.curriculum.closed_form) and not there:
+            if key in self.curriculum.closed_form.changed and not there:
                 raise ValueError(f"curriculum.closed_form.{key}: does nothing without {needed}")
-        self._companion_fits()
+        if self.encoder.companion is not None and self.deep_prefix.rank is not None:
+            raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
         self._rankable()
         if self.features.use_sender_lora:
             if self.encoder.type != "backbone":
@@ -150,10 +120,6 @@ class Config(Section):
                 raise ValueError("features.use_sender_lora: encoder.layers takes the embedding alone, which has none")
         if self.data.cloze and self.data.text_path is None:
             raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
-        if len(set(self.codec.learned)) < len(self.codec.learned):
-            raise ValueError("codec.learned: names a codec twice")
-        if self.anchor.chat_template and self.anchor.bos != "before":
-            raise ValueError("anchor.bos: anchor.chat_template places BOS itself")
         for key in ("warmup_text_steps", "tail_text_prob"):
             if getattr(stage, key) and not self.features.use_lora:
                 raise ValueError(
@@ -175,18 +141,6 @@ class Config(Section):
                     raise ValueError(f"{key}: {name!r} is not in model.receivers (there are: {known})")
         return self
 
-    def _companion_fits(self) -> None:
-        """A companion needs a sender that reads windows, and room in the latents."""
-        own = self.encoder
-        if own.companion is None:
-            return
-        if own.type != "backbone":
-            raise ValueError(f"encoder.companion: only encoder.type = 'backbone' has one, not {own.type!r}")
-        if own.companion_d_z >= own.d_z:
-            raise ValueError(f"encoder.companion_d_z: {own.companion_d_z} leaves nothing of encoder.d_z = {own.d_z}")
-        if self.deep_prefix.rank is not None:
-            raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
-
     def _rankable(self) -> None:
         """Heads are ranked on some passages, and share tokens that are read."""
         own = self.deep_prefix
@@ -200,10 +154,8 @@ class Config(Section):
         if own.ranked and not self.curriculum.closed_form.importance_passages:
             raise ValueError("deep_prefix.ranked: needs curriculum.closed_form.importance_passages to rank heads on")
 
-    def _choosable(self, keep: int) -> None:
+    def _choosable(self) -> None:
         """What asks for every token of a text, or for their order, does not go with a choice of them."""
-        if keep >= self.encoder.window:
-            raise ValueError(f"encoder.keep: {keep} is not less than encoder.window = {self.encoder.window}")
         for key, on in (
             ("losses.copy_weight", self.losses.copy_weight),
             ("features.use_gist_head", self.features.use_gist_head),

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import glob
-import json
-import math
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
 
 from latentwire.core.errors import LatentWireError
 
@@ -25,7 +22,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """LatentWireError, in one line, where the block cannot write."""
     try:
         yield
     except OSError as error:
@@ -38,7 +36,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     What a link leads to is written, not the link; a pipe or a device, which nothing can take the place of, as it is.
     """
     path = Path(path)
-    with _one_line(path):
+    with writing(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(data)
             return
@@ -69,96 +67,9 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def dump_json(value: Any) -> str:
-    """Indented JSON with a line end, as all files of this project hold it."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """NaN and inf, for which JSON has no word, as null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, dump_json(value))
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; LatentWireError, in one line, where it is not one."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LatentWireError(f"{path}: could not be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise LatentWireError(f"{path}: not valid JSON: {error}") from error
-
-
-def mapping_at(found: Any, key: str) -> dict[str, Any]:
-    """What stands under a key of a JSON value of any form; empty where that is no mapping."""
-    inner = found.get(key) if isinstance(found, dict) else None
-    return inner if isinstance(inner, dict) else {}
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, atomically."""
-    write_text(path, "".join(f"{_json_line(row)}\n" for row in rows))
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; LatentWireError, in one line, where it is not one.
-
-    A last line without its end is left out: it is being written now.
-    """
-    try:
-        *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise LatentWireError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise LatentWireError(f"{path}: line {number}: not valid JSON: {error}") from error
-        if row is not None:
-            if not isinstance(row, dict):
-                raise LatentWireError(f"{path}: line {number}: not a JSON object")
-            rows.append(row)
-    return rows
-
-
-def append_jsonl(path: str | Path, value: Any) -> None:
-    """Append one JSON object as one line, in place of a last line that was cut off while it was written."""
-    path = Path(path)
-    with _one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            file.truncate(_end_of_last_line(file))
-            file.write(f"{_json_line(value)}\n".encode())
-
-
-def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:
-    start = file.seek(0, os.SEEK_END)
-    while start:
-        end, start = start, max(0, start - block)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-    return 0
-
-
-def _json_line(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-
-
 def make_folder(path: Path) -> None:
     """Make a folder, where there is none; LatentWireError where no file can be written into it."""
-    with _one_line(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path):
             pass
@@ -172,14 +83,14 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     link, the folder that it leads to is replaced, not the link.
     """
     path = Path(path)
-    with _one_line(path):
+    with writing(path):
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path, "new")
         temporary = _beside(path, "new")
         temporary.mkdir()
     try:
-        with _one_line(path):
+        with writing(path):
             yield temporary
             if not path.exists():
                 os.replace(temporary, path)

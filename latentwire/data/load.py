@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
-from typing import Any
 
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
+from latentwire.core.json_files import read_json
 from latentwire.core.unicode import utf8
 from latentwire.data.cloze import cloze_passages
 from latentwire.data.example import Passage
@@ -61,12 +60,7 @@ def _load_dataset(config: DataConfig, split: str, key: str, given: str | list[st
 
 
 def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{key}: {path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{key}: {path}: not a readable JSON file: {error}") from None
+    raw = read_json(path, DataError, f"{key}: {path}")
     dataset = config.dataset
     try:
         if dataset == "hotpot":

@@ -15,9 +15,10 @@ from rich.table import Table
 
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
-from latentwire.core.atomic import write_json, write_jsonl, write_text
+from latentwire.core.atomic import write_text
 from latentwire.core.errors import DataError
 from latentwire.core.intervals import with_interval
+from latentwire.core.json_files import write_json, write_jsonl
 from latentwire.core.kept import BASELINES, baseline_of, kept_in_words
 from latentwire.core.manifest import run_manifest
 from latentwire.data.example import Passage, data_fingerprint

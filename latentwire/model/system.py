@@ -20,7 +20,7 @@ from latentwire.checkpoint.parts import (
     part_of,
     reader_stem,
 )
-from latentwire.config import Config, resolve_receivers
+from latentwire.config import Config
 from latentwire.core.errors import CheckpointError, ConfigError, one_line
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
@@ -50,7 +50,7 @@ class LatentWire:
             torch.set_num_threads(config.system.threads)
         device = check_devices(config)
         turns = Turns() if config.system.sequential_models else None
-        models = resolve_receivers(config.model)
+        models = config.model.chosen
         sender = Sender(build_encoder(config, device), config)
         receivers = {
             name: Receiver(name, load_lm(models[name], config, device, turns), config) for name in only or models

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json, read_jsonl, write_bytes, write_json, write_jsonl, write_text
+from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.intervals import with_interval
+from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
 from latentwire.report.paired import differences
 
 SCHEMA = 1

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json, read_jsonl
 from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import read_json, read_jsonl, read_object
 from latentwire.report.ablation import FAILED, PLAN
 from latentwire.report.results import checked, read_results
 
@@ -101,7 +101,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
             run.config = run.manifest["config"] or {}
     for attribute in ("manifest", "config"):  # those of the training, where there was one
         if path := there.get(f"{attribute}.json"):
-            setattr(run, attribute, _object(path))
+            setattr(run, attribute, read_object(path))
     run.config = run.config or run.manifest.get("config") or {}
     for file in (LOG, EXPORTED_LOG):
         if path := there.get(file):
@@ -112,16 +112,9 @@ def read_run(folder: Path, name: str) -> RunFiles:
         run.passages = read_jsonl(path)
     if path := there.get(FAILED):
         with checked(path):
-            run.error = str(_object(path)["error"])
+            run.error = str(read_object(path)["error"])
     return run
 
 
 def _nothing(folder: Path) -> str:
     return "holds nothing that a run or an evaluation writes" if folder.is_dir() else "no such folder"
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise LatentWireError(f"{path}: not a JSON object")
-    return value

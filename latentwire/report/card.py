@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES
-from latentwire.config import resolve_receivers
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.intervals import with_interval
 from latentwire.core.kept import kept_in_words
@@ -43,7 +42,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     """Markdown from a checkpoint's index and, where there is one, its eval.json, behind the head that the Hub reads."""
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
-    receivers = resolve_receivers(ModelConfig.model_validate(model))
+    receivers = ModelConfig.model_validate(model).chosen
     size = sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
         *_metadata([encoder["model"], *filter(None, [encoder.get("companion")]), *receivers.values()], data),

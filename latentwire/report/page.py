@@ -11,7 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from latentwire.core.atomic import dump_json, write_text
+from latentwire.core.atomic import write_text
+from latentwire.core.json_files import dump_json
 from latentwire.report import charts, view
 from latentwire.report.artifacts import RunFiles, read_runs
 from latentwire.report.card import RIVALS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json, read_jsonl
 from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.json_files import read_json, read_jsonl
 
 MODE = "latent"
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.atomic import read_json
 from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import read_object
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """An eval.json of the schema that this version writes."""
-    results = read_json(path)
-    if not isinstance(results, dict) or results.get("schema") != 1 or "receivers" not in results:
+    results = read_object(path)
+    if results.get("schema") != 1 or "receivers" not in results:
         raise LatentWireError(f"{path}: not an eval.json of schema 1")
     return results
 

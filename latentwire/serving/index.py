@@ -18,9 +18,10 @@ import bm25s
 import pyarrow
 from pyarrow import parquet
 
-from latentwire.core.atomic import atomic_dir, read_json, write_bytes, write_json
+from latentwire.core.atomic import atomic_dir, write_bytes
 from latentwire.core.batches import batched
 from latentwire.core.errors import DataError, ModelError, WireError, one_line
+from latentwire.core.json_files import read_json, read_object, write_json
 from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
@@ -234,8 +235,8 @@ class Index:
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
-        self.info: dict[str, Any] = read_json(self.folder / INDEX)
-        if not isinstance(self.info, dict) or not {"documents", "sender"} <= self.info.keys():
+        self.info = read_object(self.folder / INDEX, DataError)
+        if not {"documents", "sender"} <= self.info.keys():
             raise DataError(f"{self.folder / INDEX}: not that of an index")
         try:
             self._statistics = bm25s.BM25.load(self.folder / "bm25", mmap=True, show_progress=False)

@@ -22,9 +22,10 @@ from latentwire.backbone.load import load_config, resolve, resolve_dtype
 from latentwire.checkpoint.parts import part_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config.sections.features import LoraConfig
-from latentwire.core.atomic import atomic_dir, write_json
+from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import LatentWireError
 from latentwire.core.hashing import stable_hash
+from latentwire.core.json_files import write_json
 from latentwire.core.paths import cache_dir
 from latentwire.serving.vllm_slots import Served
 

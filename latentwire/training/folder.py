@@ -18,9 +18,9 @@ from latentwire.checkpoint.tensors import INDEX
 from latentwire.config import Config, config_from_dict
 from latentwire.config.load import differences
 from latentwire.config.sections.running import EvaluationConfig
-from latentwire.core.atomic import append_jsonl, read_json, write_json
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
+from latentwire.core.json_files import append_jsonl, read_json, write_json
 from latentwire.core.manifest import run_manifest
 from latentwire.training.origin import ORIGIN, Origin
 from latentwire.training.processes import Processes

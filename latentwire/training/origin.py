@@ -12,11 +12,11 @@ from torch import Tensor
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import CODEBOOKS, READERS, State, adapter_stem, merge, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config, resolve_receivers
+from latentwire.config import Config
 from latentwire.config.load import differences
 from latentwire.config.sections.latents import EncoderConfig
-from latentwire.core.atomic import read_json, write_json
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import read_json, write_json
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
@@ -126,7 +126,7 @@ class Origin:
 
     def _check_receivers(self, ours: Config) -> None:
         """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""
-        names, only = set(resolve_receivers(ours.model)), ours.curriculum.train_only
+        names, only = set(ours.model.chosen), ours.curriculum.train_only
         if names - self.known and ours.encoder.latent_private_len:
             raise ConfigError(
                 f"encoder.latent_private_len: the sender of {self.folder} sets latents aside for each of its receivers "
@@ -151,7 +151,7 @@ class Origin:
         for name in asked or []:
             if name not in self.known:
                 raise ConfigError(f"curriculum.closed_form.companion_for: {name!r} is not in {self.folder}")
-        if not self.known & set(resolve_receivers(ours.model)):
+        if not self.known & set(ours.model.chosen):
             raise ConfigError(f"encoder.companion: no receiver of {self.folder} is in model.receivers to fit it to")
         if ours.encoder.own_d_z != theirs.encoder.d_z:
             raise ConfigError(
@@ -168,7 +168,7 @@ class Origin:
 
     def _shown_anew(self, ours: Config) -> set[str]:
         """Receivers whose heads show other tokens; ConfigError for one that stays as it is."""
-        names, only = self.known & set(resolve_receivers(ours.model)), ours.curriculum.train_only
+        names, only = self.known & set(ours.model.chosen), ours.curriculum.train_only
         ranked, before = ours.deep_prefix.ranked, self.config.deep_prefix.ranked
         anew = {name for name in names if ranked.get(name) != before.get(name)}
         if anew and self.lacks_companion:

@@ -36,7 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
         (lambda f: (f / "a.safetensors").write_bytes((f / "a.safetensors").read_bytes()[:-3]), "truncated or changed"),
         (lambda f: _flip(f / "a.safetensors"), "SHA-256"),
         (lambda f: (f / INDEX).write_text("{"), "not valid JSON"),
-        (lambda f: (f / INDEX).write_text("[]"), "not a checkpoint"),
+        (lambda f: (f / INDEX).write_text("[]"), "not a JSON object"),
         (lambda f: (f / INDEX).unlink(), "not a checkpoint"),
         (lambda f: _rename(f, "../a.safetensors"), "not within the checkpoint"),
         (lambda f: _rename(f, "/a.safetensors"), "not within the checkpoint"),

@@ -11,8 +11,7 @@ from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.export import measured_on
 from latentwire.cli.run import ROOT
-from latentwire.config import resolve_receivers
-from latentwire.core.atomic import read_json
+from latentwire.core.json_files import read_json
 from latentwire.report.card import model_card
 
 SHIPPED = sorted(path.parent for path in ROOT.glob("checkpoints/*/checkpoint.json"))
@@ -29,7 +28,7 @@ def test_they_stay_small() -> None:
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
 def test_it_is_whole(folder: Path) -> None:
     state = load_folder(folder)  # sizes and hashes of all files
-    assert set(state) >= {"sender"} | {f"receivers/{name}" for name in resolve_receivers(load_config_of(folder).model)}
+    assert set(state) >= {"sender"} | {f"receivers/{name}" for name in load_config_of(folder).model.chosen}
     assert len(sender_fingerprint(folder)) > 0
 
 

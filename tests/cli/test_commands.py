@@ -220,7 +220,7 @@ def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.Cap
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
         (["--no_such_flag"], "No such option"),
         (["--override", "optimizer.betas=[1.5,0.9]"], "optimizer.betas"),
-        (["--dataset", "squad", "--data_path", __file__], "not a readable JSON file"),
+        (["--dataset", "squad", "--data_path", __file__], "not valid JSON"),
         (["--llama_id", "/no/such/folder", "--sender_id", "/no/such/folder"], "/no/such/folder"),
     ],
 )

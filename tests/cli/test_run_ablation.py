@@ -10,8 +10,8 @@ import pytest
 
 from latentwire.cli.run_ablation import main
 from latentwire.config import load_config
-from latentwire.core.atomic import write_json
 from latentwire.core.errors import ConfigError, TrainingError
+from latentwire.core.json_files import write_json
 from tests.artifacts import measured, results
 from tests.tiny import save_tiny
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.config import Config, load_config, resolve_receivers
+from latentwire.config import Config, load_config
 from latentwire.config.ablation import load_ablation
 from latentwire.config.flags import options
-from latentwire.config.load import dotted_keys
 from latentwire.config.reference import markdown
 from latentwire.core.errors import ConfigError
 
@@ -48,7 +47,7 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({}, ["data.samples.deep=3"], r"data\.samples"),
         ({"extends": "gone.json"}, [], r"gone\.json: no such file"),
         ({"extends": "c.json"}, [], r"c\.json: extends itself"),
-        ([], [], r"c\.json: expected a JSON object"),
+        ([], [], r"c\.json: not a JSON object"),
         ({}, ["adapter.hidden=8"], r"adapter\.hidden: only the embedding reader has it"),
         ({"features": {"use_deep_prefix": False}}, ["deep_prefix.rank=8"], r"deep_prefix\.rank: does nothing, as"),
         (
@@ -74,6 +73,10 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
             r"attn_firstN:12 names another number of layers than first_n = 3",
         ),
         ({}, ['lora.targets=["all-linear", "q_proj"]'], "names all-linear and others"),
+        ({}, ["lora.merge=true", "lora.dropout=0.1"], r"c\.json: lora\.merge: leaves no input of its own"),
+        ({}, ["anchor.question=Why?"], r"c\.json: anchor\.question: \{question\} has to stand in it once$"),
+        ({}, ["model.receivers={}"], r"c\.json: model\.receivers: at least one receiver is needed$"),
+        ({}, ["queries.heads=3"], r"c\.json: queries\.width: 256 is not a multiple of heads = 3$"),
         ({}, ["lora.merge=true", "model.load_4bit=true"], r"lora\.merge: excludes model\.load_4bit"),
         ({}, ['lora.targets=["attn_firstN:12", "mlp"]'], "a group of the first layers stands alone"),
         ({}, ["lora.targets=attn", "lora.first_n=[3]"], r"lora\.first_n"),
@@ -103,16 +106,15 @@ def test_a_file_that_is_not_json_and_one_that_is_not_there(tmp_path: Path) -> No
 
 
 def test_receivers_by_shorthand_and_by_name() -> None:
-    assert list(resolve_receivers(Config().model)) == ["smollm2-135m", "gemma3-270m"]
-    assert resolve_receivers(load_config(None, [], {"model.qwen_id": "Q"}).model) == {"qwen": "Q"}
+    assert list(Config().model.chosen) == ["smollm2-135m", "gemma3-270m"]
+    assert load_config(None, [], {"model.qwen_id": "Q"}).model.chosen == {"qwen": "Q"}
     with pytest.raises(ConfigError, match=r"model\.receivers: .*plain name"):
-        resolve_receivers(load_config(None, ['model.receivers={"../x": "y"}']).model)
+        load_config(None, ['model.receivers={"../x": "y"}'])
 
 
 def test_every_key_has_one_flag_and_no_two_share_one() -> None:
     flags = [option.flag for option in options() if option.flag]
     assert len(flags) == len(set(flags))
-    assert [option.dotted for option in options()] == list(dotted_keys())
     assert {"use_lora", "lora_r", "lora_alpha", "samples", "epochs", "batch_size", "latent_len", "d_z"} <= set(flags)
 
 

@@ -10,17 +10,9 @@ from pathlib import Path
 import pytest
 
 from latentwire.core import atomic
-from latentwire.core.atomic import (
-    append_jsonl,
-    atomic_dir,
-    make_folder,
-    read_json,
-    read_jsonl,
-    write_bytes,
-    write_json,
-    write_jsonl,
-)
+from latentwire.core.atomic import atomic_dir, make_folder, write_bytes
 from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.manifest import run_manifest
 
 
@@ -170,7 +162,7 @@ def test_json_that_is_nested_too_deep_is_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_json_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LatentWireError, match=r"gone\.json: could not be read"):
+    with pytest.raises(LatentWireError, match=r"gone\.json: no such file"):
         read_json(tmp_path / "gone.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(LatentWireError, match=r"bad\.json: not valid JSON"):

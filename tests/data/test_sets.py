@@ -126,12 +126,12 @@ def test_files_and_limits(tmp_path: Path) -> None:
     ("dataset", "text", "message"),
     [
         ("squad", None, r"data\.data_path: .*set\.json: no such file"),
-        ("squad", "{", r"set\.json: not a readable JSON file"),
+        ("squad", "{", r"set\.json: not valid JSON"),
         ("squad", '{"data": [{}]}', r"not in the format of squad: key 'paragraphs' is missing"),
         ("squad", "[1]", r"not in the format of squad"),
         ("squad", '{"data": []}', r"no question in it"),
         ("hotpot", json.dumps(SQUAD), r"not in the format of hotpot"),
-        ("squad", f'{{"data": {"9" * 5000}}}', r"set\.json: not a readable JSON file"),
+        ("squad", f'{{"data": {"9" * 5000}}}', r"set\.json: not valid JSON"),
         (
             "squad",
             json.dumps(SQUAD).replace("?", "\\ud800?"),

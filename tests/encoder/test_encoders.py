@@ -192,7 +192,7 @@ def test_a_bank_too_small_for_the_data_is_refused_before_anything_is_loaded() ->
         config_from_dict(values, "x.json", {})
     config_from_dict(values, "x.json", {"encoder.latent_len": 32})
     config_from_dict(values, "x.json", {"queries.bank": 75})
-    with pytest.raises(ConfigError, match=r"queries.width: 30 is not a multiple of queries.heads = 4"):
+    with pytest.raises(ConfigError, match=r"queries.width: 30 is not a multiple of heads = 4"):
         config_from_dict({"queries": {"width": 30}}, "x.json", {})
 
 

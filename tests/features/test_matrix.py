@@ -236,7 +236,7 @@ def test_incompatible_pairs_are_refused_before_anything_is_loaded(features: dict
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"latent_adapters.layers: \[9\]"):
         system_with("llama", "latent_adapters", layers=[9])
-    with pytest.raises(ConfigError, match=r"gist_head\.width: 10 is not a multiple of gist_head.heads = 4"):
+    with pytest.raises(ConfigError, match=r"gist_head\.width: 10 is not a multiple of heads = 4"):
         config_from_dict({"gist_head": {"width": 10}}, "x.json", {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latentwire.core.atomic import read_jsonl, write_jsonl
+from latentwire.core.json_files import read_jsonl, write_jsonl
 from latentwire.report.page import write_report
 from tests.artifacts import ANSWERS, CONTEXT, SPANS, run_folder
 

@@ -85,4 +85,4 @@ def test_the_script_runs_from_anywhere(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "| a | text |" in done.stdout, done.stderr
     gone = subprocess.run([*command[:-1], "gone.json"], cwd=tmp_path, capture_output=True, text=True)
-    assert gone.returncode == 2 and gone.stderr.startswith("error: gone.json: could not be read")
+    assert gone.returncode == 2 and gone.stderr.startswith("error: gone.json: no such file")

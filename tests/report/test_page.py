@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from latentwire.cli.main import main as latentwire
-from latentwire.core.atomic import read_json, write_json, write_jsonl
 from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import read_json, write_json, write_jsonl
 from latentwire.evaluation.modes import RIVALS
 from latentwire.report import card, view
 from latentwire.report.artifacts import read_runs

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.core.atomic import write_json
 from latentwire.core.errors import ConfigError
+from latentwire.core.json_files import write_json
 from latentwire.eval import main as eval_main
 from latentwire.evaluation.modes import MODES, RIVALS
 from latentwire.train import main as train_main

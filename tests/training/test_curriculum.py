@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latentwire.core.atomic import append_jsonl
+from latentwire.core.json_files import append_jsonl
 from latentwire.diagnostics.progress import StepLog
 from latentwire.model.contexts import LATENT
 from latentwire.training.interrupt import Interrupted

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.core.atomic import append_jsonl
+from latentwire.core.json_files import append_jsonl
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.progress import StepLog
 from latentwire.diagnostics.tensors import Watch, hand_over

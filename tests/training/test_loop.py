@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from latentwire.checkpoint.training_state import TrainingState, all_states, latest_state, prune_states, save_state
-from latentwire.core.atomic import append_jsonl
 from latentwire.core.errors import TrainingError
+from latentwire.core.json_files import append_jsonl
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Callback, Trainer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic.fields import FieldInfo
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,3 +21,36 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @property
+    def changed(self) -> list[str]:
+        """Keys that are not at their defaults."""
+        return [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.get_default()]
+
+
+class Attending(Section):
+    """A section whose `width` is that of all its attention heads together."""
+
+    heads: PositiveInt
+    width: PositiveInt
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Attending:
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is not a multiple of heads = {self.heads}")
+        return self
+
+
+def section_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The section that a field holds, None where it holds a value."""
+    kind = field and field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every option below a section, in order, by its dotted key."""
+    for name, field in model.model_fields.items():
+        if section := section_of(field):
+            yield from leaves(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from latentwire.config.sections.base import Section, flag
+from latentwire.config.sections.base import Attending, Section, flag
 
 
 class FeaturesConfig(Section):
@@ -113,7 +113,7 @@ class PrefixConfig(Section):
     )
 
 
-class LatentAdaptersConfig(Section):
+class LatentAdaptersConfig(Attending):
     """Gated cross-attention to the latents (Flamingo, Alayrac et al. 2022, arXiv 2204.14198)."""
 
     layers: list[PositiveInt] | None = Field(
@@ -128,7 +128,7 @@ class LatentAdaptersConfig(Section):
     )
 
 
-class CoprocessorConfig(Section):
+class CoprocessorConfig(Attending):
     """Cache augmentation (Liu et al. 2024, arXiv 2412.17747)."""
 
     len: PositiveInt = Field(8, description="Positions added.", json_schema_extra=flag("coprocessor_len"))
@@ -137,7 +137,7 @@ class CoprocessorConfig(Section):
     width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("coprocessor_width"))
 
 
-class GistHeadConfig(Section):
+class GistHeadConfig(Attending):
     """Reconstruction of prompt embeddings from the latents, for training only."""
 
     weight: PositiveFloat = Field(0.1, description="Weight of the loss.", json_schema_extra=flag("gist_weight"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from latentwire.config.sections.base import Section, flag
 
@@ -29,6 +30,16 @@ class ModelConfig(Section):
         "auto", description="auto: eager on CPU (its bf16 backward is the faster one there), sdpa elsewhere."
     )
     load_4bit: bool = Field(False, description="Load receivers in 4 bits with bitsandbytes (CUDA only).")
+
+    @field_validator("receivers")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        if not value:
+            raise ValueError("at least one receiver is needed")
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"{name!r} is not a plain name (letters, digits, '.', '_', '-')")
+        return value
 
     @property
     def chosen(self) -> dict[str, str]:

@@ -5,9 +5,26 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_serializer, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
-from latentwire.config.sections.base import Section, Share, flag
+from latentwire.config.sections.base import Attending, Section, Share, flag
+
+NEEDS = {
+    "keep_by": "keep",
+    "keep_from": "keep",
+    "keep_order": "keep",
+    "companion_layers": "companion",
+    "companion_d_z": "companion",
+}
+"""Keys of the encoder that mean nothing without another one."""
 
 
 class EncoderConfig(Section):
@@ -99,6 +116,26 @@ class EncoderConfig(Section):
     def _as_it_is(self, value: float) -> int | float:
         return value
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> EncoderConfig:
+        """What backbone alone can do, and what means nothing by itself."""
+        for key, does in (("keep", "chooses tokens"), ("companion", "has one")):
+            if getattr(self, key) is not None and self.type != "backbone":
+                raise ValueError(f"{key}: only encoder.type = 'backbone' {does}, not {self.type!r}")
+        if self.keep is None and self.window % 1:
+            raise ValueError(f"window: {self.window} is a fraction; only encoder.keep can read that")
+        if self.keep is not None and self.keep >= self.window:
+            raise ValueError(f"keep: {self.keep} is not less than encoder.window = {self.window}")
+        for key in self.changed:
+            if (needed := NEEDS.get(key)) and getattr(self, needed) is None:
+                default = type(self).model_fields[key].default
+                raise ValueError(f"{key}: does nothing without encoder.{needed}; leave it at {default!r}")
+        if self.keep_order == "score" and self.keep_by == "surprisal":
+            raise ValueError("keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
+        if self.companion is not None and self.companion_d_z >= self.d_z:
+            raise ValueError(f"companion_d_z: {self.companion_d_z} leaves nothing of encoder.d_z = {self.d_z}")
+        return self
+
     @property
     def read(self) -> int:
         """Tokens that are read of a window."""
@@ -110,7 +147,7 @@ class EncoderConfig(Section):
         return self.d_z - self.companion_d_z if self.companion else self.d_z
 
 
-class QueriesConfig(Section):
+class QueriesConfig(Attending):
     """Learned queries of the encoders byte, simple-st and stq. A text of M latents takes the first M of them."""
 
     bank: PositiveInt = Field(
@@ -136,7 +173,7 @@ class ByteConfig(Section):
     )
 
 
-class LatentRefinerConfig(Section):
+class LatentRefinerConfig(Attending):
     """A small transformer that smooths the latents before they are sent (features.use_latent_refiner)."""
 
     layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("refiner_layers"))
@@ -184,6 +221,13 @@ class CodecConfig(Section):
         description="Share of the others in which only some payload layers arrive.",
         json_schema_extra=flag("codec_drop_layers"),
     )
+
+    @field_validator("learned")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a codec twice")
+        return value
 
 
 class LatentsConfig(Section):

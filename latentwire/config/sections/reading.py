@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from latentwire.config.sections.base import Section, flag
 
@@ -70,6 +70,12 @@ class AdapterConfig(Section):
         False, description="Train the gain end to end, from that start.", json_schema_extra=flag("learn_adapter_gain")
     )
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> AdapterConfig:
+        if "fixed_rms" in self.changed and self.calibration != "fixed":
+            raise ValueError(f"fixed_rms: adapter.calibration is {self.calibration!r} and not 'fixed'")
+        return self
+
 
 class AnchorConfig(Section):
     """What stands around the wire in the receiver's prompt. Everything here is counted as positions."""
@@ -100,3 +106,9 @@ class AnchorConfig(Section):
         if value.count(ASKED) != 1:
             raise ValueError(f"{ASKED} has to stand in it once")
         return value
+
+    @model_validator(mode="after")
+    def _one_bos(self) -> AnchorConfig:
+        if self.chat_template and self.bos != "before":
+            raise ValueError("bos: anchor.chat_template places BOS itself")
+        return self
