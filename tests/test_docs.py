@@ -46,7 +46,7 @@ def commands_of(page: str) -> list[str]:
 
 def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = "\n".join(blocks).replace("checkpoints/default", trained["checkpoint"]).replace('"gemma3-270m"', '"qwen"')
     flags = arguments(models, out_dir=tmp_path / "try")
     code, changed = re.subn(r"train\(\[.*?\]\)", f"train({flags!r})", code)
@@ -56,6 +56,8 @@ def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any],
         compile(code.replace('"20", "--fresh_eval"', '"4", "--fresh_eval", "--quiet"'), "docs/python.md", "exec"), names
     )
     assert len(names["answers"]) == 1 and names["results"]["samples"] == 4
+    plain = names["out"][0, len(names["tail"]) :].tolist()
+    assert [names["receiver"].prompt.read(plain)] == names["answers"]
     with pytest.raises(WireError, match="width 8; the reader expects 16"):
         names["receiver"].answer(Wire.of(names["latents"][:, :8]), "Who?")
 

@@ -89,7 +89,9 @@ def with_extra(name: str = "index") -> Any:
         extra = {"bm25s": "index", "pyarrow": "index", "ray": "ray"}.get(error.name or "")
         if extra is None:
             raise
-        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[{extra}]'") from None
+        raise ConfigError(
+            f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[{extra}]'"
+        ) from None
 
 
 __all__ = [

@@ -68,7 +68,9 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "fastapi", "prometheus_client"):
             raise
-        raise ConfigError(f"{error.name} is not installed; get it with: pip install 'latentwire[serve]'") from None
+        raise ConfigError(
+            f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[serve]'"
+        ) from None
 
     load = ends_of(ckpt, role, receiver, dict(map(parse_override, overrides or [])))
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)

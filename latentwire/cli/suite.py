@@ -54,7 +54,9 @@ def run_suite(
     except ModuleNotFoundError as error:
         if error.name != "lm_eval":
             raise
-        raise ConfigError("lm_eval is not installed; get it with: pip install 'latentwire[lm-eval]'") from None
+        raise ConfigError(
+            "lm_eval is not installed; get it with, in the checkout: pip install -e '.[lm-eval]'"
+        ) from None
     from latentwire.checkpoint.system import load_checkpoint
     from latentwire.evaluation.modes import modes_for
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'latentwire[lm-eval]'")
+pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -e '.[lm-eval]'")
 
 from lm_eval import tasks
 from lm_eval.api.instance import Instance
@@ -295,5 +295,5 @@ def test_a_task_that_cannot_be_loaded_and_a_missing_harness(
     with pytest.raises(ConfigError, match="--include_path: nowhere: no such folder"):
         eval_main([*words[:-1], "nowhere"])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match=r"pip install 'latentwire\[lm-eval\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[lm-eval\]'"):
         eval_main(words)
