@@ -221,16 +221,10 @@ def test_compatible_pairs_train_together(one: str, other: str, slots: bool, fami
     assert not list(dead_parameters(system_with(family, one, other, slots=slots)))
 
 
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
-        ({"use_coprocessor": True}, "features.use_coprocessor: excludes features.use_deep_prefix"),
-        ({"use_coprocessor": True, "use_deep_prefix": True}, "features.use_coprocessor: excludes"),
-    ],
-)
-def test_incompatible_pairs_are_refused_before_anything_is_loaded(features: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config_from_dict({"features": features, "model": {"receivers": {"a": "/no/such/model"}}}, "x.json", {})
+def test_an_incompatible_pair_is_refused_before_anything_is_loaded() -> None:
+    values = {"features": {"use_coprocessor": True}, "model": {"receivers": {"a": "/no/such/model"}}}
+    with pytest.raises(ConfigError, match=r"features\.use_coprocessor: excludes features\.use_deep_prefix"):
+        config_from_dict(values, "x.json", {})
 
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
