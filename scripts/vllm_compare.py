@@ -22,7 +22,7 @@ import httpx2
 import torch
 
 from latentwire import Receiver, Sender, Wire
-from latentwire.backbone.lm import pad_left
+from latentwire.backbone.padding import pad_left
 from latentwire.config.load import parse_override
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import LatentWireError

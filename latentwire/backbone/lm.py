@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from latentwire.backbone.anatomy import FULL, SLIDING, decoder_layers, describe
+from latentwire.backbone.context import Context, cache_of, rearranged
 from latentwire.backbone.hooks import KeysValues, attention, keys_values, outputs_of
 from latentwire.backbone.load import (
     DeviceMap,
@@ -33,34 +33,10 @@ from latentwire.backbone.load import (
     resolve_attention,
     resolve_dtype,
 )
+from latentwire.backbone.padding import positions_of
 from latentwire.backbone.rotary import rope, rotate
 from latentwire.backbone.turns import Turns
 from latentwire.core.errors import ModelError
-
-
-@dataclass
-class Context:
-    """What a receiver has read before the question, left-padded.
-
-    cache: keys and values of K positions in every layer; mask: (batch, K), True where a position is real.
-    The question starts right after: at position `mask.sum(1)`. What was read from latents also carries them, (batch, M,
-    d_z) right-padded with `latent_mask` (batch, M), for features that look at them again, and what the reader generated
-    from them (batch, M, d_out), for losses.
-    """
-
-    cache: DynamicCache
-    mask: Tensor
-    latents: Tensor | None = None
-    latent_mask: Tensor | None = None
-    generated: Tensor | None = None
-
-    def repeat(self, counts: Sequence[int]) -> Context:
-        """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
-        index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.mask.device)
-        cache = _rearranged(self.cache, lambda t: t[index.to(t.device)])
-        latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
-        return Context(cache, self.mask[index], latents, latent_mask)
-
 
 Watch = Callable[[Tensor], Sequence[bool]]
 """Sees all new tokens (batch, new) after each one that is generated; says which rows need no more of them."""
@@ -275,7 +251,7 @@ class LanguageModel:
         self.continue_from(context, ids[:, :-1], mask[:, :-1])
         seen = torch.cat([context.mask, mask[:, :-1].bool()], 1)
         order = seen.int().argsort(dim=1, stable=True)
-        cache = _rearranged(context.cache, lambda t: t.gather(2, order.to(t.device)[:, None, :, None].expand_as(t)))
+        cache = rearranged(context.cache, lambda t: t.gather(2, order.to(t.device)[:, None, :, None].expand_as(t)))
         return Context(cache, seen.gather(1, order), context.latents, context.latent_mask), ids[:, -1:], mask[:, -1:]
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
@@ -355,43 +331,7 @@ class LanguageModel:
         return mask.masked_fill_(~allowed, torch.finfo(self.dtype).min)[:, None]
 
 
-def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache of each layer's keys and values (batch, kv_heads, K, head_dim)."""
-    cache = DynamicCache()
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys, values, i)
-    return cache
-
-
-def _rearranged(cache: DynamicCache, rows: Callable[[Tensor], Tensor]) -> DynamicCache:
-    """A new cache of what `rows` makes of each layer's keys and values."""
-    return cache_of((rows(layer.keys), rows(layer.values)) for layer in cache.layers)
-
-
 def _causal(like: Tensor) -> Tensor:
     """(1, n, n), True where a row may see a column, for (batch, n)."""
     n = like.shape[1]
     return torch.ones(1, n, n, dtype=torch.bool, device=like.device).tril()
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    """Positions of left-padded tokens (batch, K), as `generate` counts them."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Left-pad rows of ids: ids (batch, longest) and mask (batch, longest)."""
-    return _pad(rows, pad, device, left=True)
-
-
-def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Right-pad rows of ids: ids (batch, longest) and mask (batch, longest)."""
-    return _pad(rows, pad, device, left=False)
-
-
-def _pad(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, left: bool) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    gap = [(longest - len(r), 0) if left else (0, longest - len(r)) for r in rows]
-    ids = torch.stack([F.pad(torch.tensor(r, dtype=torch.long), g, value=pad) for r, g in zip(rows, gap, strict=True)])
-    mask = torch.stack([F.pad(torch.ones(len(r), dtype=torch.bool), g) for r, g in zip(rows, gap, strict=True)])
-    return ids.to(device), mask.to(device)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.backbone.lm import pad_right
 from latentwire.backbone.load import bos_of, load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.padding import pad_right
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ModelError
 

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
 from latentwire.core.batches import batched
 from latentwire.encoder.base import Encoder, deepest_layer, rms_normalised, states_in_windows, too_many_tokens

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
 from latentwire.encoder.base import deepest_layer, states_in_windows
 from latentwire.encoder.text import SenderText, by_window, shift

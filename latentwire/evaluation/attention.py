@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latentwire.backbone.lm import pad_left
+from latentwire.backbone.padding import pad_left
 from latentwire.data.example import Question
 from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import MODES

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import zstandard
 
-from latentwire.backbone.lm import Context
+from latentwire.backbone.context import Context
 from latentwire.diagnostics.timing import timed
 from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Given, Mode

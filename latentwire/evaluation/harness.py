@@ -21,7 +21,8 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from latentwire.backbone.lm import Context, pad_left
+from latentwire.backbone.context import Context
+from latentwire.backbone.padding import pad_left
 from latentwire.core.batches import batched
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.evaluation.modes import MODES

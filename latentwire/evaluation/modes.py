@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from latentwire.backbone.lm import Context
+from latentwire.backbone.context import Context
 from latentwire.model.contexts import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver

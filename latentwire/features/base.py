@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 
 

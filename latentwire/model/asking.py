@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from latentwire.backbone.lm import Context
+from latentwire.backbone.context import Context
 from latentwire.core.errors import DataError
 from latentwire.diagnostics.timing import timed
 from latentwire.model.contexts import LATENT, TEXT

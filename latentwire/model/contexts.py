@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.backbone.lm import Context, LanguageModel, pad_left, pad_right
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_left, pad_right
 from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError

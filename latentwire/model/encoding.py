@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from latentwire.backbone.lm import LanguageModel, pad_right
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_right
 from latentwire.config.layout import LatentLayout
 from latentwire.data.example import Passage
 from latentwire.data.prompts import PromptFormat

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.sections.training import LossesConfig
 from latentwire.losses.alignment import answer_alignment
 from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, WireError
 from latentwire.model.contexts import LATENT, TEXT, ContextReader

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.sections.reading import AdapterConfig
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.reader.base import Reader, Statistics, left_align, real

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.reader.generator import Generator
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.anatomy import Anatomy
-from latentwire.backbone.lm import Context, LanguageModel, cache_of
+from latentwire.backbone.context import Context, cache_of
+from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.rotary import rotate
 from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentwire.backbone.anatomy import decoder_layers
-from latentwire.backbone.lm import Context, LanguageModel, cache_of, pad_left
+from latentwire.backbone.context import Context, cache_of
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_left
 from latentwire.backbone.rotary import rotate
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentwire.backbone.lm import Context
+from latentwire.backbone.context import Context
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.model.system import LatentWire

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentwire.backbone.lm import Context
+from latentwire.backbone.context import Context
 from latentwire.core.errors import DataError, ModelError
 from latentwire.model.asking import Conversation
 from latentwire.model.receiver import Receiver

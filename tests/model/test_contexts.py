@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.backbone.lm import pad_left
+from latentwire.backbone.padding import pad_left
 from latentwire.config import Config
 from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question

@@ -24,7 +24,8 @@ import pytest
 import torch
 
 from latentwire import Receiver, Sender, Wire
-from latentwire.backbone.lm import Context, pad_left
+from latentwire.backbone.context import Context
+from latentwire.backbone.padding import pad_left
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.system import LatentWire

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from latentwire.backbone.lm import Context, LanguageModel, pad_right
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
 from latentwire.encoder.queries import query_block
 from latentwire.features.base import ReadingFeature, register

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.backbone.anatomy import decoder_layers
-from latentwire.backbone.lm import Context, LanguageModel
+from latentwire.backbone.context import Context
+from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError
 from latentwire.features.base import ReadingFeature, register

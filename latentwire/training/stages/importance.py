@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from latentwire.backbone.lm import pad_right
+from latentwire.backbone.padding import pad_right
 from latentwire.core.batches import batched
 from latentwire.encoder.text import stack_phases
 from latentwire.features.lora.feature import base_model
