@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
 from latentwire.checkpoint.tensors import INDEX, checked_file, read_info
 from latentwire.core.errors import CheckpointError
 from latentwire.core.hub import hub_reason
+from latentwire.core.json_files import mapping_at, read_object
 
 CARD = "README.md"
-BESIDE = (CARD, "eval.json", "training.jsonl")
+RESULTS = "eval.json"
+BESIDE = (CARD, RESULTS, "training.jsonl")
 """What an export writes beside the index and the weights: the model card, and what it is made of."""
 
 
@@ -34,6 +37,11 @@ def push_to_hub(
         )
     for name, file in files.items():
         checked_file(folder, name, file)
+    if (folder / RESULTS).is_file() and _is_local(read_object(folder / RESULTS, CheckpointError)):
+        raise CheckpointError(
+            f"{folder / RESULTS}: names folders of this machine; take it away, or export again into another folder "
+            "with it as --results"
+        )
     try:
         repository = HfApi().create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not HfApi().model_info(repository.repo_id).private:
@@ -50,3 +58,9 @@ def push_to_hub(
     except Exception as error:  # what the HTTP client may raise is no closed list
         raise CheckpointError(f"{repo_id}: not pushed to the Hub ({hub_reason(error, repo_id)})") from error
     return commit.commit_url
+
+
+def _is_local(results: dict[str, Any]) -> bool:
+    """Whether an evaluation is as it was written; an export passes it on without the options of a machine."""
+    config = mapping_at(mapping_at(results, "manifest"), "config")
+    return "runs_dir" in mapping_at(config, "checkpoint")

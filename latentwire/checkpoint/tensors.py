@@ -45,7 +45,8 @@ def save_folder(
     With `pack`, matrices take 8 bits a number instead (see `_packed`). `copied` files, by the name that they get here,
     are taken over byte by byte.
 
-    `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written.
+    `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written;
+    what else lay in it, such as an evaluation, stays where the files that both have are the same.
     """
     with atomic_dir(folder) as temporary:
         files = {}
@@ -64,6 +65,21 @@ def save_folder(
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
             files[f"{stem}.safetensors"] = _described(path)
         write_json(temporary / INDEX, {"format": FORMAT, **info, "files": files})
+        _keep_beside(folder, temporary, files)
+
+
+def _keep_beside(folder: Path, new: Path, files: Mapping[str, Any]) -> None:
+    """Take over what lies beside the files of a folder, if the new ones are those or more or fewer of them."""
+    try:
+        before = read_info(folder)["files"]
+    except CheckpointError:
+        return
+    both = before.keys() & files.keys()
+    if not both or any(before[name] != files[name] for name in both):
+        return
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in before and not (new / path.name).exists():
+            shutil.copy2(path, new / path.name)
 
 
 def _described(path: Path) -> dict[str, Any]:

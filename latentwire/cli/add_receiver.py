@@ -75,7 +75,8 @@ def add_receiver(
     of_data: dict[str, Any] = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
     of_data |= {"data.text_path": text_path, "data.samples": samples}
     changes |= {key: value for key, value in of_data.items() if value}
-    if eval_path and not trained.evaluation.samples:  # the run that made it left evaluation out
+    facts = (dataset or trained.data.dataset) == "facts"
+    if (eval_path or facts) and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]

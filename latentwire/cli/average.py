@@ -11,7 +11,7 @@ from latentwire.cli.files import Debug
 from latentwire.cli.run import CHECKPOINT
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ConfigError
-from latentwire.core.json_files import write_jsonl
+from latentwire.core.json_files import mapping_at, write_jsonl
 
 
 def average(
@@ -35,6 +35,7 @@ def average(
     from latentwire.core.manifest import run_manifest
     from latentwire.report.artifacts import EXPORTED_LOG
     from latentwire.training.average import average as mean_of
+    from latentwire.wire.codecs import LearnedCodec, parse_codec
 
     if len(checkpoints) < 2:
         raise ConfigError("CKPT: two checkpoints or more make a mean")
@@ -47,6 +48,9 @@ def average(
     of_first["config"].get("checkpoint", {}).pop("init_from", None)
     if SENDER not in shared:  # a new one, which no codebook is for
         of_first["config"].get("codec", {}).pop("learned", None)
+        sends = mapping_at(of_first["config"], "evaluation").get("codec")
+        if sends and isinstance(parse_codec(sends), LearnedCodec):
+            del of_first["config"]["evaluation"]["codec"]
     command = ["latentwire", "average", *checkpoints, "--out", out_dir]
     with atomic_dir(out) as new:
         made = {"manifest": run_manifest(None, command), "earlier": histories(runs)}

@@ -1,4 +1,4 @@
-"""`python -m latentwire.cli.bench`: training throughput by stage and receiver."""
+"""`latentwire bench`: training throughput by stage and receiver."""
 
 from __future__ import annotations
 

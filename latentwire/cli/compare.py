@@ -1,4 +1,4 @@
-"""`python scripts/compare_baselines.py`: what the latents keep of a text baseline."""
+"""`latentwire compare`: what the latents keep of a text baseline."""
 
 from __future__ import annotations
 

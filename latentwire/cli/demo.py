@@ -1,4 +1,4 @@
-"""`python -m latentwire.cli.demo`: one message, two models, and the figures behind it."""
+"""`latentwire demo`: one message, two models, and the figures behind it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT, ROOT, command_line, invoke, run_and_exit
+from latentwire.core.errors import named
 
+FACTS = ROOT / "configs" / "demo_facts.json"
+"""The training run."""
 SHOWN = 3
 """Passages shown with their answers before the table."""
 
@@ -32,10 +35,15 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
     from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
+    from latentwire.config import load_config
     from latentwire.data import load_passages
+    from latentwire.training.origin import Origin
 
     out = Path(out_dir)
     folder = find_checkpoint(Path(ckpt))
+    if train:  # before minutes of evaluation
+        with named("--train"):
+            Origin.of(load_config(FACTS, [], {"checkpoint.init_from": str(folder)}))
     config = load_config_of(
         folder,
         {
@@ -94,7 +102,7 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
     result = train_main(
         [
             "--config",
-            str(ROOT / "configs" / "demo_facts.json"),
+            str(FACTS),
             "--init_from",
             str(checkpoint),
             "--out_dir",

@@ -1,4 +1,4 @@
-"""`python -m latentwire.cli.eval`: evaluate a checkpoint."""
+"""`latentwire eval`: evaluate a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,14 @@ from latentwire.core.json_files import mapping_at, read_json
     help="Where the results go; default: the folder given as --ckpt.",
 )
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
-@click.option("--receivers", "--receiver", "receivers", metavar="A,B", help="Only these receivers of the checkpoint.")
+@click.option(
+    "--receivers",
+    "--receiver",
+    "receivers",
+    multiple=True,
+    metavar="A,B",
+    help="Only these receivers of the checkpoint.",
+)
 @click.option(
     "--suite", type=click.Choice(["lm-eval"]), help="Run tasks of EleutherAI's harness in place of a dataset."
 )
@@ -54,7 +61,7 @@ def command(
     samples: int | None,
     out_dir: str | None,
     fresh_eval: bool,
-    receivers: str | None,
+    receivers: tuple[str, ...],
     suite: str | None,
     tasks: str | None,
     limit: int | None,
@@ -107,7 +114,7 @@ def command(
         changes["evaluation.samples"] = samples
     if rivals:
         changes["evaluation.rivals"] = _names(rivals)
-    wanted = _names(receivers)
+    wanted = _names(",".join(receivers))
     some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
     out = Path(out_dir or ckpt)

@@ -10,7 +10,9 @@ from latentwire.config import Config
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.data import load_passages
 from latentwire.data.example import Passage
-from latentwire.evaluation.evaluate import evaluate, print_table, write_results
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.files import write_results
+from latentwire.evaluation.table import print_table
 from latentwire.model.system import LatentWire
 
 

@@ -1,9 +1,10 @@
-"""`python -m latentwire.cli.export`: a checkpoint to pass on, small, with its log and model card."""
+"""`latentwire export`: a checkpoint to pass on, small, with its log and model card."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,18 @@ HERE = {
     "-o", "--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes."
 )
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
-@click.option("--receivers", metavar="A,B", help="Only these receivers of the checkpoint; default: all.")
+@click.option(
+    "--receivers",
+    "--receiver",
+    "receivers",
+    multiple=True,
+    metavar="A,B",
+    help="Only these receivers of the checkpoint; default: all.",
+)
 @click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
-    ckpt: str, out_dir: str, results: str | None, receivers: str | None, data_licence: str | None, debug: bool
+    ckpt: str, out_dir: str, results: str | None, receivers: tuple[str, ...], data_licence: str | None, debug: bool
 ) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
@@ -62,7 +70,7 @@ def command(
         info = read_info(folder)
         state = load_folder(folder)
         if receivers:
-            state, info = only_some(state, info, receivers.split(","), f"--receivers: {folder}")
+            state, info = only_some(state, info, ",".join(receivers).split(","), f"--receivers: {folder}")
         with checked(folder / INDEX):
             earlier = histories(runs)[:-1]
             info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
@@ -179,8 +187,12 @@ def histories(runs: Sequence[Path]) -> list[dict[str, Any]]:
 def training_log(runs: Sequence[Path], last: Path | None) -> list[dict[str, Any]]:
     """The records of the runs that made these checkpoints, each once and to six digits; those of all but the last one's
     own run are named by its number in `histories`."""
+    from latentwire.checkpoint.hub import fetch_beside
+
     known, records, seen = histories(runs), [], set()
     for folder in runs:
+        with suppress(CheckpointError):  # without a log it is a checkpoint all the same
+            fetch_beside(folder, EXPORTED_LOG)
         log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
         number = known.index(history(folder)[-1]) + 1
         for whole in read_jsonl(log) if log else []:

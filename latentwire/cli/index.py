@@ -50,7 +50,8 @@ def index(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
-    from latentwire.model.sender import Sender, default_codec
+    from latentwire.model.sender import Sender
+    from latentwire.wire.default import default_codec
 
     if out.exists() and not out.is_dir():
         raise DataError(f"--out: {out} is a file; an index is a folder")

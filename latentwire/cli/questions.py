@@ -11,7 +11,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_override
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
 
 ASKER, MADE, RESULT, SETTINGS = "asker", "asked.jsonl", "questions.json", "settings.json"
@@ -46,6 +46,7 @@ def questions(
     Example: latentwire questions --text_path paragraphs.txt --data_path squad_train.json --out_dir runs/asked
     """
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.tensors import read_info
     from latentwire.data import load_passages, load_texts
     from latentwire.data.squad import squad_file
     from latentwire.model.pretrained import load_receiver
@@ -61,6 +62,7 @@ def questions(
     passages = load_passages(config.data, "train", config.data.samples)
     decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})
     settings = {"config": decisive | {"seed": config.system.seed}, "receiver": name, "questions": most, "steps": steps}
+    settings["checkpoint"] = read_info(folder)["files"]
     begun = (out / ASKER).is_dir()  # else an earlier command ended before it had learned anything
     if begun and read_json(out / SETTINGS) != settings:
         raise ConfigError(f"--out_dir: {out} holds questions that were asked with other settings; name another folder")
@@ -73,6 +75,8 @@ def questions(
         append_jsonl(out / MADE, {"context": text, "asked": [one._asdict() for one in asked]})
         if number % 100 == 0:
             print(f"asked about {number} paragraphs", flush=True)
+    if not (out / MADE).is_file():
+        raise DataError(f"--text_path: {text_path}: no paragraph is short enough and names anything to ask for")
     rows = [(row["context"], [Asked(**one) for one in row["asked"]]) for row in read_jsonl(out / MADE)]
     good = kept(rows, worst)
     write_json(out / RESULT, squad_file(good, "asked by a model"))

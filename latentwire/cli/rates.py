@@ -64,7 +64,8 @@ def rates(
     files = read_info(folder)["files"]
     how = {"config": config.model_dump(mode="json", exclude={"checkpoint", "diagnostics"}), "checkpoint": files}
     how |= {"lm_bytes": lm_bytes, "data": data_fingerprint(passages)}
-    same = {"samples": samples, "checkpoint": stable_hash(files)[:16], "made_with": stable_hash(how)[:16]}
+    asked = sum(len(passage.questions) for passage in passages)
+    same = {"samples": asked, "checkpoint": stable_hash(files)[:16], "made_with": stable_hash(how)[:16]}
     known = read_json(path) if path.is_file() else []
     if not isinstance(known, list) or not all(isinstance(row, dict) for row in known):
         raise DataError(f"{path}: not a list of rows, so it is left as it is; choose another --out")

@@ -1,4 +1,4 @@
-"""`python -m latentwire.cli.run_ablation`: many runs that differ in a few keys, in one table."""
+"""`latentwire ablate`: many runs that differ in a few keys, in one table."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import click
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override
-from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, one_line
+from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, named, one_line
 from latentwire.core.json_files import read_json, write_json
 from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
+from latentwire.training.requirements import check_requirements
 
 
 @click.command(name="latentwire.cli.run_ablation")
@@ -62,6 +63,9 @@ def command(
     plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
     chosen = choose(plan.runs, only, shard)
+    for run in plan.runs:
+        with named(f"{config_path}: run {run.name!r}"):
+            check_requirements(run.config)
     if dry_run:
         for run in chosen:
             changes = " ".join(f"{key}={json.dumps(value)}" for key, value in run.changes.items())

@@ -1,4 +1,4 @@
-"""`python -m latentwire.cli.train`: run all training stages, then evaluate."""
+"""`latentwire train`: run all training stages, then evaluate."""
 
 from __future__ import annotations
 

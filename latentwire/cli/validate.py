@@ -12,7 +12,6 @@ from latentwire.cli.files import Debug, Json
 from latentwire.config import config_from_dict
 from latentwire.config.ablation import Ablation, load_ablation
 from latentwire.config.load import parse_override, read_config_file
-from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.core.json_files import dump_json
 
@@ -48,6 +47,8 @@ def validate(
 
 def check(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """What a file describes, or the error in it."""
+    from latentwire.training.requirements import check_requirements  # takes longer to load than the schema
+
     row: dict[str, Any] = {"file": str(path), "kind": None, "runs": [], "receivers": {}, "error": None}
     try:
         values = read_config_file(path)
@@ -59,23 +60,11 @@ def check(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
             row |= {"kind": "run"}
         for config in runs.values():
             row["receivers"] |= config.model.chosen
-            _check_codec(config)
+            check_requirements(config)
     except LatentWireError as error:
         where, text = f"{path}: ", str(error)
         row["error"] = text if text.startswith(where) else where + text
     return row
-
-
-def _check_codec(config: Config) -> None:
-    """The one option that the schema does not know all values of."""
-    if config.evaluation.codec == Config().evaluation.codec:
-        return
-    from latentwire.wire.codecs import parse_codec  # takes longer to load than all of the above
-
-    try:
-        parse_codec(config.evaluation.codec)
-    except LatentWireError as error:
-        raise ConfigError(f"evaluation.codec: {error}") from None
 
 
 def _plain(row: dict[str, Any]) -> str:

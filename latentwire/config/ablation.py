@@ -89,7 +89,7 @@ def load_ablation(
         raise ConfigError(f"{path}: {first_problem(error, Ablation)}") from None
     grid = ablation.sweep | {key: list(given) for key, given in (sweep or {}).items()}
     _check_keys_apart(path, ablation, grid, overrides or {})
-    base = path.parent / ablation.base if ablation.base else None
+    base = Path(ablation.base) if ablation.base else None
     known = read_config_file(base) if base else {}
     runs = []
     for name, own in (ablation.runs or {"": {}}).items():

@@ -81,6 +81,8 @@ def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
     values = read_object(path, ConfigError)
+    if isinstance(values.get("base"), str):  # an ablation's, relative to the file that names it
+        values["base"] = str(path.parent / values["base"])
     base = values.pop("extends", None)
     if base is None:
         return values

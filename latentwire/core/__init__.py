@@ -1,1 +1,1 @@
-"""Errors, atomic writes, hashes, seeds and run manifests. No torch."""
+"""What all other folders use: errors, files, hashes, seeds, run manifests, intervals. No torch."""

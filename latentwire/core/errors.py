@@ -1,5 +1,10 @@
 """Errors that a user can cause. Each message is one line that names the config path, flag or file."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LatentWireError(Exception):
     """Base of all errors that end in one clear line instead of a traceback."""
@@ -27,6 +32,15 @@ class WireError(LatentWireError):
 
 class TrainingError(LatentWireError):
     """Training cannot go on."""
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """An error of the block, with the place where it is in front."""
+    try:
+        yield
+    except LatentWireError as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:

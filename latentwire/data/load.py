@@ -30,11 +30,8 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
     `facts` is made on the spot; the others come from data.data_path (train) or data.eval_path (validation), or, where
     that is not given, through the `datasets` library.
     """
-    key = "data.data_path" if split == "train" else "data.eval_path"
-    given = config.data_path if split == "train" else config.eval_path
+    key, given = check_source(config, split)
     if config.dataset == "facts":
-        if given is not None:
-            raise DataError(f"{key}: {given}: the dataset is facts, which are made up and not read; name another one")
         passages = make_facts(config.seed, split, limit or FACTS_QUESTIONS[split])
     else:
         passages = _load_dataset(config, split, key, given)
@@ -46,6 +43,15 @@ def load_passages(config: DataConfig, split: str, limit: int | None = None) -> l
         if config.cloze or config.renamed or config.dataset != "facts":
             random.Random(config.seed).shuffle(passages)
     return take_questions(passages, limit)
+
+
+def check_source(config: DataConfig, split: str) -> tuple[str, str | list[str] | None]:
+    """The key that names the files of a split, and what it names; DataError where the dataset is not read from any."""
+    key = "data.data_path" if split == "train" else "data.eval_path"
+    given = config.data_path if split == "train" else config.eval_path
+    if config.dataset == "facts" and given is not None:
+        raise DataError(f"{key}: {given}: the dataset is facts, which are made up and not read; name another one")
+    return key, given
 
 
 def _load_dataset(config: DataConfig, split: str, key: str, given: str | list[str] | None) -> list[Passage]:

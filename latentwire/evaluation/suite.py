@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
-from rich.console import Console
 from rich.table import Table
 
 from latentwire.core.errors import ConfigError, DataError, LatentWireError, one_line
 from latentwire.evaluation.harness import HARNESS_MODES, HarnessLM
+from latentwire.evaluation.table import wide_console
 
 FEWSHOT_SEED = 1234
 """The harness's own seed for the choice of worked examples; every mode gets the same ones."""
@@ -86,9 +85,9 @@ def sample_rows(samples: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[dic
             yield {"task": task, **{key: value for key, value in row.items() if key not in ("doc", "arguments")}}
 
 
-def print_table(results: dict[str, Any], console: Console | None = None) -> None:
+def print_table(results: dict[str, Any]) -> None:
     """One table of all receivers, tasks and measures, a column a mode; below it what the messages cost."""
-    console = console or Console(width=None if sys.stdout.isatty() else 130)
+    console = wide_console()
     measured = {name: {m: own[m] for m in own if own[m] is not None} for name, own in results["receivers"].items()}
     modes = [mode for mode in HARNESS_MODES if any(mode in own for own in measured.values())]
     table = Table(title=f"lm-eval {results['settings']['lm_eval']}, codec {results['settings']['codec']}")

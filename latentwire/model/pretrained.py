@@ -15,8 +15,9 @@ from latentwire.config import Config
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.receiver import Receiver
-from latentwire.model.sender import Sender, default_codec
+from latentwire.model.sender import Sender
 from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
+from latentwire.wire.default import default_codec
 
 
 def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:

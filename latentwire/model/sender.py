@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentwire.config.schema import Config
 from latentwire.config.sections.features import LoraConfig
 from latentwire.core.batches import batched
-from latentwire.core.errors import ConfigError, ModelError, WireError
+from latentwire.core.errors import ModelError
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
@@ -26,6 +26,7 @@ from latentwire.model.chunks import split_text
 from latentwire.model.encoding import encode_for_sender
 from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs import Codec, LearnedCodec, parse_codec
+from latentwire.wire.default import default_codec
 from latentwire.wire.message import Wire
 
 BATCH = 8
@@ -196,11 +197,3 @@ def _adapt(encoder: BackboneEncoder, config: LoraConfig) -> LoRA:
     encoder.adapted = lora.active
     weakref.finalize(encoder, attached.close)  # the model outlives its encoder as it was
     return lora
-
-
-def default_codec(config: Config) -> Codec:
-    """The codec that is measured and sent with unless another one is asked for."""
-    try:
-        return parse_codec(config.evaluation.codec)
-    except WireError as error:
-        raise ConfigError(f"evaluation.codec: {error}") from None

@@ -28,7 +28,8 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.contexts import ADAPTERS
 from latentwire.model.encoding import Prepared, encode_for_receiver
 from latentwire.model.receiver import Receiver
-from latentwire.model.sender import Sender, default_codec
+from latentwire.model.sender import Sender
+from latentwire.wire.default import default_codec
 
 
 class LatentWire:

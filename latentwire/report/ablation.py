@@ -61,6 +61,8 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
     if not (run / "eval.json").is_file():
         return row
     results = read_json(run / "eval.json")
+    if not all(receiver["latent"] for receiver in results["receivers"].values()):  # evaluated again, without latents
+        return row
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}

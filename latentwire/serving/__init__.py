@@ -1,1 +1,1 @@
-"""Sender and receivers as an HTTP service."""
+"""Sender and receivers as an HTTP service or in vLLM, and a corpus as a data set of messages."""

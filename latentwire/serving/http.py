@@ -30,6 +30,8 @@ from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import by_text, read_wires
 
 T = TypeVar("T")
+NEW_TOKENS = 24
+"""Most new tokens of an answer to a request that does not say."""
 GONE = 499
 """Status, in the counts alone, of a request whose client left before the answer."""
 CLOSING = 5.0
@@ -55,7 +57,7 @@ class Questions(BaseModel):
     wire: Base64 = Field(description="The text's messages, one behind the other, in base64.")
     questions: list[str] = Field(min_length=1)
     receiver: str | None = Field(None, description="May be left out where the service has one receiver.")
-    max_new_tokens: int = Field(24, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, description="Default: 24, or less where less is allowed.")
     stream: bool = Field(False, description="Send answers as they grow, as server-sent events.")
 
     @field_validator("questions")
@@ -170,8 +172,9 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
     longest = max(map(len, body.questions))
     if longest > limits.question:
         raise TooLarge(f"questions: one of {longest} characters; at most {limits.question} are taken")
-    if body.max_new_tokens > limits.new_tokens:
-        raise TooLarge(f"max_new_tokens: {body.max_new_tokens}; at most {limits.new_tokens} are made")
+    new_tokens = body.max_new_tokens or min(NEW_TOKENS, limits.new_tokens)
+    if new_tokens > limits.new_tokens:
+        raise TooLarge(f"max_new_tokens: {new_tokens}; at most {limits.new_tokens} are made")
     wires = list(islice(read_wires(io.BytesIO(body.wire)), limits.messages + 1))
     if len(wires) > limits.messages:
         raise TooLarge(f"wire: more than {limits.messages} messages")
@@ -184,7 +187,7 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
         known[name].why_text(texts[0])
     except WireError as error:  # a sound message, but not for this receiver
         raise HTTPException(409, str(error)) from None
-    return Answer(name, body.max_new_tokens), Ask(texts[0], body.questions)
+    return Answer(name, new_tokens), Ask(texts[0], body.questions)
 
 
 async def _while_there(request: Request, awaited: Awaitable[T]) -> T:

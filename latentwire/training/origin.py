@@ -79,10 +79,7 @@ class Origin:
     def of(cls, config: Config) -> Origin | None:
         """The checkpoint that a run with this configuration starts from, if any; ConfigError where they do not go
         together."""
-        only = config.curriculum.train_only
         if not config.checkpoint.init_from:
-            if only is not None:
-                raise ConfigError("curriculum.train_only: needs checkpoint.init_from, where all the rest comes from")
             return None
         origin = cls(Path(config.checkpoint.init_from))
         origin._check_receivers(config)

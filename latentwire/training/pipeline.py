@@ -18,7 +18,6 @@ from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.model.contexts import LATENT, TEXT
-from latentwire.model.sender import default_codec
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
 from latentwire.training.fitting import fit
@@ -27,12 +26,14 @@ from latentwire.training.loop import Callback
 from latentwire.training.material import Material
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
+from latentwire.training.requirements import check_requirements
 from latentwire.training.solving import find_codebooks, learn_salience, order_heads, recount_codes, solve_closed_form
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.tuning import baselines_of, tune
 from latentwire.training.work import Work
 from latentwire.wire.codecs import LearnedCodec
+from latentwire.wire.default import default_codec
 
 
 class Run:
@@ -103,6 +104,7 @@ class Run:
 
     def _begin(self) -> Work:
         """Check and load everything, then begin the folder or go on with it."""
+        check_requirements(self.config)
         check_devices(self.config)
         if not self.fresh:
             self.folder.check()

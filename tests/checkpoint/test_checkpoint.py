@@ -29,6 +29,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(load_folder(folder, ["a"])) == {"a"}
 
 
+def test_what_lies_beside_a_checkpoint_stays_while_its_files_do(tmp_path: Path) -> None:
+    folder = save(tmp_path / "c")
+    (folder / "eval.json").write_text("{}")
+    save(folder)
+    assert (folder / "eval.json").is_file()
+    save_folder(folder, {"a": {"x": torch.arange(6.0)}, "more": {"y": torch.ones(2)}}, {})
+    assert (folder / "eval.json").is_file() and not (folder / "sub").exists()
+    save_folder(folder, {"a": {"x": torch.arange(6.0) + 1}}, {})
+    assert not (folder / "eval.json").exists()  # of other weights
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

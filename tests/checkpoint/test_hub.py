@@ -86,6 +86,7 @@ def test_what_is_to_be_private_does_not_go_to_a_public_place(hub: LocalHub, expo
 def test_a_whole_checkpoint_and_copies_of_it(
     hub: LocalHub, exported: Path, models: dict[str, Any], tmp_path: Path
 ) -> None:
+    (exported / "training.jsonl").write_text('{"stage": "end_to_end", "step": 1}\n')
     push_to_hub(exported, NAME)
     folder = find_checkpoint(Path(NAME))
     assert hub.fetched == [INDEX] and hub.private == {NAME: None}
@@ -96,6 +97,8 @@ def test_a_whole_checkpoint_and_copies_of_it(
     assert set(hub.fetched) == {INDEX, *kept}
     new, old = read_info(tmp_path / "new")["files"], read_info(exported)["files"]
     assert all(new[name] == old[name] for name in kept)
+    latentwire(["export", "--ckpt", NAME, "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "training.jsonl").read_text() == (exported / "training.jsonl").read_text()
 
 
 def test_revisions(hub: LocalHub, exported: Path, models: dict[str, Any], tmp_path: Path) -> None:
@@ -157,7 +160,15 @@ def test_only_a_whole_export_is_pushed(
         assert "SHA-256" in fails(latentwire, ["push", str(exported), NAME], capsys)
     finally:
         weights.write_bytes(whole)
-    assert not hub.private
+    results = exported / "eval.json"
+    results.write_text(json.dumps({"manifest": {"config": {"checkpoint": {"runs_dir": "/home/me/runs"}}}}))
+    try:
+        assert "names folders of this machine" in fails(latentwire, ["push", str(exported), NAME], capsys)
+        results.write_text(json.dumps({"manifest": {"config": {"checkpoint": {}}}}))
+        push_to_hub(exported, "acme/measured")
+        assert hub.private == {"acme/measured": None}
+    finally:
+        results.unlink()
     hub.writable = False
     assert "(no right to do that; hf auth login)" in fails(latentwire, ["push", str(exported), NAME], capsys)
 

@@ -76,11 +76,13 @@ def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
     info = json.loads((old / "checkpoint.json").read_text())
     info["config"]["data"] |= {"text_path": "gone.txt", "cloze": 4}
     info["config"]["curriculum"]["baselines"]["max_steps"] = 0
+    info["config"]["evaluation"]["samples"] = 0
     (old / "checkpoint.json").write_text(json.dumps(info))
     run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", samples=30, steps=1))
     used = load_config_of(Path(run["checkpoint"]))
     assert used.data.samples == 30
     assert (used.data.text_path, used.data.cloze, used.curriculum.baselines.max_steps) == (None, 0, 200)
+    assert run["evaluation"]["samples"] == used.evaluation.samples > 0
 
 
 def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict[str, Any], tmp_path: Path) -> None:

@@ -275,6 +275,8 @@ def test_bad_checkpoints_end_in_one_line(
     assert "sender.safetensors: truncated or changed" in fails(eval_main, ["--ckpt", str(tmp_path / "bad")], capsys)
     words = ["--ckpt", str(models / "run"), "--receivers", "gemma"]
     assert "has no receiver 'gemma' (it has: llama, qwen)" in fails(eval_main, words, capsys)
+    words = ["--ckpt", str(models / "run"), "--receiver", "gemma", "--receiver", "llama"]
+    assert "has no receiver 'gemma' (it has: llama, qwen)" in fails(eval_main, words, capsys)
     other = json.dumps({"llama": str(models / "llama"), "new": str(models / "qwen3")})
     words = ["--ckpt", str(models / "run"), "--override", f"model.receivers={other}"]
     words += ["--override", "model.llama_id=null", "--override", "model.qwen_id=null"]
@@ -350,6 +352,9 @@ def test_the_demo_shows_one_message_and_writes_its_results(
     shown = capsys.readouterr().out
     assert "one message:" in shown and "from the message" in shown and "from the text" in shown
     assert results["squad"]["samples"] == 4 and (tmp_path / "eval.json").is_file()
+    words.remove("--no_train")
+    assert "error: --train: " in fails(demo_main, [*words[:-1], str(tmp_path / "no")], capsys)  # tiny models cannot
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_benchmark_measures_every_stage(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -409,6 +409,9 @@ def test_configurations_are_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
         ("b", '{"evaluation": {"codec": "int5"}}', "evaluation.codec: codec 'int5' is unknown"),
         ("c", '{"sweep": {"encoder.window": [4, "x"]}}', "encoder.window"),
         ("d", "{", "not valid JSON"),
+        ("f", '{"curriculum": {"train_only": ["gemma3-270m"]}}', "train_only: needs checkpoint.init_from"),
+        ("g", '{"evaluation": {"codec": "fsq"}}', "evaluation.codec: 'fsq' needs a codebook"),
+        ("h", '{"data": {"data_path": "squad.json"}}', "data.data_path: squad.json: the dataset is facts"),
     ):
         (tmp_path / f"{name}.json").write_text(text)
         line = fails(latentwire, ["validate", str(tmp_path / f"{name}.json")], capsys)

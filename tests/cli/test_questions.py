@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.cli.questions import main as questions_main
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, DataError, TrainingError
@@ -142,6 +144,25 @@ def test_it_learns_to_ask(trained: dict[str, Any], files: dict[str, Path]) -> No
     assert own and all(one.question.startswith("Where is ") for one in own)
     read = asker._read(text)
     assert module.SlotTuning(asker.receiver, [read], config, ASKING).row(read) == read.ids  # all of it
+
+
+@pytest.mark.usefixtures("question_marks")
+def test_an_asker_goes_on_for_its_own_checkpoint_alone(
+    trained: dict[str, Any], files: dict[str, Path], tmp_path: Path
+) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text("Osk " * 900)
+    with pytest.raises(DataError, match=r"--text_path: .*long\.txt: no paragraph is short enough"):
+        questions_main(words(trained, files | {"text_path": long}))
+    questions_main(words(trained, files))
+    other = tmp_path / "other"
+    shutil.copytree(Path(trained["checkpoint"]), other)
+    group = load_folder(other, ["sender"])["sender"]
+    info = read_info(other)
+    copied = {name: Path(trained["checkpoint"]) / name for name in info["files"] if name != "sender.safetensors"}
+    save_folder(other, {"sender": {key: tensor + 1 for key, tensor in group.items()}}, info, copied=copied)
+    with pytest.raises(ConfigError, match="asked with other settings"):
+        questions_main(words(trained, files, ckpt=other))
 
 
 def test_what_cannot_be_asked_is_said(trained: dict[str, Any], files: dict[str, Path], tmp_path: Path) -> None:

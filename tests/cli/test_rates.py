@@ -26,6 +26,11 @@ OWN = {
 }
 
 
+ANSWER = {"text": "Talden", "answer_start": 14}
+QUESTION = {"id": "q", "question": "Where does Mira live?", "answers": [ANSWER]}
+ONE_QUESTION = {"data": [{"paragraphs": [{"context": "Mira lives in Talden.", "qas": [QUESTION]}]}]}
+
+
 @pytest.fixture(scope="module")
 def coded(models: Path) -> Path:
     """A run with learned codecs, evaluated through one of them."""
@@ -77,6 +82,10 @@ def test_rates_are_written_and_gone_on_with(
     other = latentwire([*words[:3], "--samples", "2", "-o", str(out), "--codec", "fp16"])
     assert len(other) == 4 and {row["samples"] for row in other} == {2}
     assert json.loads(out.read_text()) == rows + other
+    asked = [*words[:3], "-o", str(tmp_path / "few.json"), "--codec", "fp16", "--data_path", str(tmp_path / "one.json")]
+    (tmp_path / "one.json").write_text(json.dumps(ONE_QUESTION))
+    all_of_it = latentwire([*asked, "--samples", "9", "--override", "data.dataset=squad"])
+    assert {row["samples"] for row in all_of_it} == {1}
     limits = latentwire([*words, "--codec", "fp16", "--lm_bytes"])
     assert all(row["lm_bytes"] > 0 for row in limits)
     frozen = latentwire([*words, "--codec", "fp16", "--override", "features.use_lora=false"])

@@ -67,6 +67,15 @@ def test_the_command_line_adds_to_the_file_and_wins(tmp_path: Path) -> None:
     assert {run.config.data.samples for run in plan.runs} == {3}
 
 
+def test_a_base_is_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    write(tmp_path / "given")
+    (tmp_path / "given" / "base.json").write_text('{"encoder": {"window": 5}}')
+    (tmp_path / "mine.json").write_text('{"extends": "given/study.json", "sweep": {"data.seed": [1]}}')
+    plan = load_ablation(tmp_path / "mine.json")
+    assert [run.config.encoder.window for run in plan.runs] == [5]
+
+
 @pytest.mark.parametrize(
     ("values", "overrides", "message"),
     [

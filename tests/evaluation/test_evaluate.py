@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from latentwire.core.errors import DataError, ModelError
-from latentwire.evaluation.evaluate import evaluate, print_table, write_results
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
+from latentwire.evaluation.table import print_table
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, save_tiny, tiny_lm
 

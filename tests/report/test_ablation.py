@@ -76,6 +76,11 @@ def test_one_row_for_each_run_and_receiver(folder: Path) -> None:
     assert json.loads(rows[0]["differs"]) == {"encoder.d_z": 64}
 
 
+def test_a_run_that_was_evaluated_again_without_latents_is_unfinished(folder: Path) -> None:
+    write(folder / "frozen" / "eval.json", results(a={"latent": None}))
+    assert [run["status"] for run in write_report(folder)["runs"]] == ["done", "unfinished", "failed", "unfinished"]
+
+
 def test_the_table_for_readers(folder: Path) -> None:
     write_report(folder)
     text = (folder / "table.md").read_text()

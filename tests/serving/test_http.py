@@ -122,6 +122,12 @@ def test_the_text_in_a_message_is_read_where_its_latents_are_not_for_the_receive
 def test_answers_are_streamed(client: httpx2.Client, ends: Ends) -> None:
     wire = ends.sender.encode(TEXTS[1]) if ends.sender else None
     assert wire is not None
+    unsaid = body(wire)
+    del unsaid["max_new_tokens"]  # 24 is more than this service makes
+    assert (
+        client.post("/v1/answer", json=unsaid).json()
+        == client.post("/v1/answer", json=body(wire, max_new_tokens=16)).json()
+    )
     plain = client.post("/v1/answer", json=body(wire, max_new_tokens=16))
     *deltas, (last, done) = events(client.post("/v1/answer", json=body(wire, max_new_tokens=16, stream=True)))
     assert last == "done" and done == plain.json() and {name for name, _ in deltas} == {"delta"}

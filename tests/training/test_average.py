@@ -76,6 +76,7 @@ def test_codebooks_stay_with_the_sender_that_they_were_found_for(one: Path, tmp_
     info, files = read_info(one), {name: one / name for name in read_info(one)["files"]}
     book = {"codecs/fsq": {"level": torch.ones(2, dtype=torch.float16)}}
     info["config"]["codec"]["learned"] = ["fsq"]
+    info["config"]["evaluation"]["codec"] = "fsq"
     save_folder(tmp_path / "book", book, info, copied=files)
     reader = moved(one, "receivers/a", tmp_path / "a", 0.5)
     sender = moved(one, "sender", tmp_path / "b", 0.5)
@@ -84,6 +85,7 @@ def test_codebooks_stay_with_the_sender_that_they_were_found_for(one: Path, tmp_
         made = latentwire(["average", str(tmp_path / "book"), str(other), "--out", str(mean)])
         assert ("codecs/fsq.safetensors" in made["files"]) is kept
         assert load_config_of(mean).codec.learned == (["fsq"] if kept else [])
+        assert load_config_of(mean).evaluation.codec == ("fsq" if kept else "fp16")
         other_way = latentwire(["average", str(other), str(tmp_path / "book"), "--out", str(mean)])
         assert "codecs/fsq.safetensors" not in other_way["files"]
 
