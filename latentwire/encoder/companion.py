@@ -62,11 +62,12 @@ class Companion(nn.Module):
 
     @torch.no_grad()
     def features(self, rows: Sequence[list[int]], places: Sequence[list[int]]) -> list[Tensor]:
-        """`window_features` of texts given by their tokens and the places that are read."""
+        """`window_features` of texts given by their tokens and the places that are read: (N_i, d_features) each."""
         ids, mask = pad_right(rows, self.lm.pad_id, self.lm.device)
         with self.lm.outputs_of(self.layers) as seen:
             self.lm.final_states(ids, mask)
         return states_in_windows([seen[k] for k in self.layers], places, self.phases)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Window features (..., d_features) to the companion's dimensions of the latents (..., companion_d_z)."""
         return (features - self.mean) @ self.weight

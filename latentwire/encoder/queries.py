@@ -71,10 +71,12 @@ class Standardiser(nn.Module):
         self.register_buffer("std", torch.ones(size))
 
     def fit(self, rows: Tensor) -> None:
+        """rows: (n, d)."""
         self.mean.copy_(rows.mean(0))
         self.std.copy_(rows.std(0, unbiased=False).clamp(min=1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., d), fp32."""
         return (x.float() - self.mean) / self.std
 
 
@@ -95,7 +97,8 @@ class QueryPooler(nn.Module):
         self.blocks = nn.ModuleList(query_block(section.width, section.heads) for _ in range(section.layers))
 
     def forward(self, states: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
-        """states: right-padded, lengths[i] of them in row i; counts: latents of each row."""
+        """states: (batch, T, d_memory) right-padded, lengths[i] of them in row i; counts: latents of each row. Gives
+        (batch, M, width)."""
         memory = self.memory(states)
         found = self.queries[: max(counts)].expand(len(counts), -1, -1)
         unused, bias = ~row_mask(counts, memory.device), self._bias(lengths, counts).to(memory.device)
@@ -125,6 +128,7 @@ class LatentHead(nn.Module):
         self.offset = nn.Parameter(torch.zeros(bank_size(config), d_z))
 
     def forward(self, found: Tensor) -> Tensor:
+        """(batch, M, width) to (batch, M, d_z)."""
         return self.linear(self.norm(found)) + self.offset[: found.shape[1]]
 
     @torch.no_grad()

@@ -60,5 +60,6 @@ class Salience(nn.Module):
         return ((inputs - self.mean) @ self.weight + self.bias).clamp(LEAST, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """What each token is worth (..., T), from what `salience_inputs` gives of it (..., T, d_states + 1)."""
         asked = self.probabilities(inputs) @ inputs.new_tensor(WEIGHTS)
         return asked * (inputs[..., -1] + MORE_NATS)

@@ -47,7 +47,7 @@ ASKING = "asking"
 
 @dataclass
 class AnswerScores:
-    """Teacher-forced scores of answers, one entry an answer."""
+    """Teacher-forced scores of answers, each (batch,), one entry an answer."""
 
     nll: Tensor  # summed over the answer's tokens, nats
     tokens: Tensor
@@ -119,6 +119,7 @@ class ContextReader:
 
     @contextmanager
     def reading(self, context: Context) -> Iterator[None]:
+        """What features do while the model goes on from a context, such as attention to its latents."""
         with ExitStack() as stack:
             for feature in self.features.values():
                 stack.enter_context(feature.reading(context))
@@ -253,7 +254,7 @@ class ContextReader:
 
     @torch.no_grad()
     def score(self, context: Context, questions: Sequence[tuple[list[int], list[int]]]) -> AnswerScores:
-        """Score one answer for each row of a context. The context's cache is used up."""
+        """Score one answer, given as (tail, answer) token ids, for each row of a context, whose cache is used up."""
         ids, mask = pad_left([tail + answer for tail, answer in questions], self.lm.pad_id, self.lm.device)
         tokens = torch.tensor([len(answer) for _, answer in questions], device=self.lm.device)
         with self.reading(context):

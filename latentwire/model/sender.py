@@ -83,7 +83,7 @@ class Sender:
         return self.encoder.too_long(text)
 
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
-        """What the frozen part of the encoder makes of each text; it need be computed only once."""
+        """What the frozen part of the encoder makes of each text, in the form of its `features`; once is enough."""
         return self.encoder.features(texts)
 
     def latents_of(self, texts: Sequence[SenderText]) -> tuple[Tensor, Tensor]:

@@ -85,6 +85,7 @@ class EmbeddingReader(Reader):
         return left_align(head, values, counts)
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+        """See `Reader.context`; values: (batch, M, hidden_size)."""
         embeds, mask = self.embeds(values, counts, opening)
         return lm.prefill(mask, embeds=embeds)
 

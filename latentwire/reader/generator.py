@@ -60,6 +60,7 @@ class Generator(nn.Module):
             self.mlp[0].weight[:, -last:].zero_()
 
     def forward(self, z: Tensor) -> Tensor:
+        """Latents (..., d_z) to what the reader gives the model for each (..., d_out)."""
         z = F.dropout(z - self.centre, self.dropout, training=self.training and torch.is_grad_enabled())
         y = (z if self.down is None else z @ self.down) @ self.linear
         if self.mlp is not None:

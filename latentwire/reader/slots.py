@@ -155,6 +155,7 @@ class SlotReader(Reader):
         return lm.own_slots([*head, *ids])[len(head) :]
 
     def context(self, lm: SlotHost, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
+        """See `Reader.context`; values: (batch, M, layers * kv_heads * 2 * head_dim), keys before rotation."""
         batch, longest = values.shape[:2]
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         head_len = head.shape[0]

@@ -97,12 +97,15 @@ class LoRA:
                 yield f"{name}.lora_B", layer.lora_B[self.adapter].weight
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Of each layer A (r, in) and B (out, r), fp32."""
         return (p for _, p in self._named())
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Each layer's lora_A (r, in) and lora_B (out, r), under the layer's name in the model."""
         return {name: p.detach() for name, p in self._named()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; CheckpointError where layers or shapes are others."""
         own = dict(self._named())
         if set(own) != set(state):
             odd = sorted(set(own) ^ set(state))[0]

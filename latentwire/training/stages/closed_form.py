@@ -44,11 +44,11 @@ from latentwire.training.stages.normal_equations import (
 class Factors:
     """z = (x - mean_x) @ encoder, with unit variance; y = (z @ generator) * scale + mean_y."""
 
-    mean_x: Tensor
+    mean_x: Tensor  # (d_x,)
     encoder: Tensor  # (d_x, rank)
     generator: Tensor  # (rank, d_y)
-    scale: Tensor
-    mean_y: Tensor
+    scale: Tensor  # (d_y,)
+    mean_y: Tensor  # (d_y,)
 
 
 @dataclass
@@ -104,7 +104,8 @@ def solve(
 
 
 def r_squared(factors: Factors, x: Tensor, y: Tensor) -> float:
-    """Share of the scaled targets' variance that the factors explain on rows that the fit did not see."""
+    """Share of the scaled targets' variance that the factors explain on rows x (n, d_x), y (n, d_y) that the fit did
+    not see."""
     predicted = (x - factors.mean_x) @ factors.encoder @ factors.generator
     truth = (y - factors.mean_y) / factors.scale
     return 1.0 - float((truth - predicted).pow(2).sum() / truth.pow(2).sum())
@@ -238,7 +239,7 @@ def by_receiver(factors: Factors, receivers: Mapping[str, Receiver]) -> Iterator
 
 @torch.no_grad()
 def hand_out(factors: Factors, receivers: Mapping[str, Receiver], x: Tensor, y: Tensor) -> dict[str, float]:
-    """Set every receiver's generator to its columns of the fit; returns R² by receiver on rows x and y."""
+    """Set every receiver's generator to its columns of the fit; returns R² by receiver on x (n, d_x) and y (n, d_y)."""
     scores = {}
     for name, own, part in by_receiver(factors, receivers):
         reader = receivers[name].reader

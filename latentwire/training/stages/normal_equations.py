@@ -26,7 +26,7 @@ SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor of a matrix that ridge has made positive definite; TrainingError where it has not."""
+    """The lower factor of a matrix (n, n) that ridge has made positive definite; TrainingError where it has not."""
     try:
         return torch.linalg.cholesky(matrix)
     except torch.linalg.LinAlgError:
