@@ -13,6 +13,15 @@ from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import mapping_at, read_json
 
+only_receivers = click.option(
+    "--receivers",
+    "--receiver",
+    "receivers",
+    multiple=True,
+    metavar="A,B",
+    help="Only these receivers of the checkpoint; default: all.",
+)
+
 
 @click.command(name="latentwire.cli.eval")
 @click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
@@ -32,14 +41,7 @@ from latentwire.core.json_files import mapping_at, read_json
     help="Where the results go; default: the folder given as --ckpt.",
 )
 @click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
-@click.option(
-    "--receivers",
-    "--receiver",
-    "receivers",
-    multiple=True,
-    metavar="A,B",
-    help="Only these receivers of the checkpoint.",
-)
+@only_receivers
 @click.option(
     "--suite", type=click.Choice(["lm-eval"]), help="Run tasks of EleutherAI's harness in place of a dataset."
 )

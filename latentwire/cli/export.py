@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from latentwire.cli.eval import only_receivers
 from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError, ConfigError
@@ -34,14 +35,7 @@ HERE = {
     "-o", "--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes."
 )
 @click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
-@click.option(
-    "--receivers",
-    "--receiver",
-    "receivers",
-    multiple=True,
-    metavar="A,B",
-    help="Only these receivers of the checkpoint; default: all.",
-)
+@only_receivers
 @click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
