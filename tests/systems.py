@@ -10,7 +10,7 @@ import torch
 
 from latentwire.backbone.text_model import TextModel, TextTokenizer
 from latentwire.checkpoint.system import save_checkpoint
-from latentwire.config import Config
+from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.backbone import BackboneEncoder
@@ -46,7 +46,9 @@ def small_config(**sections: dict[str, Any]) -> Config:
     on = base.get("features", {})
     idle = ["adapter" if on.get("use_deep_prefix", True) else "deep_prefix"]
     idle += [] if on.get("use_latent_refiner") else ["latent_refiner"]
-    return Config.model_validate({name: sections.get(name, {}) if name in idle else base[name] for name in base})
+    return config_from_dict(
+        {name: sections.get(name, {}) if name in idle else base[name] for name in base}, "small", {}
+    )
 
 
 def small_system(config: Config, families: tuple[str, ...] = ("llama", "gemma3"), seed: int = 0) -> LatentWire:

@@ -185,7 +185,7 @@ def test_a_damaged_index_is_named(system: LatentWire, tmp_path: Path) -> None:
         parquet.write_table(table, tmp_path / "t.parquet", row_group_size=3)
         return (tmp_path / "t.parquet").read_bytes()
 
-    damaged("index.json", b"[]", r"index\.json: not that of an index")
+    damaged("index.json", b"[]", r"index\.json: not a JSON object")
     damaged("index.json", b"{}", r"index\.json: not that of an index")
     damaged("bm25/vocab.index.json", b"[1]", "bm25: its word statistics could not be read")
     damaged("wires/00000.parquet", b"PAR1", r"00000\.parquet: could not be read")
