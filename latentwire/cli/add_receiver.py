@@ -62,6 +62,7 @@ def add_receiver(
         "model.qwen_id": None,
         "checkpoint.init_from": str(folder),
         "curriculum.train_only": [name],
+        "curriculum.closed_form.companion_for": None,
         "curriculum.end_to_end.max_steps": steps,
         "losses.latent_scale_weight": 0.0,  # a matter of the sender
         "codec.learned": [kind for kind in trained.codec.learned if kind in codebooks_of(folder)],

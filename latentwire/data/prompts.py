@@ -44,7 +44,9 @@ class PromptFormat:
             )
             before, self.after = rendered.split(CONTENT_MARK)
             self.head = self._ids(before)
-            self.stop = self.ends = sorted({*eos, self._ids(self.after.lstrip() or "\n")[0]})
+            first = self._ids(self.after.lstrip() or "\n")[0]
+            ends = first in tokenizer.all_special_ids or first in tokenizer.get_added_vocab().values()
+            self.stop = self.ends = sorted({*eos, *([first] if ends else [])})  # else it may stand in an answer
         else:
             self.head = bos if anchor.bos == "before" else []
             self.after = ""

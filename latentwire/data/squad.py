@@ -23,8 +23,8 @@ def parse_squad(raw: Any, version2: bool = False) -> list[Passage]:
             for q, qa in enumerate(paragraph["qas"]):
                 if answers := answers_of((answer["text"] for answer in qa.get("answers", [])), version2):
                     questions.append(Question(str(qa.get("id", f"{a}-{p}-{q}")), qa["question"].strip(), answers))
-            if questions:
-                passages.append(Passage(f"{a}-{p}", paragraph["context"].strip(), tuple(questions)))
+            if questions and (context := paragraph["context"].strip()):
+                passages.append(Passage(f"{a}-{p}", context, tuple(questions)))
     return passages
 
 

@@ -40,7 +40,11 @@ def split(offsets: Sequence[Span], window: float, latent_len: int | None = None)
     hold ceil(T / M) tokens instead, which gives at most M windows; `window` stays the number of tokens read from each.
     """
     size = window if latent_len is None else max(1, -(-len(offsets) // latent_len))
-    bounds = [*(int(size * i) for i in range(math.ceil(len(offsets) / size))), len(offsets)]
+    starts = (int(size * i) for i in range(math.ceil(len(offsets) / size)))
+    bounds = [
+        *(start for start in starts if start < len(offsets)),
+        len(offsets),
+    ]  # fractions may round
     members = [range(first, end) for first, end in pairwise(bounds)]
     return Windows(tuple(offsets[m[0]][0] for m in members), take_phases(members, math.ceil(window)))
 

@@ -118,7 +118,7 @@ class Trainer:
             if self._norms_due(output.receiver):
                 output.metrics |= self._loss_grad_norms(output.terms)
             with self.memory.phase("backward"):
-                self.accelerator.backward(output.loss * (weight / self.accumulation))
+                (output.loss * (weight / self.accumulation)).backward()
         record = self._record(self.processes.gathered(seen))
         finite = math.isfinite(record["loss"])
         if finite:

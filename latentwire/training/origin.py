@@ -170,6 +170,8 @@ class Origin:
         anew = {name for name in names if ranked.get(name) != before.get(name)}
         if anew and self.lacks_companion:
             raise ConfigError("deep_prefix.ranked: first a companion for the readers there are, then others")
+        if anew and ours.encoder.latent_private_len:
+            raise ConfigError(f"deep_prefix.ranked: {self.folder} has others, and sets latents aside for each receiver")
         for name in sorted(anew - set(only or anew)):
             raise ConfigError(f"deep_prefix.ranked: with train_only, {name!r} stays as {self.folder} has it")
         return anew
@@ -207,6 +209,8 @@ def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
     for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
         if dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one):
             continue  # the same model may lie elsewhere
+        if dotted.endswith(".dropout"):
+            continue  # no tensor means anything else by it
         if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
             section, key = dotted.split(".")
             yield dotted, getattr(getattr(one, section), key), getattr(getattr(other, section), key)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from latentwire.backbone.anatomy import describe
+from latentwire.backbone.load import load_config
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES
 from latentwire.core.errors import ConfigError
@@ -30,6 +32,7 @@ from latentwire.training.requirements import check_requirements
 from latentwire.training.solving import find_codebooks, learn_salience, order_heads, recount_codes, solve_closed_form
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
+from latentwire.training.stages.slot_tuning import begin_adapter
 from latentwire.training.tuning import baselines_of, tune
 from latentwire.training.work import Work
 from latentwire.wire.codecs import LearnedCodec
@@ -88,7 +91,7 @@ class Run:
         if lora:
             for receiver in new.values():
                 tune(work, receiver, LATENT)
-                receiver.add_adapter(LATENT)  # also where slot tuning is left out
+                begin_adapter(receiver, LATENT, self.config.system.seed)  # also where slot tuning is left out
         if new or (work.origin and work.origin.lacks_companion):
             main_first(partial(solve_closed_form, work, new))
         trained = self._end_to_end(work)
@@ -109,6 +112,8 @@ class Run:
         if not self.fresh:
             self.folder.check()
         versions_of(self.config.evaluation.rivals)
+        if self.evaluates and self.config.evaluation.lm_bytes:  # the sender's model has to be a causal one
+            describe(load_config(self.config.encoder.model), self.config.encoder.model)
         origin = Origin.of(self.config)
         if origin and self.fresh and origin.folder.resolve().is_relative_to(self.folder.path.resolve()):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {origin.folder}")

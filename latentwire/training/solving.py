@@ -76,7 +76,8 @@ def solve_closed_form(work: Work, new: dict[str, Receiver]) -> None:
         _start_readers(work)
         return
     stage, system = work.config.curriculum.closed_form, work.system
-    asked = [texts for _, texts in work.material.prepared[stage.held_out :][: stage.importance_passages]]
+    seen = work.material.prepared[stage.held_out :] or work.material.prepared  # all are set aside where text is plenty
+    asked = [texts for _, texts in seen[: stage.importance_passages]]
     weighed: dict[str, Any] = {"band": stage.band, "asked": asked, "importance_floor": stage.importance_floor}
     if work.origin is None:
         _solve_stage(work, "closed_form", partial(closed_form.fit, system, **weighed))

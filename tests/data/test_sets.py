@@ -53,6 +53,8 @@ def test_squad_in_both_versions() -> None:
     assert passage.context == "Mira lives in Talden."
     assert [(q.id, q.answers) for q in passage.questions] == [("1", ("Mira",))]
     assert parse_squad(SQUAD, version2=True)[0].questions[1].answers == ("unanswerable",)
+    paragraph = SQUAD["data"][0]["paragraphs"][0]
+    assert parse_squad({"data": [{"paragraphs": [paragraph | {"context": " "}]}]}) == []  # nothing to read
 
 
 def test_hotpot_keeps_the_paragraphs_that_the_answer_needs() -> None:
@@ -254,4 +256,8 @@ def test_a_chat_template_stands_around_the_context() -> None:
     prompt = PromptFormat(tokenizer, config, 2)
     assert tokenizer.decode(prompt.head) == "<bos>[user] " and prompt.head[0] == tokenizer.bos_token_id
     assert tokenizer.decode(prompt.tail("Who?")) == "\nQuestion: Who?\nAnswer: [end] [model]"
-    assert prompt.answer("Mira")[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id in prompt.stop
+    assert prompt.answer("Mira")[-1] == tokenizer.eos_token_id
+    assert prompt.stop == [tokenizer.eos_token_id]  # "[" may stand in an answer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[end]"]})
+    own = tokenizer.convert_tokens_to_ids("[end]")
+    assert PromptFormat(tokenizer, config, 2).stop == sorted([tokenizer.eos_token_id, own])

@@ -11,7 +11,7 @@ from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
 from latentwire.model.system import LatentWire
-from latentwire.training.origin import READ_LATENTS, Origin, widened
+from latentwire.training.origin import READ_LATENTS, Origin, unlike_forms, widened
 from latentwire.training.stages.closed_form import fit, fit_companion
 from tests.features.test_matrix import dead_parameters
 from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system
@@ -157,6 +157,11 @@ def test_what_does_not_go_with_a_companion_that_comes_later(
     raw["curriculum"] |= changes.get("curriculum", {})  # type: ignore[operator]
     with pytest.raises(ConfigError, match=refusal):
         Origin.of(config_from_dict(raw, "test", {}))
+
+
+def test_dropout_is_no_matter_of_form() -> None:
+    one, other = small_config(deep_prefix={"dropout": 0.0}), small_config(deep_prefix={"dropout": 0.1, "rank": 4})
+    assert [key for key, *_ in unlike_forms(one, other)] == ["deep_prefix.rank"]
 
 
 @pytest.mark.parametrize(

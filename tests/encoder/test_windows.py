@@ -27,6 +27,13 @@ def test_windows_of_a_fraction_take_turns() -> None:
     assert len(split(offsets[:15], 7.5)) == 2 and len(split(offsets[:16], 7.5)) == 3
 
 
+@given(st.integers(1, 300), st.integers(11, 160))
+def test_windows_of_any_fraction_hold_every_token_once(tokens: int, tenths: int) -> None:
+    cut = split([(i, i + 1) for i in range(tokens)], tenths / 10)
+    assert len(cut) in (-(-tokens * 10 // tenths), -(-tokens * 10 // tenths) - 1)
+    assert {index for phase in cut.phase_tokens for index in phase} == set(range(tokens))
+
+
 def test_latent_len_fixes_the_number_of_latents() -> None:
     offsets = [(i, i + 1) for i in range(50)]
     cut = split(offsets, 4, latent_len=5)

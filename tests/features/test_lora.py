@@ -143,6 +143,15 @@ def test_merged_in_training_it_is_the_same_in_one_product_a_layer(family: str) -
     assert layers == sum(isinstance(m, torch.nn.Linear) for m in model.get_decoder().layers.modules())
 
 
+def test_a_layer_that_is_not_there_is_named() -> None:
+    lora = LoRA(LoraConfig(targets=["q_proj", "v_projj"]))
+    with (
+        pytest.raises(ConfigError, match=r"lora\.targets: no layer of the model is called 'v_projj'"),
+        lora.attach(tiny_model("llama")),
+    ):
+        pass
+
+
 def test_merged_it_has_no_dropout() -> None:
     with pytest.raises(ValueError, match=r"merge: leaves no input of its own for dropout = 0\.1"):
         LoraConfig(merge=True, dropout=0.1)

@@ -21,7 +21,7 @@ from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
 from latentwire.training.schedule import lr_factor
 from latentwire.training.stages.end_to_end import EndToEnd
-from latentwire.training.stages.slot_tuning import SlotTuning
+from latentwire.training.stages.slot_tuning import SlotTuning, begin_adapter
 from latentwire.training.tuning import tuning_key
 from tests.systems import small_config, small_passages, small_system
 
@@ -201,6 +201,15 @@ def test_states_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert [path.name for path in all_states(tmp_path)] == ["step_1000000"]
     prune_states(tmp_path, keep=0)
     assert all_states(tmp_path) == []
+
+
+def test_a_fresh_adapter_is_the_same_whatever_ran_before() -> None:
+    found = []
+    for before in (1, 2):
+        receiver = small_system(small_config()).receivers["a"]
+        torch.manual_seed(before)
+        found.append(begin_adapter(receiver, "latent", 0).state_dict())
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 def test_batches_hold_similar_lengths_and_cover_an_epoch() -> None:

@@ -31,6 +31,10 @@ class LoRA:
         """Inject the adapter (B = 0, so that outputs stay as they were), switched off."""
         targets = self.config.targets
         names = linear_names(model) if targets == "all-linear" else list(targets)
+        there = [f".{name}" for name, _ in model.named_modules()]
+        for name in names:  # PEFT minds only if none is there
+            if not any(path.endswith(f".{name}") for path in there):
+                raise ConfigError(f"lora.targets: no layer of the model is called {name!r}")
         peft_config = PeftLoraConfig(
             r=self.config.r,
             lora_alpha=self.config.alpha,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
+from latentwire.features.lora import LoRA
 from latentwire.model.contexts import LATENT, LLMLINGUA, TOKEN_BUDGET
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
@@ -46,9 +47,7 @@ class SlotTuning:
         self.texts = texts
         self.config = config
         self.reads = reads
-        # The start must not depend on what ran before in this process.
-        torch.manual_seed(zlib.crc32(f"{config.system.seed}/{receiver.lm.name}/{reads}".encode()))
-        self.lora = receiver.add_adapter(reads)
+        self.lora = begin_adapter(receiver, reads, config.system.seed)
         self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
         self.steps_per_epoch = epoch_steps(texts, config)
         self.total = 0
@@ -93,6 +92,13 @@ class SlotTuning:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.lora.load_state_dict(state["lora"])
+
+
+def begin_adapter(receiver: Receiver, reads: str, seed: int) -> LoRA:
+    """A receiver's LoRA for such contexts; a fresh one does not depend on what ran before in this process."""
+    if reads not in receiver.adapters:
+        torch.manual_seed(zlib.crc32(f"{seed}/{receiver.lm.name}/{reads}".encode()))
+    return receiver.add_adapter(reads)
 
 
 def tuning_name(receiver: Receiver, reads: str) -> str:
