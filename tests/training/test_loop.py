@@ -212,6 +212,12 @@ def test_a_fresh_adapter_is_the_same_whatever_ran_before() -> None:
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
+def test_settings_of_accelerate_do_not_scale_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = trainer(stage(), tmp_path / "plain", 1)[0].take_step()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert trainer(stage(), tmp_path / "set", 1)[0].take_step()["grad_norm"] == plain["grad_norm"]
+
+
 def test_batches_hold_similar_lengths_and_cover_an_epoch() -> None:
     lengths = list(range(100))
     epoch = [shuffled(lengths, 4, i, seed="0")[0] for i in range(25)]
