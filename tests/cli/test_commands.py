@@ -342,6 +342,19 @@ def test_stages_tell_their_memory_and_what_they_trained(models: Path, tmp_path: 
     assert trained["encoder"] == 4 * 2 * 48 * 16  # window, layers, hidden size, d_z
 
 
+def test_importance_is_weighed_also_where_all_passages_are_set_aside(models: Path, tmp_path: Path) -> None:
+    """As may be where the closed form is fitted to plain text."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Paragraph {i} tells of lamp {i} on hill {i % 3} by the river." for i in range(40)))
+    found = []
+    for passages in (0, 2):
+        more = {"text_path": text, "closed_form_held_out": 24, "closed_form_passages": 30, "slot_tuning_max_steps": 0}
+        more |= {"closed_form_importance_passages": passages, "out_dir": tmp_path / str(passages)}
+        train_main(arguments(models, stages="closed_form", **more))
+        found.append(load_folder(tmp_path / str(passages) / "stages" / "closed_form" / "done")["sender"])
+    assert not all(found[0][key].equal(tensor) for key, tensor in found[1].items())
+
+
 def test_the_demo_shows_one_message_and_writes_its_results(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,11 +97,15 @@ def test_later_beside_a_new_receiver(
 
 
 def test_it_is_fitted_to_whom_it_is_asked_for(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
-    flags = words(models, tmp_path / "run", init_from=models / "run", closed_form_companion_for="qwen")
-    train_main([*flags, "--stages", "closed_form"])
+    more = {"closed_form_companion_for": "qwen", "end_to_end_max_steps": 0}
+    train_main(words(models, tmp_path / "run", init_from=models / "run", **more))
     state = load_folder(tmp_path / "run" / "stages" / "closed_form-companion" / "done")
     assert state["receivers/qwen"]["reader.generator.linear"][16:].any()
     assert not state["receivers/llama"]["reader.generator.linear"][16:].any()
+    save_tiny("gemma3", models / "gemma3")
+    new = ["--name", "gemma", "--model", str(models / "gemma3"), "--steps", "1", "--out_dir", str(tmp_path / "more")]
+    add_receiver(["--ckpt", str(tmp_path / "run"), *new])  # which reads all of the latents, whomever a part was for
+    assert load_folder(tmp_path / "more" / "last")["receivers/gemma"]["reader.generator.linear"][16:].any()
 
 
 @pytest.mark.parametrize(

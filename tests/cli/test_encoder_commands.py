@@ -86,3 +86,23 @@ def test_the_closed_form_is_refused_where_asked_for(
     flags = flags_of(models, "byte", out_dir=tmp_path, stages="slot_tuning,closed_form,end_to_end")
     assert "--stages: closed_form solves encoder.type = 'backbone', not 'byte'" in fails(train_main, flags, capsys)
     assert not any(tmp_path.iterdir())
+
+
+def test_heads_show_no_other_tokens_where_latents_are_set_aside(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = flags_of(models, trained["kind"], init_from=models / trained["kind"], out_dir=tmp_path / "run")
+    flags += ["--override", 'deep_prefix.ranked={"qwen": 1}']
+    assert "deep_prefix.ranked: " in (refusal := fails(train_main, flags, capsys))
+    assert "sets latents aside for each receiver" in refusal
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_lossless_limit_of_a_sender_that_predicts_no_next_token_is_refused_before_training(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (models / "bert").exists():
+        save_tiny_bert(models / "bert")
+    flags = [*flags_of(models, "simple-st", out_dir=tmp_path / "run"), "--override", "evaluation.lm_bytes=true"]
+    assert str(models / "bert") in fails(train_main, flags, capsys)
+    assert not (tmp_path / "run").exists()
