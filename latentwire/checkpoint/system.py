@@ -1,9 +1,9 @@
 """Checkpoints for use: everything but the language models themselves, with the configuration that made it.
 
 DIR/checkpoint.json            format, files with sizes and SHA-256, resolved configuration, manifest
-    sender.safetensors         encoder, and the sender's LoRA if it has one
-    receivers/<name>.safetensors           reader and LoRA
-    baselines/<name>-text.safetensors      tuned baselines
+    sender.safetensors                     encoder, latent refiner and the sender's LoRA, if it has them
+    receivers/<name>.safetensors           reader, LoRA that reads latents, other features
+    baselines/<name>-<adapter>.safetensors other LoRA: text, token_budget, llmlingua
     codecs/<codec>.safetensors             codebooks of learned codecs
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import BASELINES, READERS, adapter_stem, codebook_stems, reader_stem
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
@@ -93,6 +93,3 @@ def _take_up(system: LatentWire, folder: Path, state: dict[str, dict[str, torch.
     system.sender.fingerprint = sender_fingerprint(folder)
     for receiver in system.receivers.values():
         receiver.sender = system.sender.fingerprint
-
-
-__all__ = ["find_checkpoint", "load_checkpoint", "load_config_of", "reload_checkpoint", "save_checkpoint"]

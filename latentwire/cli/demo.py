@@ -32,7 +32,8 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
 
     Example: latentwire demo --samples 50 --no_train
     """
-    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.config import load_config

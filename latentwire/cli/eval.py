@@ -95,7 +95,8 @@ def command(
             raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite{instead}")
     if suite and not _names(tasks):
         raise ConfigError("--suite: needs --tasks")
-    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system, held_out
     from latentwire.config import some_receivers

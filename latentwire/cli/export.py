@@ -52,7 +52,7 @@ def command(
     """
     import torch
 
-    from latentwire.checkpoint.system import find_checkpoint
+    from latentwire.checkpoint.index import find_checkpoint
     from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
     from latentwire.report.card import model_card
 

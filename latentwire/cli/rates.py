@@ -41,7 +41,8 @@ def rates(
     """
     if Path(out).suffix == ".png" or Path(out).is_dir():
         raise DataError(f"--out: {out}: a file for the rows, beside which the plot becomes a .png")
-    from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
+    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
     from latentwire.data import data_fingerprint, load_passages

@@ -26,6 +26,7 @@ from latentwire.training.requirements import check_requirements
 @click.command(name="latentwire.cli.run_ablation")
 @click.option("--config", "config_path", required=True, metavar="FILE", help="JSON file of the ablation.")
 @click.option(
+    "-o",
     "--out_dir",
     "--out",
     "out_dir",

@@ -16,31 +16,8 @@ from latentwire.data.facts_templates import COMPANIES, OBJECTS, SHAPES, SHIPS, T
 
 ENTITIES = 3
 _STARTS = (
-    "Bra",
-    "Cor",
-    "Dal",
-    "Fen",
-    "Gri",
-    "Hol",
-    "Jar",
-    "Kel",
-    "Lor",
-    "Mir",
-    "Nev",
-    "Ost",
-    "Pel",
-    "Quo",
-    "Ras",
-    "Sten",
-    "Tor",
-    "Ul",
-    "Vesh",
-    "Wil",
-    "Yar",
-    "Zel",
-    "Amb",
-    "Eld",
-    "Ith",
+    *("Bra", "Cor", "Dal", "Fen", "Gri", "Hol", "Jar", "Kel", "Lor", "Mir", "Nev", "Ost", "Pel"),
+    *("Quo", "Ras", "Sten", "Tor", "Ul", "Vesh", "Wil", "Yar", "Zel", "Amb", "Eld", "Ith"),
 )
 _MIDDLES = ("a", "e", "i", "o", "u", "an", "en", "ar", "or", "il", "is", "ath", "em", "ov")
 _PERSON_ENDS = ("dric", "la", "mund", "na", "rian", "sa", "ton", "vin", "wyn", "ko", "bert", "ra")

@@ -14,3 +14,9 @@ def prediction_entropy(logits: Tensor) -> Tensor:
     """
     log_p = torch.log_softmax(logits, -1)
     return -(log_p.exp() * log_p).sum(-1).mean()
+
+
+def first_token_accuracy(logits: Tensor, targets: Tensor, first: Tensor) -> Tensor:
+    """Share of answers whose first token is the most likely one: logits (tokens, vocabulary), targets (tokens,); first
+    (tokens,) marks the answers' beginnings."""
+    return (logits[first].argmax(-1) == targets[first]).float().mean()

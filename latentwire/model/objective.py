@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.sections.training import LossesConfig
 from latentwire.losses.alignment import answer_alignment
-from latentwire.losses.answer import answer_cross_entropy, first_token_accuracy
 from latentwire.losses.distillation import logit_kd, state_kd
-from latentwire.losses.first_token import prediction_entropy
+from latentwire.losses.first_token import first_token_accuracy, prediction_entropy
 from latentwire.losses.manifold import rms_deviation, scale_deviation, statistics_distance
 from latentwire.losses.schedule import interpolate, tokens_at
 from latentwire.losses.terms import Terms
@@ -40,10 +40,10 @@ def answer_terms(own: Predictions, block: QuestionBlock, losses: LossesConfig) -
     copied = bool(spans.any())
     answers = ~spans if copied else slice(None)  # to choose is to copy, and logits are as wide as the vocabulary
     terms = Terms()
-    terms.add("answer_ce", answer_cross_entropy(logits[answers], labels[answers]))
+    terms.add("answer_ce", F.cross_entropy(logits[answers], labels[answers]))
     terms.metrics["first_acc"] = first_token_accuracy(logits.detach(), labels, (place == 0) & ~spans).item()
     if copied:
-        terms.add("copy_ce", answer_cross_entropy(logits[spans], labels[spans]), losses.copy_weight)
+        terms.add("copy_ce", F.cross_entropy(logits[spans], labels[spans]), losses.copy_weight)
     return terms
 
 
@@ -61,7 +61,7 @@ def early_terms(
         losses.first_token_weight, losses.first_token_weight_end, progress, losses.first_token_schedule
     )
     if weight:
-        terms.add("first_token_ce", answer_cross_entropy(logits[first], block.labels[block.early(1)]), weight)
+        terms.add("first_token_ce", F.cross_entropy(logits[first], block.labels[block.early(1)]), weight)
     if losses.first_token_entropy:
         terms.add("first_token_entropy", prediction_entropy(logits[first]), -losses.first_token_entropy)
     k = tokens_at(losses.k_tokens, losses.k_tokens_end, progress)
@@ -69,9 +69,7 @@ def early_terms(
     if losses.k_tokens_end is not None:
         terms.metrics["k_tokens"] = k
     if losses.k_token_weight:
-        terms.add(
-            "k_token_ce", answer_cross_entropy(logits[early], block.labels[block.early(k)]), losses.k_token_weight
-        )
+        terms.add("k_token_ce", F.cross_entropy(logits[early], block.labels[block.early(k)]), losses.k_token_weight)
     if teacher is not None and teacher.logits is not None:
         terms.add("kd", logit_kd(logits[early], teacher.logits, losses.kd_temperature), losses.kd_weight)
     if teacher is not None and losses.state_kd_weight:

@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, model_of
 from latentwire.checkpoint.tensors import load_folder
-from latentwire.config import Config
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
-from latentwire.model.system import check_devices, load_lm, load_receiver_state, load_sender_state
+from latentwire.model.system import load_lm, load_receiver_state, load_sender_state, prepare_device
 from latentwire.wire.default import default_codec
 
 
@@ -26,7 +23,7 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     config = load_config_of(folder, changes)
     default_codec(config)
     state = load_folder(folder, ["sender", *codebook_stems(folder)])
-    sender = Sender(build_encoder(config, _device(config)), config)
+    sender = Sender(build_encoder(config, prepare_device(config)), config)
     load_sender_state(sender, state)
     sender.fingerprint = sender_fingerprint(folder)
     return sender
@@ -39,13 +36,7 @@ def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | No
     model = model_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
     codebooks_in(state)
-    receiver = Receiver(name, load_lm(model, config, _device(config)), config)
+    receiver = Receiver(name, load_lm(model, config, prepare_device(config)), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)
     return receiver
-
-
-def _device(config: Config) -> str:
-    if config.system.threads:
-        torch.set_num_threads(config.system.threads)
-    return check_devices(config)

@@ -47,9 +47,7 @@ class LatentWire:
         Readers and encoder start at random.
         """
         default_codec(config)  # what is wrong with it should be known before anything is loaded
-        if config.system.threads:
-            torch.set_num_threads(config.system.threads)
-        device = check_devices(config)
+        device = prepare_device(config)
         turns = Turns() if config.system.sequential_models else None
         models = config.model.chosen
         sender = Sender(build_encoder(config, device), config)
@@ -121,6 +119,13 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
         lora = part_of(state.get(adapter_stem(name, adapter), {}), "lora")
         if lora and receiver.config.features.use_lora:
             receiver.add_adapter(adapter).load_state_dict(lora)
+
+
+def prepare_device(config: Config) -> str:
+    """The device that models are put on, once the number of threads is set; errors of `check_devices`."""
+    if config.system.threads:
+        torch.set_num_threads(config.system.threads)
+    return check_devices(config)
 
 
 def check_devices(config: Config) -> str:

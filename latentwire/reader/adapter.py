@@ -15,7 +15,7 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.sections.reading import AdapterConfig
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, Statistics, left_align, real
+from latentwire.reader.base import Reader, Statistics, behind_head, real
 from latentwire.reader.calibration import embedding_rms, sample_embeddings, set_rms
 from latentwire.reader.color import Color
 from latentwire.reader.generator import Generator
@@ -82,7 +82,7 @@ class EmbeddingReader(Reader):
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         values = self.calibrate(values)
         hand_over("embeds", values, real(values, counts))
-        return left_align(head, values, counts)
+        return behind_head(head, values, counts)
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:
         """See `Reader.context`; values: (batch, M, hidden_size)."""

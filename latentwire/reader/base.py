@@ -96,7 +96,7 @@ def real(values: Tensor, counts: Tensor) -> Tensor:
     return torch.arange(values.shape[1], device=values.device)[None] < counts[:, None]
 
 
-def left_align(head: Tensor, body: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def behind_head(head: Tensor, body: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Put constant head rows (H, ...) before each row's first counts[i] of body (batch, M, ...), left-padded.
 
     Returns the sequence (batch, H + M, ...) and its mask (batch, H + M).

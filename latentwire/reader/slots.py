@@ -20,7 +20,7 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.rotary import rotate
 from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, Statistics, left_align, real
+from latentwire.reader.base import Reader, Statistics, behind_head, real
 from latentwire.reader.generator import Generator
 
 
@@ -119,7 +119,7 @@ class SlotReader(Reader):
         """A reader of texts whose every token has a slot of its own: the model's own cache of them."""
         return cls(anatomy, 1, 1, head_len, span=1)
 
-    def rank(self, importance: Tensor) -> None:
+    def order_heads(self, importance: Tensor) -> None:
         """Give heads their tokens in the order of their importance (layers, kv_heads)."""
         assert self.ranked is not None
         self.phases_of.copy_(ranked_table(importance, self.ranked))
@@ -161,7 +161,7 @@ class SlotReader(Reader):
         head_len = head.shape[0]
         values = values.view(batch, longest, *self.shape)
         hand_over("slots", values, real(values, counts))
-        slots, mask = left_align(head, values, counts)
+        slots, mask = behind_head(head, values, counts)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents
         within = torch.arange(self.phases) if self.phases == self.span else torch.full((self.phases,), self.span // 2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,8 +139,7 @@ def build_index(
 def _parts(documents: Iterable[Document], out: Path) -> Iterator[list[Document]]:
     """The documents of each file; DataError for what cannot be indexed."""
     names: set[str] = set()
-    rest = iter(documents)
-    while rows := list(islice(rest, PART)):
+    for rows in batched(documents, PART):
         for row in rows:
             if row.id in names:
                 raise DataError(f"{out}: two documents have the id {row.id!r}")

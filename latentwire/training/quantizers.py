@@ -195,9 +195,7 @@ def frequencies(codes: Codes, size: int, starts: Starts, refines: int | None = N
         return _table(codes[used], rows[used], (size + 1 if ordered else 1, size))
 
     def cost(ordered: bool) -> float:
-        column = Column(table(ordered, learn))
-        rows = column.rows(codes, starts)[test]
-        return float(-np.log2(column.counts[rows, codes[test]] / column.counts.sum(1)[rows]).sum())
+        return Column(table(ordered, learn)).bits(codes, starts, test)
 
     best = min((False, True) if size <= MOST_ORDERED else (False,), key=cost)
     return Column(table(best, np.ones_like(learn)))

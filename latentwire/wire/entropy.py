@@ -52,10 +52,11 @@ class Column:
             self._models[row] = Categorical(self.counts[row].astype(np.float64), perfect=False)
         return self._models[row]
 
-    def bits(self, codes: Codes, starts: npt.NDArray[np.bool_]) -> float:
-        """Bits that codes (N,) take."""
+    def bits(self, codes: Codes, starts: npt.NDArray[np.bool_], where: npt.NDArray[np.intp] | None = None) -> float:
+        """Bits that codes (N,) take, or those of them at the places `where`."""
         rows = self.rows(codes, starts)
-        return float(-np.log2(self.counts[rows, codes % self.size] / self.counts.sum(1)[rows]).sum())
+        shares = self.counts[rows, codes % self.size] / self.counts.sum(1)[rows]
+        return float(-np.log2(shares if where is None else shares[where]).sum())
 
 
 def encode_columns(codes: Codes, columns: Sequence[Column], least: int = 0) -> bytes:

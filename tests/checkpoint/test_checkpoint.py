@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from latentwire.checkpoint import tensors
-from latentwire.checkpoint.index import sender_fingerprint
-from latentwire.checkpoint.system import find_checkpoint, load_checkpoint, load_config_of, save_checkpoint
+from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.checkpoint.tensors import INDEX, SCALE, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
 from tests.systems import saved_run, small_config, small_system

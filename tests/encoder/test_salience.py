@@ -20,7 +20,7 @@ from latentwire.encoder.windows import best_of_text, best_of_windows
 from latentwire.model.system import LatentWire
 from latentwire.training.material import Material
 from latentwire.training.origin import Origin
-from latentwire.training.stages.salience import fit_salience, marks, ranked
+from latentwire.training.stages.salience import auc, fit_salience, marks
 from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system
 
 TEXTS = [p.context for p in small_passages(3)]
@@ -148,9 +148,9 @@ def test_marks_are_those_of_a_texts_own_tokens() -> None:
 
 def test_the_area_under_the_curve() -> None:
     scores = torch.tensor([0.1, 0.4, 0.4, 0.9])
-    assert ranked(scores, torch.tensor([0.0, 0.0, 1.0, 1.0])) == 0.875
-    assert ranked(scores, torch.tensor([1.0, 0.0, 0.0, 0.0])) == 0.0
-    assert ranked(scores, torch.zeros(4)) == 0.5
+    assert auc(scores, torch.tensor([0.0, 0.0, 1.0, 1.0])) == 0.875
+    assert auc(scores, torch.tensor([1.0, 0.0, 0.0, 0.0])) == 0.0
+    assert auc(scores, torch.zeros(4)) == 0.5
 
 
 def test_questions_that_were_made_from_the_text_do_not_count() -> None:

@@ -11,7 +11,7 @@ from latentwire.backbone.anatomy import describe
 from latentwire.backbone.rotary import rotate
 from latentwire.core.errors import ModelError
 from latentwire.model.system import LatentWire
-from latentwire.reader.base import left_align
+from latentwire.reader.base import behind_head
 from latentwire.reader.color import Color
 from latentwire.reader.slots import phase_table
 from latentwire.training.stages.closed_form import fit
@@ -37,10 +37,10 @@ def test_what_is_not_finite_leaves_no_trace_in_the_colour() -> None:
     assert color.mean.isfinite().all() and not torch.equal(color.mean, before["mean"])
 
 
-def test_left_align_puts_the_head_before_the_body_and_pads_on_the_left() -> None:
+def test_behind_head_puts_the_head_before_the_body_and_pads_on_the_left() -> None:
     head = torch.tensor([[9.0]])
     body = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [0.0], [0.0]]])
-    rows, mask = left_align(head, body, torch.tensor([3, 1]))
+    rows, mask = behind_head(head, body, torch.tensor([3, 1]))
     assert mask.tolist() == [[True] * 4, [False, False, True, True]]
     assert rows[0, :, 0].tolist() == [9, 1, 2, 3] and rows[1, 2:, 0].tolist() == [9, 4]
 

@@ -196,7 +196,7 @@ def test_slots_are_those_of_the_receiver(family: str, ranked: dict[str, int], tm
     reader = system.receivers["a"].reader
     assert isinstance(reader, SlotReader)
     if ranked:
-        reader.rank(-torch.arange(float(reader.phases_of.numel())).view(reader.phases_of.shape).square())
+        reader.order_heads(-torch.arange(float(reader.phases_of.numel())).view(reader.phases_of.shape).square())
     save_checkpoint(tmp_path / "run" / "last", system)
     wire = Sender.from_pretrained(tmp_path / "run").encode(small_passages(1)[0].context, "int8")
     receiver = Receiver.from_pretrained(tmp_path / "run", "a")

@@ -53,7 +53,7 @@ def rank_heads(receiver: Receiver, texts: Sequence[ReceiverText]) -> Tensor:
     reader.reset_head(receiver.lm, head)
     given = ((batch, *_every_token(receiver, reader, batch)) for batch in batched(texts, BATCH))
     share = _shares(receiver, reader, TEXT, given)[0].view(reader.shape).sum((2, 3))
-    receiver.reader.rank(share)
+    receiver.reader.order_heads(share)
     return share / share.sum()
 
 

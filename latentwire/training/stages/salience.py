@@ -48,7 +48,7 @@ def fit_salience(
     xx.diagonal().add_(ridge * xx.diagonal().mean())
     salience.set(mean_x, torch.cholesky_solve(xy, cholesky(xx)), mean_y)
     found = salience.probabilities(x)
-    return {kind: ranked(found[:, k], y[:, k]) for k, kind in enumerate(("answers", "questions"))}
+    return {kind: auc(found[:, k], y[:, k]) for k, kind in enumerate(("answers", "questions"))}
 
 
 def marks(text: SenderText, passage: Passage, common: set[str]) -> Tensor:
@@ -69,7 +69,7 @@ def _within(place: float, spans: Sequence[Span]) -> bool:
     return any(first <= place < end for first, end in spans)
 
 
-def ranked(scores: Tensor, marked: Tensor) -> float:
+def auc(scores: Tensor, marked: Tensor) -> float:
     """The probability that what is marked scores higher than what is not (ties count half); 0.5 where all are alike."""
     yes, no = scores[marked > 0], scores[marked == 0]
     if not len(yes) or not len(no):
