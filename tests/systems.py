@@ -12,13 +12,13 @@ from latentwire.backbone.text_model import TextModel, TextTokenizer
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
+from latentwire.core.names import LATENT, TEXT
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
 from latentwire.encoder.byte import ByteEncoder
 from latentwire.encoder.simple_st import SimpleSTEncoder
 from latentwire.encoder.stq import STQEncoder
-from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire

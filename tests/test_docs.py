@@ -64,7 +64,7 @@ def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any],
 
 FEATURE = """
 from latentwire.config import load_config
-from latentwire.model.contexts import LATENT
+from latentwire.core.names import LATENT
 from tests.features.test_matrix import dead_parameters, nll, latents
 from tests.systems import small_config, small_system
 

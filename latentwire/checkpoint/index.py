@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.checkpoint.hub import NAME, fetch, hub_name
-from latentwire.checkpoint.tensors import INDEX, read_info
+from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
 from latentwire.core.hashing import stable_hash
+from latentwire.core.names import CODEBOOKS, INDEX
 
 SENDER = "sender.safetensors"
 
@@ -43,7 +44,7 @@ def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Co
 def codebooks_of(folder: Path) -> set[str]:
     """The learned codecs of which a checkpoint has codebooks."""
     stems = (Path(name) for name in read_info(folder)["files"])
-    return {stem.stem for stem in stems if stem.parent.name == "codecs"}
+    return {stem.stem for stem in stems if f"{stem.parent}/" == CODEBOOKS}
 
 
 def sender_fingerprint(folder: Path) -> bytes:

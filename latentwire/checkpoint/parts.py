@@ -12,11 +12,10 @@ from latentwire.checkpoint.index import codebooks_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config
 from latentwire.core.errors import CheckpointError
+from latentwire.core.names import BASELINES, CODEBOOKS, LATENT, READERS
 from latentwire.wire.codebook import FORMS, Codebook, form_of, remember
 
 State = dict[str, dict[str, Tensor]]
-READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
-"""What the names of files begin with: of readers with the LoRA that reads latents, of other LoRA, of codebooks."""
 
 
 def reader_stem(receiver: str) -> str:
@@ -34,7 +33,7 @@ def model_of(folder: Path, config: Config, receiver: str) -> str:
 
 def adapter_stem(receiver: str, adapter: str) -> str:
     """The file of a receiver's LoRA by the adapter's name: what reads latents lies with the reader, others apart."""
-    return reader_stem(receiver) if adapter == "latent" else f"{BASELINES}{receiver}-{adapter}"
+    return reader_stem(receiver) if adapter == LATENT else f"{BASELINES}{receiver}-{adapter}"
 
 
 def merge(**parts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,14 +8,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from latentwire.checkpoint.tensors import INDEX, checked_file, read_info
+from latentwire.checkpoint.tensors import checked_file, read_info
 from latentwire.core.errors import CheckpointError
 from latentwire.core.hub import hub_reason
 from latentwire.core.json_files import mapping_at, read_object
+from latentwire.core.names import CARD, EXPORTED_LOG, INDEX, RESULTS
 
-CARD = "README.md"
-RESULTS = "eval.json"
-BESIDE = (CARD, RESULTS, "training.jsonl")
+BESIDE = (CARD, RESULTS, EXPORTED_LOG)
 """What an export writes beside the index and the weights: the model card, and what it is made of."""
 
 

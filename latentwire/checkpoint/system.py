@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import BASELINES, READERS, adapter_stem, codebook_stems, reader_stem
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems, reader_stem
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.model.contexts import ADAPTERS
+from latentwire.core.names import ADAPTERS, BASELINES, READERS
 from latentwire.model.system import LatentWire, check_devices
 
 OF_RECEIVERS = (READERS, BASELINES)

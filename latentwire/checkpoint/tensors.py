@@ -22,9 +22,9 @@ from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import CheckpointError
 from latentwire.core.hashing import sha256_file
 from latentwire.core.json_files import read_object, write_json
+from latentwire.core.names import INDEX
 from latentwire.wire.codecs.integers import quantize
 
-INDEX = "checkpoint.json"
 FORMAT = 1
 PACK, PACK_FROM = 64, 1 << 12
 """Numbers that share a scale, and the smallest matrix that is packed: a LoRA of low rank is large enough."""

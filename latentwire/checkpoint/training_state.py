@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
+from latentwire.core.names import INDEX
 
 OPTIMIZER = "optimizer"
 

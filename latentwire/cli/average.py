@@ -12,6 +12,7 @@ from latentwire.cli.run import CHECKPOINT
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import mapping_at, write_jsonl
+from latentwire.core.names import EXPORTED_LOG
 
 
 def average(
@@ -33,7 +34,6 @@ def average(
     from latentwire.checkpoint.tensors import read_info, save_folder
     from latentwire.cli.export import check_target, histories, lineage, training_log
     from latentwire.core.manifest import run_manifest
-    from latentwire.report.artifacts import EXPORTED_LOG
     from latentwire.training.average import average as mean_of
     from latentwire.wire.codecs import LearnedCodec, parse_codec
 

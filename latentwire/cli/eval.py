@@ -12,6 +12,7 @@ from latentwire.config.load import differences, parse_override
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import mapping_at, read_json
+from latentwire.core.names import RESULTS
 
 only_receivers = click.option(
     "--receivers",
@@ -128,7 +129,7 @@ def command(
         return run_suite(
             asked, folder, config, files, wanted, out, command=command_line(), fresh=fresh_eval, quiet=quiet
         )
-    done, passages = out / "eval.json", held_out(config)
+    done, passages = out / RESULTS, held_out(config)
     if done.is_file() and not fresh_eval:
         results: dict[str, Any] = read_json(done)
         made_with = mapping_at(results, "manifest")

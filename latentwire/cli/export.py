@@ -15,13 +15,12 @@ from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
-from latentwire.report.artifacts import EXPORTED_LOG, LOG
+from latentwire.core.names import ADAPTERS, CARD, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
 from latentwire.report.results import checked, read_results
 
 if TYPE_CHECKING:
     from latentwire.checkpoint.parts import State
 
-RESULTS, CARD = "eval.json", "README.md"
 HERE = {
     "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),
     "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
@@ -53,7 +52,7 @@ def command(
     import torch
 
     from latentwire.checkpoint.index import find_checkpoint
-    from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+    from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
     from latentwire.report.card import model_card
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
@@ -105,7 +104,6 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     from latentwire.checkpoint.parts import adapter_stem, reader_stem
     from latentwire.config import Config
     from latentwire.config.load import some_receivers
-    from latentwire.model.contexts import ADAPTERS
 
     config = Config.model_validate(info["config"])
     chosen = some_receivers(config.model, names, where)
@@ -130,7 +128,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
 
 def check_target(out: Path, source: Path) -> None:
     """CheckpointError where an export would take the place of anything but an earlier one."""
-    from latentwire.checkpoint.tensors import INDEX, read_info
+    from latentwire.checkpoint.tensors import read_info
 
     if not out.exists():
         return
@@ -150,7 +148,7 @@ def lineage(folder: Path) -> list[Path]:
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
 
-    start, note = load_config_of(folder).checkpoint.init_from, folder.parent / "origin.json"
+    start, note = load_config_of(folder).checkpoint.init_from, folder.parent / ORIGIN
     if not (start and note.is_file()):
         return [folder]
     try:

@@ -13,6 +13,7 @@ import typer
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, with_extra
 from latentwire.config.load import parse_override
 from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.names import CODEBOOKS
 from latentwire.data.documents import ROW_FILES, read_documents
 
 
@@ -77,7 +78,7 @@ def index(
         "chunk": str(config.data.max_context_tokens),
         "encoder": stable_hash(form | {"dtype": config.model.dtype}),
     }
-    codebook = read_info(folder)["files"].get(f"codecs/{made_with['codec'].partition(':')[0]}.safetensors")
+    codebook = read_info(folder)["files"].get(f"{CODEBOOKS}{made_with['codec'].partition(':')[0]}.safetensors")
     if codebook:
         made_with["codebook"] = codebook["sha256"]
     started = time.perf_counter()

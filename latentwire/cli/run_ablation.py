@@ -19,6 +19,7 @@ from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override
 from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, named, one_line
 from latentwire.core.json_files import read_json, write_json
+from latentwire.core.names import RESULTS
 from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
 from latentwire.training.requirements import check_requirements
 
@@ -118,7 +119,7 @@ def choose(runs: Sequence[PlannedRun], only: Sequence[str], shard: str | None) -
 def is_done(folder: Path, run: PlannedRun) -> bool:
     """Whether a run's folder holds the evaluation of this very configuration."""
     try:
-        made_with = read_json(folder / "eval.json")["manifest"]["config"]
+        made_with = read_json(folder / RESULTS)["manifest"]["config"]
     except (LatentWireError, KeyError, TypeError):
         return False
     return not (folder / FAILED).exists() and bool(made_with == run.config.model_dump(mode="json"))

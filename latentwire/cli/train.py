@@ -15,6 +15,7 @@ from latentwire.config.sections.training import STAGES
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import dump_json
+from latentwire.core.names import INDEX
 
 DEBUG = {"diagnostics.log_every": 1, "diagnostics.profile_memory": True, "diagnostics.log_shapes": True}
 
@@ -94,7 +95,7 @@ def train(
 ) -> dict[str, Any]:
     """Run stages in a folder, then evaluate what was trained; returns the folder, its checkpoint, its evaluation."""
     from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
-    from latentwire.checkpoint.tensors import INDEX, read_info
+    from latentwire.checkpoint.tensors import read_info
     from latentwire.cli.evaluation import evaluate_system
     from latentwire.training.pipeline import Run
 

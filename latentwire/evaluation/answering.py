@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 
 from latentwire.core.batches import batched
+from latentwire.core.names import LATENT
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.text import SenderText
 from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.modes import MODES, Given, Mode
-from latentwire.model.contexts import LATENT
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire

@@ -19,14 +19,6 @@ from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
 
-BYTES_OF_TEXT = {
-    "utf8": "UTF-8",
-    "zstd": "zstd -19",
-    "packed_ids": "token ids",
-    "lm_bytes": "lossless by the sender's model",
-}
-"""Forms of a text that a message's bytes are compared with."""
-
 
 def positions(receiver: Receiver, items: Sequence[Item]) -> dict[str, float]:
     """Mean prompt positions a question, of text path and latent path: all that a receiver is given counts."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from latentwire.core.atomic import write_text
 from latentwire.core.json_files import write_json, write_jsonl
+from latentwire.core.measures import EVERY_MODE, RIVALS, SIZES
+from latentwire.core.names import PASSAGES, PREDICTIONS, RESULTS
 from latentwire.evaluation.answering import Answer, Answers
-from latentwire.evaluation.efficiency import BYTES_OF_TEXT
-from latentwire.evaluation.modes import EVERY_MODE, RIVALS
 
 
 def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> None:
@@ -29,14 +29,14 @@ def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> No
         if answers.joint:
             row["joint"] = answers.joint[i]
         rows.append(row)
-    write_jsonl(folder / "predictions.jsonl", rows)
+    write_jsonl(folder / PREDICTIONS, rows)
     passages = [
         {"id": i.passage.id, "context": i.passage.context, "windows": i.sent.spans, "read": i.sent.read_spans}
         for i in answers.items
     ]
-    write_jsonl(folder / "passages.jsonl", passages)
+    write_jsonl(folder / PASSAGES, passages)
     write_text(folder / "eval.csv", _csv(results))
-    write_json(folder / "eval.json", results)
+    write_json(folder / RESULTS, results)
 
 
 def _answered(answer: Answer) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _csv(results: dict[str, Any]) -> str:
     writer = csv.writer(out)
     columns = ("f1", "em", "first_token_acc", "nll_per_token")
     head = ["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"]
-    writer.writerow([*head, "bits_per_dimension", "bits_per_latent", *(f"wire_to_{kind}" for kind in BYTES_OF_TEXT)])
+    writer.writerow([*head, "bits_per_dimension", "bits_per_latent", *(f"wire_to_{kind}" for kind in SIZES)])
     for name, receiver in results["receivers"].items():
         for mode in EVERY_MODE:
             m = receiver.get(mode)
@@ -62,7 +62,7 @@ def _csv(results: dict[str, Any]) -> str:
                 rates = [
                     receiver["bits_per_dimension"],
                     receiver["bits_per_latent"],
-                    *(receiver["byte_ratios"][kind] for kind in BYTES_OF_TEXT),
+                    *(receiver["byte_ratios"][kind] for kind in SIZES),
                 ]
                 rates = rates if mode == "latent" else [""] * len(rates)
                 writer.writerow([name, mode, m["f1"], *m["f1_ci"], *(m[c] for c in columns[1:]), *cost, *rates])

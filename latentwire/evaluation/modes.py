@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from latentwire.backbone.context import Context
-from latentwire.model.contexts import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
+from latentwire.core import measures
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.wire.message import Wire
@@ -76,30 +76,24 @@ def _evicted(receiver: Receiver, given: Given) -> Context:
     return read_evicted(receiver, given.texts)
 
 
-MODES: dict[str, Mode] = {
-    mode.name: mode
-    for mode in (
-        Mode("text", None, _text),
-        Mode("text_tuned", TEXT, _text, needs_adapter=True),
-        Mode("latent", LATENT, _latent),
-        Mode("token_budget", TOKEN_BUDGET, _budget),
-        Mode("no_context", TEXT, _nothing),
-        Mode("embedding_replay", None, _replay),
-        Mode("embedding_anchor", None, _anchored),
-    )
+MODES = {
+    name: Mode(name, measures.MODES[name], read, needs_adapter=name == "text_tuned")
+    for name, read in {
+        "text": _text,
+        "text_tuned": _text,
+        "latent": _latent,
+        "token_budget": _budget,
+        "no_context": _nothing,
+        "embedding_replay": _replay,
+        "embedding_anchor": _anchored,
+    }.items()
 }
 """In a run with LoRA, the token budget is read with the adapter tuned for it, no context with that of the text."""
-
-
-RIVALS: dict[str, Mode] = {
-    mode.name: mode
-    for mode in (
-        Mode("llmlingua", None, _selected, rival="llmlingua"),
-        Mode("llmlingua_text_tuned", TEXT, _selected, needs_adapter=True, rival="llmlingua"),
-        Mode("llmlingua_tuned", LLMLINGUA, _selected, needs_adapter=True, rival="llmlingua"),
-        Mode("kvpress", None, _evicted, rival="kvpress"),
-        Mode("kvpress_text_tuned", TEXT, _evicted, needs_adapter=True, rival="kvpress"),
-    )
+RIVALS = {
+    name: Mode(name, adapter, read, needs_adapter=adapter is not None, rival=rival)
+    for rival, read in {"llmlingua": _selected, "kvpress": _evicted}.items()
+    for name, adapter in measures.RIVALS.items()
+    if name.startswith(rival)
 }
 """Each is read by the bare model, with the LoRA tuned on text, and with one tuned on itself where there is one."""
 EVERY_MODE = MODES | RIVALS

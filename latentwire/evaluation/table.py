@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentwire.core.intervals import with_interval
-from latentwire.core.kept import kept_in_words
-from latentwire.evaluation.efficiency import BYTES_OF_TEXT
-from latentwire.evaluation.modes import EVERY_MODE, RIVALS
+from latentwire.core.measures import EVERY_MODE, RIVALS, SIZES, kept_in_words, mode_label
 
 
 def wide_console() -> Console:
@@ -47,7 +45,7 @@ def print_table(results: dict[str, Any]) -> None:
             taken = m["positions"] if mode in RIVALS else receiver["positions"][where]
             table.add_row(
                 name,
-                mode if m["tuned"] or EVERY_MODE[mode].adapter is None else f"{mode} (no LoRA)",
+                mode_label(mode, m),
                 with_interval(m["f1"], m["f1_ci"]),
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",
@@ -80,6 +78,6 @@ def _gain(over: dict[str, Any] | None) -> str:
 
 
 def _ratios(receiver: dict[str, Any]) -> Iterator[str]:
-    for kind, label in BYTES_OF_TEXT.items():
+    for kind, label in SIZES.items():
         if (size := receiver["bytes"][kind]) is not None:
             yield f"{receiver['byte_ratios'][kind]:.2f}x {label} ({size:.0f})"

@@ -11,8 +11,8 @@ import torch
 
 from latentwire.backbone.context import Context
 from latentwire.core.errors import DataError
+from latentwire.core.names import LATENT, TEXT
 from latentwire.diagnostics.timing import timed
-from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.receiver import Receiver, Source
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire

@@ -20,6 +20,7 @@ from latentwire.backbone.padding import pad_left, pad_right
 from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError
+from latentwire.core.names import TEXT
 from latentwire.data.prompts import PromptFormat
 from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.text import stack_phases
@@ -38,11 +39,6 @@ from latentwire.model.encoding import (
 from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
 from latentwire.reader.base import real
 from latentwire.reader.build import build_reader
-
-ADAPTERS = LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA = "latent", "text", "token_budget", "llmlingua"
-"""Names of a receiver's LoRA adapters: what it was tuned to read."""
-ASKING = "asking"
-"""The name of the one that asks about a text instead of answering."""
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, model_of
 from latentwire.checkpoint.tensors import load_folder
+from latentwire.core.names import LATENT, TEXT
 from latentwire.encoder.registry import build_encoder
-from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import load_lm, load_receiver_state, load_sender_state, prepare_device

@@ -15,7 +15,8 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, WireError
-from latentwire.model.contexts import LATENT, TEXT, ContextReader
+from latentwire.core.names import LATENT, TEXT
+from latentwire.model.contexts import ContextReader
 from latentwire.reader.adapter import EmbeddingReader
 from latentwire.wire.message import Wire
 

@@ -22,10 +22,10 @@ from latentwire.checkpoint.parts import (
 )
 from latentwire.config import Config
 from latentwire.core.errors import CheckpointError, ConfigError, one_line
+from latentwire.core.names import ADAPTERS
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
-from latentwire.model.contexts import ADAPTERS
 from latentwire.model.encoding import Prepared, encode_for_receiver
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender

@@ -20,6 +20,7 @@ from typing import Any
 from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.intervals import with_interval
 from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
+from latentwire.core.names import INDEX, LOG, RESULTS
 from latentwire.report.paired import differences
 
 SCHEMA = 1
@@ -58,16 +59,16 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
     row["against"] = against = planned.get("against")
     if (run / FAILED).is_file():
         return row | {"status": "failed", "error": read_json(run / FAILED)["error"]}
-    if not (run / "eval.json").is_file():
+    if not (run / RESULTS).is_file():
         return row
-    results = read_json(run / "eval.json")
+    results = read_json(run / RESULTS)
     if not all(receiver["latent"] for receiver in results["receivers"].values()):  # evaluated again, without latents
         return row
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
     apart = differences(run, folder / against) if against else {}
-    steps = [r for r in _lines(run / "diagnostics.jsonl") if r.get("stage") == STAGE and "skipped" not in r]
+    steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
         row["receivers"][name] = {
@@ -83,7 +84,7 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
 
 def trained_parameters(run: Path, receiver: str) -> int | None:
     """Parameters trained end to end for one receiver: its own groups, and those that all share (the encoder)."""
-    index = run / "stages" / STAGE / "done" / "checkpoint.json"
+    index = run / "stages" / STAGE / "done" / INDEX
     groups = read_json(index).get("parameters", {}) if index.is_file() else {}
     own = [count for group, count in groups.items() if "/" not in group or group.endswith(f"/{receiver}")]
     return sum(own) if own else None
@@ -92,7 +93,7 @@ def trained_parameters(run: Path, receiver: str) -> int | None:
 def history(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     """The diagnostics of all runs, each line with the name of its run."""
     for name in names:
-        for row in _lines(folder / name / "diagnostics.jsonl"):
+        for row in _lines(folder / name / LOG):
             yield {"run": name} | row
 
 

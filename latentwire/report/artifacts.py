@@ -9,13 +9,12 @@ from typing import Any
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, read_jsonl, read_object
+from latentwire.core.names import CONFIG, EXPORTED_LOG, LOG, MANIFEST, PASSAGES, PREDICTIONS, RESULTS
 from latentwire.report.ablation import FAILED, PLAN
 from latentwire.report.results import checked, read_results
 
 NOT_STARTED = "not started"
-LOG, EXPORTED_LOG = "diagnostics.jsonl", "training.jsonl"
-"""The log of a training run, and what it is called in an exported checkpoint."""
-FILES = ("config.json", "manifest.json", LOG, EXPORTED_LOG, "eval.json", "predictions.jsonl", "passages.jsonl", FAILED)
+FILES = (CONFIG, MANIFEST, LOG, EXPORTED_LOG, RESULTS, PREDICTIONS, PASSAGES, FAILED)
 
 
 @dataclass
@@ -94,7 +93,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
     if not there:
         raise LatentWireError(f"{folder}: {_nothing(folder)}")
     run = RunFiles(name, folder)
-    if path := there.get("eval.json"):
+    if path := there.get(RESULTS):
         with checked(path):
             run.results = read_results(path)
             run.manifest = run.results["manifest"]
@@ -106,9 +105,9 @@ def read_run(folder: Path, name: str) -> RunFiles:
     for file in (LOG, EXPORTED_LOG):
         if path := there.get(file):
             run.log = read_jsonl(path)
-    if path := there.get("predictions.jsonl"):
+    if path := there.get(PREDICTIONS):
         run.answers = read_jsonl(path)
-    if path := there.get("passages.jsonl"):
+    if path := there.get(PASSAGES):
         run.passages = read_jsonl(path)
     if path := there.get(FAILED):
         with checked(path):

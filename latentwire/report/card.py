@@ -12,7 +12,8 @@ from typing import Any
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.intervals import with_interval
-from latentwire.core.kept import kept_in_words
+from latentwire.core.measures import EVERY_MODE, kept_in_words, mode_label
+from latentwire.core.names import CODEBOOKS
 from latentwire.data.hub import SOURCES
 
 DATA_LICENCES = {
@@ -22,20 +23,10 @@ DATA_LICENCES = {
     "facts": "invented facts, made by latentwire.data.facts",
 }
 COLUMNS = {"f1": "F1 [95 %]", "em": "EM", "first_token_acc": "first token", "nll_per_token": "NLL/token"}
-RIVALS = ("llmlingua", "llmlingua_text_tuned", "llmlingua_tuned", "kvpress", "kvpress_text_tuned")
-"""Modes of other methods, which an eval.json has only where they were asked for."""
-MODES = ("text", "text_tuned", "latent", "token_budget", "no_context", *RIVALS)
-BARE = ("text", "llmlingua", "kvpress")
-"""Modes that are read by the bare model by definition."""
 SEVERAL_RUNS = (
     "Commands of the training, in their order. `checkpoint.json` names the commit of each; files of `configs/` and "
     "`checkpoints/` in it are those of that commit:"
 )
-
-
-def mode_label(mode: str, measured: dict[str, Any]) -> str:
-    """What a mode is called in tables; one that was read without the LoRA of its own says so."""
-    return mode if measured["tuned"] or mode in BARE else f"{mode} (no LoRA)"
 
 
 def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
@@ -81,7 +72,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
 
 
 def _codecs(files: Iterable[str]) -> list[str]:
-    learned = ", ".join(f"`{Path(name).stem}`" for name in sorted(files) if name.startswith("codecs/"))
+    learned = ", ".join(f"`{Path(name).stem}`" for name in sorted(files) if name.startswith(CODEBOOKS))
     return ["", f"Learned codecs, as in `encode(text, codec)`: {learned}."] if learned else []
 
 
@@ -153,7 +144,7 @@ def _results(results: dict[str, Any]) -> list[str]:
         f"|---|---|{'---|' * len(COLUMNS)}",
     ]
     for name, receiver in results["receivers"].items():
-        for mode in MODES:
+        for mode in EVERY_MODE:
             m = receiver.get(mode)
             if m is not None:
                 f1 = with_interval(m["f1"], m["f1_ci"])

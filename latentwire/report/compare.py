@@ -7,7 +7,7 @@ from typing import Any
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import with_interval
-from latentwire.core.kept import baseline_of, baselines_for
+from latentwire.core.measures import baseline_of, baselines_for
 from latentwire.report.results import checked, read_results
 
 

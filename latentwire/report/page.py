@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from latentwire.core.atomic import write_text
 from latentwire.core.json_files import dump_json
+from latentwire.core.measures import RIVALS
 from latentwire.report import charts, view
 from latentwire.report.artifacts import RunFiles, read_runs
-from latentwire.report.card import RIVALS
 from latentwire.report.results import checked
 
 PAGE, SUMMARY = "report.html", "report.md"

@@ -7,6 +7,7 @@ from typing import Any
 
 from latentwire.core.intervals import bootstrap_ci
 from latentwire.core.json_files import read_json, read_jsonl
+from latentwire.core.names import PREDICTIONS, RESULTS
 
 MODE = "latent"
 
@@ -17,11 +18,11 @@ def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
     Only receivers that both runs have. Empty where one of them is not evaluated yet, where they were asked other
     questions, or where their predictions.jsonl is older than the NLL in it.
     """
-    files = [run / name for run in (folder, other) for name in ("eval.json", "predictions.jsonl")]
+    files = [run / name for run in (folder, other) for name in (RESULTS, PREDICTIONS)]
     if not all(path.is_file() for path in files):
         return {}
-    receivers = [list(read_json(run / "eval.json")["receivers"]) for run in (folder, other)]
-    ours, theirs = (read_jsonl(run / "predictions.jsonl") for run in (folder, other))
+    receivers = [list(read_json(run / RESULTS)["receivers"]) for run in (folder, other)]
+    ours, theirs = (read_jsonl(run / PREDICTIONS) for run in (folder, other))
     if [(row["id"], row["question"]) for row in ours] != [(row["id"], row["question"]) for row in theirs]:
         return {}
     passages = [row["passage"] for row in ours]

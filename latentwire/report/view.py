@@ -7,13 +7,13 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from latentwire.core.kept import baseline_of
+from latentwire.core.measures import EVERY_MODE, SIZES, baseline_of, mode_label
+from latentwire.core.names import LOG, PASSAGES, PREDICTIONS, RESULTS
 from latentwire.report.artifacts import RunFiles, answers_in
-from latentwire.report.card import MODES, mode_label
 from latentwire.report.results import checked
 
 TIMES = ("encode", "prefill", "first_token", "answer")
-BYTES = ("wire", "utf8", "zstd", "packed_ids", "lm_bytes")
+BYTES = ("wire", *SIZES)
 Row = dict[str, Any]
 
 
@@ -21,9 +21,9 @@ def scores(runs: Sequence[RunFiles]) -> list[Row]:
     """One row for each run, receiver and mode that was measured."""
     rows = []
     for run in runs:
-        with checked(run.folder / "eval.json"):
+        with checked(run.folder / RESULTS):
             for name, receiver in run.receivers.items():
-                measured = [(mode, m) for mode in MODES if (m := receiver.get(mode)) is not None]
+                measured = [(mode, m) for mode in EVERY_MODE if (m := receiver.get(mode)) is not None]
                 for mode, m in measured:
                     row = {"run": run.name, "receiver": name, "mode": mode, "label": mode_label(mode, m)}
                     row |= {"f1": m["f1"], "low": m["f1_ci"][0], "high": m["f1_ci"][1], "positions": m.get("positions")}
@@ -35,7 +35,7 @@ def costs(runs: Sequence[RunFiles]) -> list[Row]:
     """What a message costs and what it keeps, one row for each run and receiver."""
     rows = []
     for run in runs:
-        with checked(run.folder / "eval.json"):
+        with checked(run.folder / RESULTS):
             for name, receiver in run.receivers.items():
                 latent = receiver["latent"]
                 baseline = latent and baseline_of(latent, receiver)
@@ -52,10 +52,10 @@ def latencies(runs: Sequence[RunFiles]) -> list[Row]:
     """Median seconds of one question, one row for each run, receiver and mode that was timed."""
     rows = []
     for run in runs:
-        with checked(run.folder / "eval.json"):
+        with checked(run.folder / RESULTS):
             machine = measured_on(run).get("cpu")
             for name, receiver in run.receivers.items():
-                for mode in MODES:
+                for mode in EVERY_MODE:
                     if (m := receiver.get(mode)) is not None and (times := m["latency_s"]):
                         row = {"run": run.name, "receiver": name, "mode": mode, "machine": machine}
                         rows.append(row | {key: times[key] for key in TIMES})
@@ -87,7 +87,7 @@ def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
     """stage -> the curves of every run and receiver: (step, value) of loss, its running mean, and first accuracy."""
     stages: dict[str, list[Row]] = {}
     for run in runs:
-        with checked(run.folder / "diagnostics.jsonl"):
+        with checked(run.folder / LOG):
             steps: dict[tuple[str, str], list[Row]] = {}
             for record in run.log:
                 if "step" in record and "receiver" in record:
@@ -140,7 +140,7 @@ def closed_forms(runs: Sequence[RunFiles]) -> list[Row]:
     """Held-out R² of each receiver's slots after the closed form; a companion's, of what they still missed."""
     rows = []
     for run in runs:
-        with checked(run.folder / "diagnostics.jsonl"):
+        with checked(run.folder / LOG):
             for record in run.log:
                 by = (
                     " (by the companion, of what was missed)" if str(record.get("stage")).endswith("/companion") else ""
@@ -154,14 +154,14 @@ def closed_forms(runs: Sequence[RunFiles]) -> list[Row]:
 def examples(run: RunFiles) -> Row:
     """A run's single answers and passages, as the page's browser reads them."""
     shown: list[Row] = []
-    with checked(run.folder / "passages.jsonl"):
+    with checked(run.folder / PASSAGES):
         passages = [[p["context"][first:end] for first, end in p["windows"]] for p in run.passages]
-    with checked(run.folder / "predictions.jsonl"):
+    with checked(run.folder / PREDICTIONS):
         for row in run.answers:
             answers: Row = {}
             attention: Row = {}
             for name, given in answers_in(row).items():
-                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in MODES if m in given}
+                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in EVERY_MODE if m in given}
                 if "attention" in given.get("latent", {}):
                     attention[name] = given["latent"]["attention"]
             example: Row = {"question": row["question"], "gold": row["answers"], "answers": answers}
@@ -173,7 +173,7 @@ def examples(run: RunFiles) -> Row:
                         raise ValueError(f"attention on {len(shares)} latents of a passage with {windows} windows")
             shown.append(example | ({"attention": attention} if attention else {}))
     names = list(dict.fromkeys(name for e in shown for name in e["answers"]))
-    modes = [m for m in MODES if any(m in e["answers"].get(n, {}) for e in shown for n in names)]
+    modes = [m for m in EVERY_MODE if any(m in e["answers"].get(n, {}) for e in shown for n in names)]
     against = {name: _baseline(run, name, shown) for name in names}
     return {
         "run": run.name,

@@ -27,7 +27,8 @@ from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
 from latentwire.wire.message import Wire, read_texts
 
-INDEX = "index.json"
+ABOUT = "index.json"
+"""What an index tells of itself."""
 PART = 256
 """Documents of a file: what is lost at most when it is stopped, and how far a document may move and be kept."""
 GROUP = 16
@@ -120,19 +121,19 @@ def build_index(
 
     for part in engine(Encoding(load_sender, made_with["codec"], with_text), stale()):
         messages = [message for message in part.messages if message is not None]
-        (out / INDEX).unlink(missing_ok=True)  # only now: what fails before it leaves an older index as it was
+        (out / ABOUT).unlink(missing_ok=True)  # only now: what fails before it leaves an older index as it was
         write_bytes(_part(out, part.number), _table(part.rows, messages, made_with))
         sizes[part.number] = sum(map(len, messages))
         progress(len(part.rows))
     if not sizes:
         raise DataError(f"{out}: there is no document to index")
     info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
-    if not (out / INDEX).is_file() or read_json(out / INDEX) != info:
-        (out / INDEX).unlink(missing_ok=True)
+    if not (out / ABOUT).is_file() or read_json(out / ABOUT) != info:
+        (out / ABOUT).unlink(missing_ok=True)
         for left in {*(out / "wires").glob("*.parquet")} - {_part(out, number) for number in sizes}:
             left.unlink()
         _save_words(words, out)
-        write_json(out / INDEX, info)
+        write_json(out / ABOUT, info)
     return info | {"encoded": encoded}
 
 
@@ -231,11 +232,11 @@ class Index:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / INDEX).is_file():
+        if not (self.folder / ABOUT).is_file():
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
-        self.info = read_object(self.folder / INDEX, DataError)
+        self.info = read_object(self.folder / ABOUT, DataError)
         if not {"documents", "sender"} <= self.info.keys():
-            raise DataError(f"{self.folder / INDEX}: not that of an index")
+            raise DataError(f"{self.folder / ABOUT}: not that of an index")
         try:
             self._statistics = bm25s.BM25.load(self.folder / "bm25", mmap=True, show_progress=False)
         except Exception as error:  # whatever may stand in these files in place of what the package wrote

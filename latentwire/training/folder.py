@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpoint.tensors import INDEX
 from latentwire.config import Config, config_from_dict
 from latentwire.config.load import differences
 from latentwire.config.sections.running import EvaluationConfig
@@ -22,7 +21,8 @@ from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import append_jsonl, read_json, write_json
 from latentwire.core.manifest import run_manifest
-from latentwire.training.origin import ORIGIN, Origin
+from latentwire.core.names import CONFIG, INDEX, LOG, MANIFEST, ORIGIN
+from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
 from latentwire.training.tracking import tracker_of
 
@@ -38,7 +38,7 @@ MAY_CHANGE = {
 
 def has_begun(path: Path) -> bool:
     """Whether a run in a folder has something to go on from."""
-    return (path / "config.json").is_file() and (any(path.glob("stages/*/*")) or (path / "last").is_dir())
+    return (path / CONFIG).is_file() and (any(path.glob("stages/*/*")) or (path / "last").is_dir())
 
 
 def changed_since(path: Path, config: Config) -> list[str]:
@@ -48,7 +48,7 @@ def changed_since(path: Path, config: Config) -> list[str]:
     """
     if not has_begun(path):
         return []
-    file = path / "config.json"
+    file = path / CONFIG
     # Through the schema, as options that came later had their defaults then.
     before = config_from_dict(read_json(file), str(file), {}).model_dump(mode="json")
     return sorted(differences(before, config.model_dump(mode="json"), MAY_CHANGE))
@@ -86,8 +86,8 @@ class RunFolder:
 
         With `fresh`, what an earlier run left in the folder is removed first.
         """
-        path = self.path / "config.json"
-        if fresh and path.is_file() and (self.path / "manifest.json").is_file():
+        path = self.path / CONFIG
+        if fresh and path.is_file() and (self.path / MANIFEST).is_file():
             shutil.rmtree(self.path.resolve())  # not a link to it
         self.check()
         now = self.config.model_dump(mode="json")
@@ -99,7 +99,7 @@ class RunFolder:
         if not begun:
             write_json(path, now)
         made_by = run_manifest(now, command) | {"processes": self.processes.count}
-        write_json(self.path / "manifest.json", made_by)
+        write_json(self.path / MANIFEST, made_by)
 
     def check(self) -> None:
         """ConfigError where the folder belongs to another configuration."""
@@ -131,7 +131,7 @@ class RunFolder:
         """One line of diagnostics.jsonl, which the tracker gets as well."""
         if not self.processes.is_main:
             return
-        append_jsonl(self.path / "diagnostics.jsonl", record)
+        append_jsonl(self.path / LOG, record)
         if self.tracker:
             self.tracker.log(record)
 

@@ -17,11 +17,11 @@ from latentwire.config.load import differences
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_json, write_json
+from latentwire.core.names import ORIGIN, TEXT
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
 from latentwire.features import FEATURES
-from latentwire.model.contexts import TEXT
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner", "use_sender_lora"}
@@ -49,9 +49,6 @@ NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"
 """Features that wider latents are nothing to: they do not read them, or start afresh in every run."""
 READ_LATENTS = {"reader.generator.linear": 0, "reader.generator.centre": 0, "reader.generator.mlp.0.weight": 1}
 """Tensors of a receiver that have a dimension as wide as latents, and which it is."""
-
-ORIGIN = "origin.json"
-"""What a run started from, in its folder."""
 
 
 class Origin:

@@ -15,11 +15,11 @@ from latentwire.backbone.load import load_config
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES
 from latentwire.core.errors import ConfigError
+from latentwire.core.names import LATENT, TEXT
 from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
-from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.rivals import versions_of
 from latentwire.training.fitting import fit

@@ -17,11 +17,11 @@ from latentwire.checkpoint.training_state import prune_states
 from latentwire.config import Config
 from latentwire.core.batches import batched
 from latentwire.core.errors import TrainingError
+from latentwire.core.names import ASKING, TEXT
 from latentwire.core.seeds import seed_everything
 from latentwire.data.candidates import likely_answers
 from latentwire.data.example import Passage, Question
 from latentwire.diagnostics.progress import StepLog
-from latentwire.model.contexts import ASKING, TEXT
 from latentwire.model.encoding import Pair, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.training.loop import Trainer

@@ -8,14 +8,14 @@ from typing import Any
 
 from latentwire.backbone.load import weights_digest
 from latentwire.checkpoint.parts import adapter_stem
-from latentwire.checkpoint.tensors import INDEX, load_folder, save_folder
+from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.config.sections.training import TuningStage
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
+from latentwire.core.names import ASKING, INDEX, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.encoder.backbone import BackboneEncoder
-from latentwire.model.contexts import ASKING, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.reader.slots import SlotReader

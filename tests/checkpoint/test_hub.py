@@ -13,9 +13,10 @@ from latentwire.backbone.store import stored_models
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.push import push_to_hub
 from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
-from latentwire.checkpoint.tensors import INDEX, read_info
+from latentwire.checkpoint.tensors import read_info
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import CheckpointError
+from latentwire.core.names import INDEX
 from latentwire.eval import main as eval_main
 from latentwire.report.card import model_card
 from tests.cli.test_commands import fails

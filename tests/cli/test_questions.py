@@ -14,10 +14,10 @@ from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.cli.questions import main as questions_main
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, DataError, TrainingError
+from latentwire.core.names import ASKING
 from latentwire.data.candidates import likely_answers
 from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
-from latentwire.model.contexts import ASKING
 from latentwire.training import questioner as module
 from latentwire.training.questioner import Asked, kept
 from tests.cli.test_commands import models, trained

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from latentwire.core.intervals import bootstrap_ci
-from latentwire.core.kept import kept_in_words
+from latentwire.core.measures import kept_in_words
 
 
 def test_the_interval_holds_the_mean_and_is_wider_where_questions_share_a_passage() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.core.names import LATENT
 from latentwire.evaluation.answering import encode_items, given_to
 from latentwire.evaluation.attention import attention_on_latents
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.modes import MODES
-from latentwire.model.contexts import LATENT
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES
 

@@ -24,10 +24,10 @@ from lm_eval.utils import apply_template
 
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, LatentWireError, WireError
+from latentwire.core.names import LATENT
 from latentwire.eval import main as eval_main
 from latentwire.evaluation import suite
 from latentwire.evaluation.harness import HarnessLM, Messages, Prompt, split_prompt
-from latentwire.model.contexts import LATENT
 from latentwire.model.system import LatentWire
 from tests.systems import saved_run, small_config, small_passages, small_system
 from tests.tiny import tiny_model, tiny_tokenizer

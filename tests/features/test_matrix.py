@@ -12,8 +12,8 @@ from torch import Tensor
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.names import LATENT
 from latentwire.features import FEATURES
-from latentwire.model.contexts import LATENT
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.end_to_end import EndToEnd

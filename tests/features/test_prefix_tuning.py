@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.core.names import LATENT
 from latentwire.features.prefix import Prefix
 from latentwire.features.prefix.feature import START, starting_slots
-from latentwire.model.contexts import LATENT
 from latentwire.train import main as train_main
 from tests.cli.test_commands import arguments, models
 from tests.features.test_matrix import latents, module_of, nll, system_with

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from latentwire.core.names import LATENT
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.contexts import LATENT
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit

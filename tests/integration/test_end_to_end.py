@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.core.names import LATENT
 from latentwire.data.example import Passage, Question
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.contexts import LATENT
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
-from latentwire.model.contexts import LATENT, TEXT
+from latentwire.core.names import LATENT, TEXT
 from latentwire.model.encoding import QuestionBlock, ReceiverText, pack_questions
 from latentwire.model.receiver import Receiver
 from latentwire.training.loop import Trainer

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from latentwire.config.layout import LatentLayout
 from latentwire.core.errors import WireError
+from latentwire.core.names import LATENT
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.model.contexts import LATENT
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.end_to_end import EndToEnd

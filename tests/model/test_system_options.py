@@ -18,7 +18,7 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.turns import Turns
 from latentwire.config import Config, load_config
 from latentwire.core.errors import ConfigError, ModelError
-from latentwire.model.contexts import LATENT, TEXT
+from latentwire.core.names import LATENT, TEXT
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.train import main as train_main
 from latentwire.training.module import TrainModule

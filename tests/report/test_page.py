@@ -15,7 +15,6 @@ import pytest
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, write_json, write_jsonl
-from latentwire.evaluation.modes import RIVALS
 from latentwire.report import card, view
 from latentwire.report.artifacts import read_runs
 from latentwire.report.page import content, write_report
@@ -261,7 +260,6 @@ def test_modes_without_a_chart_and_markup_in_names(tmp_path: Path) -> None:
 
 
 def test_other_methods_are_shown_where_they_were_measured(tmp_path: Path) -> None:
-    assert tuple(RIVALS) == card.RIVALS
     own = {"text": measured(0.6), "latent": measured(0.4, tuned=True), "kvpress": measured(0.3) | {"positions": 25.0}}
     own["llmlingua_tuned"] = measured(0.2, tuned=True) | {"positions": 40.0}
     write_json(tmp_path / "run" / "eval.json", results(a=own))

@@ -30,7 +30,7 @@ from peft import PeftModel
 from latentwire import Receiver, Sender, Wire
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, WireError
-from latentwire.model.contexts import LATENT
+from latentwire.core.names import LATENT
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
 from latentwire.serving.vllm_gate import WireGate

@@ -27,7 +27,7 @@ from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.context import Context
 from latentwire.backbone.padding import pad_left
 from latentwire.checkpoint.system import save_checkpoint
-from latentwire.model.contexts import LATENT, TEXT
+from latentwire.core.names import LATENT, TEXT
 from latentwire.model.system import LatentWire
 from latentwire.serving.vllm_requests import PLACEHOLDER, Client
 from tests.serving.test_vllm import refusals

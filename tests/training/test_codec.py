@@ -14,7 +14,7 @@ from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.cli.codecs import sample_codebook
 from latentwire.core.errors import CheckpointError, WireError
-from latentwire.model.contexts import LATENT
+from latentwire.core.names import LATENT
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire

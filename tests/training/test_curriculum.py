@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from latentwire.core.json_files import append_jsonl
+from latentwire.core.names import LATENT
 from latentwire.diagnostics.progress import StepLog
-from latentwire.model.contexts import LATENT
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd

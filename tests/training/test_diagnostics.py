@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from latentwire.core.json_files import append_jsonl
+from latentwire.core.names import LATENT
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.progress import StepLog
 from latentwire.diagnostics.tensors import Watch, hand_over
-from latentwire.model.contexts import LATENT
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning

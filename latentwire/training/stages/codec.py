@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentwire.config.schema import Config
 from latentwire.core.batches import batched
-from latentwire.model.contexts import LATENT
+from latentwire.core.names import LATENT
 from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.config.schema import Config
+from latentwire.core.names import BASELINES, LATENT
 from latentwire.encoder.text import SenderText
 from latentwire.features.lora import LoRA
 from latentwire.losses.terms import Terms
-from latentwire.model.contexts import LATENT
 from latentwire.model.encoding import Prepared, QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
@@ -223,9 +223,8 @@ class EndToEnd:
         return StepOutput(terms.total, tokens, f"{receiver.name}:text", terms.metrics, terms.weighted)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            stem: t for stem, t in self.system.state_dict(training=True).items() if not stem.startswith("baselines/")
-        }
+        state = self.system.state_dict(training=True)
+        return {stem: group for stem, group in state.items() if not stem.startswith(BASELINES)}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.system.load_state_dict(state)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from latentwire.backbone.padding import pad_right
 from latentwire.core.batches import batched
+from latentwire.core.names import LATENT, TEXT
 from latentwire.encoder.text import stack_phases
 from latentwire.features.lora.feature import base_model
-from latentwire.model.contexts import LATENT, TEXT
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.reader.base import Reader

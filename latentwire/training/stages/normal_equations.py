@@ -14,9 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from latentwire.checkpoint.tensors import INDEX, load_folder, read_info, save_folder
+from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.core.batches import batched
 from latentwire.core.errors import TrainingError
+from latentwire.core.names import INDEX
 from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.training.interrupt import Interrupted, StopRequest

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from latentwire.config.schema import Config
+from latentwire.core.names import LATENT, LLMLINGUA, TOKEN_BUDGET
 from latentwire.features.lora import LoRA
-from latentwire.model.contexts import LATENT, LLMLINGUA, TOKEN_BUDGET
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled

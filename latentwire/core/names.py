@@ -1,0 +1,18 @@
+"""Names that several folders go by: of LoRA adapters, and of the files in runs and checkpoints. No torch."""
+
+from __future__ import annotations
+
+ADAPTERS = LATENT, TEXT, TOKEN_BUDGET, LLMLINGUA = "latent", "text", "token_budget", "llmlingua"
+"""A receiver's LoRA adapters: what it was tuned to read."""
+ASKING = "asking"
+"""The one that asks about a text instead of answering."""
+
+CONFIG, MANIFEST, LOG, ORIGIN = "config.json", "manifest.json", "diagnostics.jsonl", "origin.json"
+"""Of a run: its configuration, what made it, a line for each step, and what it began from."""
+RESULTS, PREDICTIONS, PASSAGES = "eval.json", "predictions.jsonl", "passages.jsonl"
+"""Of an evaluation, in a folder of its own or in the run's."""
+INDEX, CARD, EXPORTED_LOG = "checkpoint.json", "README.md", "training.jsonl"
+"""Of a checkpoint, the latter two of one that is passed on."""
+READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
+"""What the names of its weights' files begin with: of readers with the LoRA that reads latents, of other LoRA, of
+codebooks of learned codecs."""
