@@ -23,7 +23,7 @@ import torch
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.padding import pad_left
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import LatentWireError
 from latentwire.core.names import LATENT
@@ -164,7 +164,7 @@ def main(
     data = DataConfig(dataset="squad" if data_path else "facts", eval_path=data_path)
     try:
         passages = load_passages(data, "validation", questions)
-        changes = dict(map(parse_override, overrides))
+        changes = parse_overrides(overrides)
         client, asked, seconds = prepare(ckpt, receiver, passages, max_new_tokens, changes)
         result = compare(url, client, asked, clients)
         here = {"seconds": round(seconds, 2), "answers_per_s": round(len(asked) / seconds, 2)}

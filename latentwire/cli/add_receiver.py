@@ -10,7 +10,7 @@ import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.cli.run import run_and_exit
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import TuningStage
 from latentwire.core.errors import ConfigError
@@ -79,7 +79,7 @@ def add_receiver(
     facts = (dataset or trained.data.dataset) == "facts"
     if (eval_path or facts) and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
-    config = load_config_of(folder, changes | dict(map(parse_override, overrides or [])))
+    config = load_config_of(folder, changes | parse_overrides(overrides))
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
     given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
     given |= {"text_path": text_path, "samples": samples, "steps": steps}

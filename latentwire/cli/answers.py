@@ -14,7 +14,7 @@ import typer
 
 from latentwire.cli.files import label, text_of
 from latentwire.config import some_receivers
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, ModelError
 from latentwire.core.unicode import utf8
 
@@ -39,7 +39,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
 
     folder = find_checkpoint(Path(ckpt))
-    config = load_config_of(folder, dict(map(parse_override, overrides)))
+    config = load_config_of(folder, parse_overrides(overrides))
     some_receivers(config.model, names, f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)

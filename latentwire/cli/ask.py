@@ -24,7 +24,7 @@ from latentwire.cli.answers import (
 )
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label, with_extra
 from latentwire.config import some_receivers
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, WireError
 from latentwire.core.json_files import dump_json
 
@@ -116,7 +116,7 @@ def _ask_index(
     index = indexing.Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
-    checkpoint, changes = find_checkpoint(Path(ckpt)), dict(map(parse_override, overrides))
+    checkpoint, changes = find_checkpoint(Path(ckpt)), parse_overrides(overrides)
     chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
     if index.info.get("text", "none") == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
         raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")

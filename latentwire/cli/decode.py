@@ -12,7 +12,7 @@ import typer
 
 from latentwire.cli.answers import check_questions, printable
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, opened
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import WireError
 from latentwire.wire.message import Wire, read_texts
 
@@ -34,7 +34,7 @@ def decode(
     Example: latentwire decode story.lw --receiver gemma3-270m --question "Who is the keeper?"
     """
     check_questions(question)
-    changes = dict(map(parse_override, overrides or []))
+    changes = parse_overrides(overrides)
     out = []
     with opened(file) as stream:
         texts = read_texts(stream)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, label, text_of
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
 
@@ -114,7 +114,7 @@ def _lines(name: str) -> Iterator[list[str]]:
 def _send(names: Sequence[str], lines: bool, checkpoint: Path, overrides: list[str], **how: Any) -> Iterator[Wire]:
     from latentwire.model.sender import Sender
 
-    sender = Sender.from_pretrained(checkpoint, dict(map(parse_override, overrides)))
+    sender = Sender.from_pretrained(checkpoint, parse_overrides(overrides))
     for name in names:
         if lines:
             for together in _lines(name):

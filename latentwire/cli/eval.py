@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
-from latentwire.config.load import differences, parse_override
+from latentwire.config.load import differences, parse_overrides
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import mapping_at, read_json
@@ -107,7 +107,7 @@ def command(
     if not out_dir and not Path(ckpt).is_dir():
         raise ConfigError(f"--out: {ckpt} is on the Hub, so the results need a folder here")
     trained, files = load_config_of(folder), read_info(folder)["files"]
-    changes: dict[str, Any] = dict(map(parse_override, overrides))
+    changes: dict[str, Any] = parse_overrides(overrides)
     if dataset:
         changes["data.dataset"] = dataset
         if dataset != trained.data.dataset:

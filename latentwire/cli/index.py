@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, with_extra
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.names import CODEBOOKS
 from latentwire.data.documents import ROW_FILES, read_documents
@@ -66,7 +66,7 @@ def index(
         raise ConfigError("--workers: only with --engine ray")
     on_ray = with_extra("on_ray") if engine == "ray" else None
     folder = find_checkpoint(Path(ckpt))
-    changes = dict(map(parse_override, overrides or []))
+    changes = parse_overrides(overrides)
     config = load_config_of(folder, changes)
     elsewhere = {"model", "companion"}  # may lie in other places on other machines
     unused = set() if config.encoder.companion else {"companion_layers", "companion_d_z"}

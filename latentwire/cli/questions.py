@@ -10,7 +10,7 @@ import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.cli.run import run_and_exit
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
 
@@ -55,7 +55,7 @@ def questions(
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
     of_data = {"data.dataset": "squad", "data.data_path": data_path.split(","), "data.text_path": None}
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
-    changes |= dict(map(parse_override, overrides or []))
+    changes |= parse_overrides(overrides)
     config = load_config_of(folder, changes)
     name = receiver or next(iter(config.model.chosen))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]

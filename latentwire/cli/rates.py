@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import make_folder, write_bytes
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import dump_json, read_json, write_json
@@ -54,7 +54,7 @@ def rates(
     folder, path = find_checkpoint(Path(ckpt)), Path(out)
     for spec in codec or []:
         codec_of(spec, folder)
-    changes = dict(map(parse_override, overrides or []))
+    changes = parse_overrides(overrides)
     own = {"evaluation.samples": samples} | ({"data.eval_path": data_path} if data_path else {})
     for key in sorted(changes.keys() & own):
         option = "--samples" if key == "evaluation.samples" else "--data_path"

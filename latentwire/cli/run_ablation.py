@@ -16,7 +16,7 @@ import click
 
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
-from latentwire.config.load import json_or_text, parse_override
+from latentwire.config.load import json_or_text, parse_override, parse_overrides
 from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, named, one_line
 from latentwire.core.json_files import read_json, write_json
 from latentwire.core.names import RESULTS
@@ -62,7 +62,7 @@ def command(
     if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         # A run that fails in one process is left behind, and the others would wait for that one.
         raise ConfigError("accelerate launch: an ablation is one process; share its runs out with --shard I/N")
-    plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), dict(map(parse_override, overrides)))
+    plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), parse_overrides(overrides))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
     chosen = choose(plan.runs, only, shard)
     for run in plan.runs:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
-from latentwire.config.load import parse_override
+from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 
 TOKEN = "LATENTWIRE_TOKEN"
@@ -72,7 +72,7 @@ def serve(
             f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[serve]'"
         ) from None
 
-    load = ends_of(ckpt, role, receiver, dict(map(parse_override, overrides or [])))
+    load = ends_of(ckpt, role, receiver, parse_overrides(overrides))
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)
     listener = _listen(host, port)
     engine = Engine(load, limits, role)

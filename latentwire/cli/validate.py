@@ -11,7 +11,7 @@ import typer
 from latentwire.cli.files import Debug, Json
 from latentwire.config import config_from_dict
 from latentwire.config.ablation import Ablation, load_ablation
-from latentwire.config.load import parse_override, read_config_file
+from latentwire.config.load import parse_overrides, read_config_file
 from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.core.json_files import dump_json
 
@@ -30,7 +30,7 @@ def validate(
 
     Example: latentwire validate configs/default.json --override encoder.window=8
     """
-    changes = dict(map(parse_override, overrides or []))
+    changes = parse_overrides(overrides)
     rows = [check(Path(config), changes) for config in configs]
     wrong = [row["error"] for row in rows if row["error"]]
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ def load_config(
 ) -> Config:
     """Read a JSON file (which may name another one under "extends"), then apply overrides and flags by dotted key."""
     values = read_config_file(Path(path)) if path else {}
-    changes = dict(map(parse_override, overrides))
+    changes = parse_overrides(overrides)
     return config_from_dict(values, str(path or "defaults"), changes | dict(flags or {}))
+
+
+def parse_overrides(texts: Iterable[str] | None) -> dict[str, Any]:
+    """What "key=value" words change, by dotted key; of one that is given twice the latter counts."""
+    return dict(map(parse_override, texts or []))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
