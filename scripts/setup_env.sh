@@ -17,6 +17,9 @@ setup_env() {
         fi
         # shellcheck disable=SC1091
         source .venv/bin/activate
+    elif ! python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "LatentWire needs Python 3.11 or newer; the active environment $VIRTUAL_ENV has an older one" >&2
+        exit 2
     fi
     want="$(cat pyproject.toml requirements.txt requirements-models.txt | sha256sum | cut -c1-16)"
     for part in base "$@"; do

@@ -58,5 +58,13 @@ def test_a_python_that_is_only_a_name_is_passed_over(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     assert Path(found()).name == "python3" and str(tmp_path) not in found()
+    old = tmp_path / "active" / "bin" / "python"
+    old.parent.mkdir(parents=True)
+    old.write_text("#!/bin/sh\nexit 1\n")  # what one older than 3.11 says
+    old.chmod(0o755)
+    active = environment | {"VIRTUAL_ENV": str(tmp_path / "active"), "PATH": f"{old.parent}:/usr/bin:/bin"}
+    entered = script.replace("find_python", "setup_env")
+    done = subprocess.run(["bash", "-c", entered], env=active, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "the active environment" in done.stderr
     (tmp_path / "own").symlink_to(sys.executable)
     assert found(PYTHON=str(tmp_path / "own")) == str(tmp_path / "own")

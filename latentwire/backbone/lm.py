@@ -131,8 +131,8 @@ class LanguageModel:
         return ([] if self.bos_id is None else [self.bos_id]), []
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and their character spans, without special tokens."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        """Token ids and their character spans, without special tokens: one that a text spells out is text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
 
     def autocast(self) -> torch.autocast:

@@ -14,7 +14,7 @@ import importlib.util
 import io
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
 from pathlib import Path
@@ -45,8 +45,10 @@ from latentwire.core.errors import ModelError, one_line
 from latentwire.core.hashing import sha256_file, stable_hash
 from latentwire.core.hub import HUB_SECONDS, hub_reason, within
 
+TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.txt", "*.jinja")
+MODEL_FILES = ("*.json", "*.safetensors", *TOKENIZER_FILES)
 HUB_FILES: dict[str, Any] = {
-    "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+    "allow_patterns": [*MODEL_FILES],
     "ignore_patterns": ["*/*", "consolidated*"],  # other exports and second copies of the weights
 }
 DeviceMap = str | dict[str, int | str]
@@ -217,17 +219,17 @@ def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
     return folder
 
 
-def weights_digest(name: str) -> str | None:
-    """A hash of the weights in a local folder or GGUF file; None for what a name tells for good."""
+def files_digest(name: str, kinds: Sequence[str] = MODEL_FILES) -> str | None:
+    """A hash of files in a model's local folder, of its GGUF file; None for what a name tells for good."""
     found = Path(name).expanduser()
     if name in ALIASES or not found.exists():
         return None
-    paths = sorted(found.glob("*.safetensors")) if found.is_dir() else [found]
+    paths = sorted({path for kind in kinds for path in found.glob(kind)}) if found.is_dir() else [found]
     files = [(path, path.stat()) for path in paths]
     return stable_hash([_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in files])
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _digest(path: Path, size: int, modified: int) -> str:
     """SHA-256 of a file, computed once a process (model and tokenizer both ask); size and time tell a changed file."""
     return sha256_file(path)

@@ -12,7 +12,7 @@ from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Override
 from latentwire.cli.run import run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
-from latentwire.config.sections.training import TuningStage
+from latentwire.config.sections.training import CurriculumConfig
 from latentwire.core.errors import ConfigError
 
 
@@ -71,8 +71,10 @@ def add_receiver(
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
     if dataset or data_path:  # the texts beside the checkpoint's own data do not belong to these
         changes |= {"data.text_path": None, "data.cloze": 0}
-    if not trained.curriculum.baselines.max_steps:  # the run that made it took them over from an earlier one
-        changes["curriculum.baselines.max_steps"] = TuningStage().max_steps
+    usual = CurriculumConfig()
+    for stage in ("slot_tuning", "baselines"):  # the run that made it took its own over from an earlier one
+        if getattr(trained.curriculum, stage).max_steps == 0:
+            changes[f"curriculum.{stage}.max_steps"] = getattr(usual, stage).max_steps
     of_data: dict[str, Any] = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
     of_data |= {"data.text_path": text_path, "data.samples": samples}
     changes |= {key: value for key, value in of_data.items() if value}

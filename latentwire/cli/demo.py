@@ -61,7 +61,7 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
     print("\n== One message, read by different models ==\n")
     for passage in passages[:SHOWN]:
         show(system, passage, config.evaluation.codec, config.evaluation.max_new_tokens)
-    print(f"\n== {samples} held-out questions ==\n", flush=True)
+    print(f"\n== {sum(len(p.questions) for p in passages)} held-out questions ==\n", flush=True)
     files = read_info(folder)["files"]
     results = {"squad": evaluate_system(system, config, out, command=command_line(), checkpoint=files)}
     del system

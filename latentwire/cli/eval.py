@@ -136,7 +136,7 @@ def command(
         made, now = mapping_at(made_with, "config"), config.model_dump(mode="json")
         same = not any(differences(made, now, ("evaluation.rivals",)))
         same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
-        same = same and set(results["receivers"]) == set(some_receivers(config.model, wanted, str(folder)))
+        same = same and mapping_at(results, "receivers").keys() == some_receivers(config.model, wanted, ckpt).keys()
         if same and made_with.get("checkpoint") == files and made_with.get("data") == data_fingerprint(passages):
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")

@@ -19,8 +19,8 @@ from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
 from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, named, one_line
 from latentwire.core.json_files import read_json, write_json
-from latentwire.core.names import RESULTS
-from latentwire.report.ablation import FAILED, PLAN, as_markdown, write_report
+from latentwire.core.names import FAILED, RESULTS
+from latentwire.report.ablation import PLAN, as_markdown, write_report
 from latentwire.training.requirements import check_requirements
 
 

@@ -133,5 +133,5 @@ def _token(file: Path | None) -> str | None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise LatentWireError(f"--host, --port: {host}:{port}: {error.strerror or error}") from None
+    except (OSError, TypeError, UnicodeError) as error:  # the latter two where a name is none that DNS could hold
+        raise LatentWireError(f"--host, --port: {host}:{port}: {getattr(error, 'strerror', None) or error}") from None

@@ -54,5 +54,8 @@ def kept_in_words(kept: Mapping[str, Any]) -> str:
         for key, label in (("f1", "F1"), ("em", "EM"))
         if kept[key] is not None
     ]
-    times = f"{kept['nll_per_token']:.2f} [{kept['nll_per_token_ci'][0]:.2f}, {kept['nll_per_token_ci'][1]:.2f}]"
-    return f"of {kept['of']}, latents keep {' and '.join(shares) or 'no F1'}, at {times} times its NLL"
+    said = f"of {kept['of']}, latents keep {' and '.join(shares) or 'no F1'}"
+    if kept["nll_per_token"] is None:
+        return said
+    low, high = kept["nll_per_token_ci"]
+    return f"{said}, at {kept['nll_per_token']:.2f} [{low:.2f}, {high:.2f}] times its NLL"

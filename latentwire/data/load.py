@@ -100,7 +100,7 @@ def take_questions(passages: list[Passage], limit: int | None) -> list[Passage]:
 def load_texts(path: str) -> list[str]:
     """Plain text, one paragraph a line; empty lines are left out."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.text_path: {path}: could not be read: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]

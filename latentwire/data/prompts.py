@@ -43,8 +43,8 @@ class PromptFormat:
                 [{"role": "user", "content": CONTENT_MARK}], tokenize=False, add_generation_prompt=True
             )
             before, self.after = rendered.split(CONTENT_MARK)
-            self.head = self._ids(before)
-            first = self._ids(self.after.lstrip() or "\n")[0]
+            self.head = self._ids(before, template=True)
+            first = self._ids(self.after.lstrip() or "\n", template=True)[0]
             ends = first in tokenizer.all_special_ids or first in tokenizer.get_added_vocab().values()
             self.stop = self.ends = sorted({*eos, *([first] if ends else [])})  # else it may stand in an answer
         else:
@@ -53,8 +53,9 @@ class PromptFormat:
             self.stop, self.ends = sorted({*eos, self._ids("\n")[-1]}), eos
         self.end_ids = eos if self.chat else []
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, text: str, template: bool = False) -> list[int]:
+        """Only in a template of the tokenizer's own are special tokens more than text."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=not template)["input_ids"])
 
     def opening(self, text: str) -> list[int]:
         """A text that stands between the head and the context."""
@@ -66,18 +67,19 @@ class PromptFormat:
 
     def rest(self, text: str) -> list[int]:
         """Everything between the context and what is generated, where that is a text of any form."""
-        return self.before_anchor + self._ids(self.anchor + text + self.after)
+        return self.before_anchor + self._ids(self.anchor + text) + self._ids(self.after, template=True)
 
     def rest_and(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
         """`rest`, and a continuation of it, cut where the tokens of the text alone end.
 
         White space at the text's end goes to the continuation, as in EleutherAI's harness: tokens begin with it.
         """
-        if not self.after:
-            kept = text.rstrip()
-            text, continuation = kept, text[len(kept) :] + continuation
-        before = self.rest(text)
-        whole = self.before_anchor + self._ids(self.anchor + text + self.after + continuation)
+        if self.after:
+            behind = self._ids(self.after, template=True)
+            return self.rest(text), self._ids(self.after + continuation, template=True)[len(behind) :]
+        kept = text.rstrip()
+        before = self.rest(kept)
+        whole = self.before_anchor + self._ids(self.anchor + text + continuation)
         return before, whole[len(before) :]
 
     def span(self) -> list[int]:

@@ -28,7 +28,7 @@ def reset_peak() -> None:
 
 def _cuda() -> Any:
     torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 class MemoryProfile:

@@ -119,15 +119,16 @@ def _measured(
 def _beside(
     answers: Mapping[str, Sequence[Answer]], measured: Mapping[str, Any], clusters: Sequence[int], resamples: int
 ) -> dict[str, Any]:
-    """What latents keep of the text, read with a LoRA tuned on it where they have one too, and what they gain over as
-    many tokens of it; None where one of these was not measured."""
+    """What latents keep of the text, and what they gain over as many tokens of it: read with a LoRA tuned on that where
+    they have one too, without one where they have none; None where these were not measured alike."""
     out: dict[str, Any] = {"kept": None, "gained": None}
     if "latent" not in answers:
         return out
     latent = answers["latent"]
-    if text := baseline_of(measured["latent"], {mode: measured.get(mode) for mode in TEXT_MODES}):
+    text = baseline_of(measured["latent"], {mode: measured.get(mode) for mode in TEXT_MODES})
+    if text and measured[text]["tuned"] == measured["latent"]["tuned"]:
         out["kept"] = {"of": text} | kept(latent, answers[text], clusters, resamples)
-    if "token_budget" in answers:
+    if "token_budget" in answers and measured["token_budget"]["tuned"] == measured["latent"]["tuned"]:
         f1, theirs = ([answer.f1 for answer in rows] for rows in (latent, answers["token_budget"]))
         out["gained"] = {"over": "token_budget"} | gained(f1, theirs, clusters, resamples)
     return out

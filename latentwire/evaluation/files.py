@@ -10,7 +10,7 @@ from typing import Any
 from latentwire.core.atomic import write_text
 from latentwire.core.json_files import write_json, write_jsonl
 from latentwire.core.measures import EVERY_MODE, RIVALS, SIZES
-from latentwire.core.names import PASSAGES, PREDICTIONS, RESULTS
+from latentwire.core.names import PASSAGES, PREDICTIONS, RESULTS, TABLE
 from latentwire.evaluation.answering import Answer, Answers
 
 
@@ -35,7 +35,7 @@ def write_results(folder: Path, results: dict[str, Any], answers: Answers) -> No
         for i in answers.items
     ]
     write_jsonl(folder / PASSAGES, passages)
-    write_text(folder / "eval.csv", _csv(results))
+    write_text(folder / TABLE, _csv(results))
     write_json(folder / RESULTS, results)
 
 

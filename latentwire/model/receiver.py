@@ -105,8 +105,8 @@ class Receiver(ContextReader):
             reason = reason or wire.misfit(self.sender, self.config.encoder.d_z, self.layout.total)
         if reason is None:
             # Before anything is decoded, since latents of a learned codec take far more memory than its bytes.
-            sections = [wire.frame.latents for wire in wires]
-            self.check_length(len(self.prompt.head) + sum(section.count for section in sections if section is not None))
+            counts = (wire.latent_count if self.own is None else len(self.own) for wire in wires)
+            self.check_length(len(self.prompt.head) + sum(counts))
             try:
                 _ = [wire.latents for wire in wires]
             except WireError as error:  # they need a codebook that is not known here

@@ -122,10 +122,14 @@ def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]],
 
 
 def prepare_device(config: Config) -> str:
-    """The device that models are put on, once the number of threads is set; errors of `check_devices`."""
+    """The device that models are put on, from now on the one whose time and memory are measured; errors of
+    `check_devices`. It sets the number of threads as well."""
     if config.system.threads:
         torch.set_num_threads(config.system.threads)
-    return check_devices(config)
+    device = check_devices(config)
+    if (index := torch.device(device).index) is not None and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(index)
+    return device
 
 
 def check_devices(config: Config) -> str:

@@ -20,11 +20,11 @@ from typing import Any
 from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.intervals import with_interval
 from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
-from latentwire.core.names import INDEX, LOG, RESULTS
+from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
 from latentwire.report.paired import differences
 
 SCHEMA = 1
-PLAN, FAILED = "ablation.json", "failed.json"
+PLAN = "ablation.json"
 STAGE = "end_to_end"
 """The stage whose trained parameters and step time are compared."""
 MEASURES = ("f1", "f1_ci", "em", "em_ci", "nll_per_token", "first_token_acc")

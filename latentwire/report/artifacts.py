@@ -9,8 +9,8 @@ from typing import Any
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, read_jsonl, read_object
-from latentwire.core.names import CONFIG, EXPORTED_LOG, LOG, MANIFEST, PASSAGES, PREDICTIONS, RESULTS
-from latentwire.report.ablation import FAILED, PLAN
+from latentwire.core.names import CONFIG, EXPORTED_LOG, FAILED, LOG, MANIFEST, PASSAGES, PREDICTIONS, RESULTS
+from latentwire.report.ablation import PLAN
 from latentwire.report.results import checked, read_results
 
 NOT_STARTED = "not started"

@@ -15,8 +15,8 @@ MODE = "latent"
 def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
     """Receiver -> F1 and NLL a token of the answers in `folder` less those in `other`, with paired 95 % intervals.
 
-    Only receivers that both runs have. Empty where one of them is not evaluated yet, where they were asked other
-    questions, or where their predictions.jsonl is older than the NLL in it.
+    Only receivers that both runs have, on the same model, and measured from latents. Empty where one run is not
+    evaluated yet, where they were asked other questions, or where their predictions.jsonl is older than the NLL in it.
     """
     files = [run / name for run in (folder, other) for name in (RESULTS, PREDICTIONS)]
     if not all(path.is_file() for path in files):
@@ -30,8 +30,9 @@ def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
     for name in receivers[0]:
         if name not in receivers[1]:
             continue
-        pairs = [(a[name][MODE], b[name][MODE]) for a, b in zip(ours, theirs, strict=True)]
-        if all("nll" in answer for pair in pairs for answer in pair):
+        pairs = [(a[name].get(MODE, {}), b[name].get(MODE, {})) for a, b in zip(ours, theirs, strict=True)]
+        # Tokens of one answer are others where another model stands behind the name.
+        if all("nll" in a and "nll" in b and a["tokens"] == b["tokens"] for a, b in pairs):
             found[name] = _difference(pairs, passages)
     return found
 

@@ -183,6 +183,9 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
         raise WireError(f"wire: messages of {len(texts)} texts; a request has those of one")
     if sum(len((wire.text or "").encode()) for wire in wires) > limits.body:
         raise TooLarge(f"wire: a text of more than {limits.body} bytes")
+    latents = sum(wire.latent_count for wire in wires)
+    if latents > limits.text_tokens:  # before they are decoded: a byte of a learned codec may stand for many numbers
+        raise TooLarge(f"wire: {latents} latents; at most {limits.text_tokens} are taken")
     try:
         known[name].why_text(texts[0])
     except WireError as error:  # a sound message, but not for this receiver

@@ -171,7 +171,7 @@ class Client:
 
     def text_body(self, text: str, question: str, max_tokens: int = 24) -> dict[str, Any]:
         """The body of the same question on the text itself."""
-        context = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        context = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ids = [*self.prompt.head, *context, *self.prompt.tail(question)]
         return {"model": self.text_model, "prompt": ids} | self._greedy(max_tokens)
 

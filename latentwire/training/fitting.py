@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.checkpoint.training_state import prune_states
@@ -23,6 +24,7 @@ def fit(work: Work, module: TrainModule, stage: TuningStage, callbacks: Sequence
         module.load_state_dict(load_folder(work.folder.done(module.name)))
         return
     if not total:
+        work.processes.by_main(partial(_leave_done, work.folder, module, {"step": 0}))
         return
     hint, folder = "The same command goes on from there.", work.folder.stage(module.name)
     trainer = Trainer(
@@ -43,6 +45,9 @@ def fit(work: Work, module: TrainModule, stage: TuningStage, callbacks: Sequence
 
 def _finish(folder: RunFolder, trainer: Trainer) -> None:
     trained = {group.name: sum(p.numel() for p in group.parameters) for group in trainer.groups}
-    info = {"step": trainer.step, "parameters": trained}
-    save_folder(folder.done(trainer.module.name), trainer.module.state_dict(), info)
+    _leave_done(folder, trainer.module, {"step": trainer.step, "parameters": trained})
     prune_states(trainer.folder, keep=0)
+
+
+def _leave_done(folder: RunFolder, module: TrainModule, info: dict[str, Any]) -> None:
+    save_folder(folder.done(module.name), module.state_dict(), info)

@@ -1,7 +1,8 @@
 """The folder of a run, which several processes may share.
 
 runs/<name>/
-    config.json  manifest.json  diagnostics.jsonl       and origin.json, what it started from
+    config.json  manifest.json  diagnostics.jsonl
+    inputs.json  origin.json             what it reads, and the checkpoint that it started from
     stages/<stage>/step_000100/ ...      resumable states
     stages/<stage>/done/                 the finished stage
     epoch1/ epoch2/ ... last/            checkpoints for evaluation
@@ -19,9 +20,21 @@ from latentwire.config.load import differences
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
-from latentwire.core.json_files import append_jsonl, read_json, write_json
+from latentwire.core.json_files import append_jsonl, read_json, read_object, write_json
 from latentwire.core.manifest import run_manifest
-from latentwire.core.names import CONFIG, INDEX, LOG, MANIFEST, ORIGIN
+from latentwire.core.names import (
+    CONFIG,
+    FAILED,
+    INDEX,
+    INPUTS,
+    LOG,
+    MANIFEST,
+    ORIGIN,
+    PASSAGES,
+    PREDICTIONS,
+    RESULTS,
+    TABLE,
+)
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
 from latentwire.training.tracking import tracker_of
@@ -34,6 +47,11 @@ MAY_CHANGE = {
     "diagnostics",
 }
 """Where a run writes and what it evaluates may change while it goes on."""
+OWN = (
+    *(CONFIG, MANIFEST, LOG, ORIGIN, INPUTS, FAILED, RESULTS, TABLE, PREDICTIONS, PASSAGES),
+    *("stages", "last", "epoch[0-9]*", "tensorboard"),
+)
+"""What a run and its evaluation write into their folder."""
 
 
 def has_begun(path: Path) -> bool:
@@ -81,21 +99,24 @@ class RunFolder:
         """The checkpoint at the end of the run."""
         return self.path / "last"
 
-    def start(self, command: Sequence[str], origin: Origin | None, fresh: bool) -> None:
+    def start(self, command: Sequence[str], origin: Origin | None, inputs: dict[str, str], fresh: bool) -> None:
         """Write the configuration and manifest, or check that the folder belongs to this very configuration.
 
-        With `fresh`, what an earlier run left in the folder is removed first.
+        inputs: hashes of what the run reads, by what it is called. With `fresh`, what an earlier run left in the folder
+        is removed first, and nothing else.
         """
         path = self.path / CONFIG
         if fresh and path.is_file() and (self.path / MANIFEST).is_file():
-            shutil.rmtree(self.path.resolve())  # not a link to it
+            self._clear()
         self.check()
         now = self.config.model_dump(mode="json")
         begun = has_begun(self.path)
         if not begun:
-            (self.path / ORIGIN).unlink(missing_ok=True)  # of a try that kept nothing else
+            for note in (ORIGIN, INPUTS):  # of a try that kept nothing else
+                (self.path / note).unlink(missing_ok=True)
         if origin:
             origin.remember(self.path)
+        self._remember(inputs)
         if not begun:
             write_json(path, now)
         made_by = run_manifest(now, command) | {"processes": self.processes.count}
@@ -106,9 +127,27 @@ class RunFolder:
         changed = changed_since(self.path, self.config)
         if changed:
             raise ConfigError(
-                f"{self.path / 'config.json'}: this run was started with another value of {changed[0]}"
+                f"{self.path / CONFIG}: this run was started with another value of {changed[0]}"
                 f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
             )
+
+    def _remember(self, inputs: dict[str, str]) -> None:
+        """Note what the run reads; ConfigError where that is no longer what it started with."""
+        note = self.path / INPUTS
+        before = read_object(note) if note.is_file() else inputs
+        for name in sorted(before.keys() | inputs.keys()):
+            if before.get(name) != inputs.get(name):
+                raise ConfigError(
+                    f"{name} has changed since the run in {self.path} started; choose another folder, or --fresh"
+                )
+        write_json(note, inputs)
+
+    def _clear(self) -> None:
+        for path in (found for pattern in OWN for found in self.path.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def stage(self, name: str) -> Path:
         """The folder of a stage: its resumable states."""

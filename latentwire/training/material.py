@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from latentwire.backbone.load import files_digest
 from latentwire.config import Config
 from latentwire.core.errors import TrainingError
+from latentwire.core.hashing import stable_hash
 from latentwire.data.cloze import CLOZE
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.data.renamed import RENAMED
@@ -42,6 +44,17 @@ class Material:
         self.passages = [passage for passage, _ in asked]
         self.prepared: list[Prepared] = [prepared for _, prepared in asked]
         self.fingerprint = data_fingerprint(self.passages)
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of what a run reads: of passages, of plain text, and of models that lie in folders or files here."""
+        hashes = {"data: what it trains on": self.fingerprint}
+        if self.texts:
+            hashes["data.text_path: its text"] = stable_hash(list(self.texts))
+        encoder = self.config.encoder
+        for model in (encoder.model, encoder.companion, *self.config.model.chosen.values()):
+            if model and (digest := files_digest(model)):
+                hashes[f"the model {model}"] = digest
+        return hashes
 
     def choose_ahead(self) -> None:
         """Choose the tokens that are read of all passages, on a GPU, which one text at a time would leave idle."""

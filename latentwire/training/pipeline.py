@@ -103,6 +103,7 @@ class Run:
                 tune(work, receivers[name], reads)
         if trained and lora:  # again, now with the baselines' adapters
             work.save(self.folder.last)
+            work.complete_epochs()
         return work.system
 
     def _begin(self) -> Work:
@@ -137,7 +138,7 @@ class Run:
         )
         if work.lacks_salience:
             material.check_salience()
-        self.processes.by_main(partial(self.folder.start, self.command, origin, self.fresh))
+        self.processes.by_main(partial(self.folder.start, self.command, origin, material.inputs(), self.fresh))
         if profiled:
             self.folder.record(loaded)
         return work

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentwire.backbone.load import weights_digest
+from latentwire.backbone.load import TOKENIZER_FILES, files_digest
 from latentwire.checkpoint.parts import adapter_stem
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
@@ -45,8 +45,9 @@ def tune(work: Work, receiver: Receiver, reads: str) -> None:
         load_tuned(kept, receiver, reads)
     elif kind in work.stages or work.folder.is_done(tuning_name(receiver, reads)):
         # Only now, so that no adapter is there that was never trained.
+        done = work.folder.is_done(tuning_name(receiver, reads))
         fit(work, SlotTuning(receiver, texts, work.config, reads), stage)
-        if work.processes.is_main:
+        if work.processes.is_main and not done:  # what was done before may have been done on another machine
             save_tuned(kept, receiver, reads, key)
     elif reads == LATENT:
         work.refuse_to_go_on(kind, f" of {receiver.name!r}")
@@ -114,12 +115,14 @@ def tuning_key(receiver: Receiver, config: Config, reads: str, data: str, steps:
         }
         if config.latent_layout.read is not None:  # a fixed number of windows, cut otherwise than those of backbone
             key["encoder"]["latents_read"] = config.latent_layout.read
+        if digest := files_digest(config.encoder.model, TOKENIZER_FILES):  # which cuts the windows
+            key["encoder"]["tokenizer"] = digest
     chooser = config.encoder.model if config.encoder.keep is not None and reads == LATENT else None
     if reads == LLMLINGUA:
         chooser = key["selected_by"] = config.evaluation.llmlingua_model
-    digests = {name: weights_digest(name) for name in (receiver.lm.name, chooser) if name}
+    digests = {name: files_digest(name) for name in (receiver.lm.name, chooser) if name}
     if any(digests.values()):
-        key["weights"] = digests
+        key["files"] = digests
     if config.model.load_4bit:
         key["load_4bit"] = True
     if reads in (TOKEN_BUDGET, LLMLINGUA) and receiver.extra_positions:

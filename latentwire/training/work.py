@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.checkpoint.system import save_checkpoint
+from latentwire.checkpoint.system import save_checkpoint, take_baselines
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.errors import ConfigError
@@ -49,6 +49,11 @@ class Work:
         before = self.origin.folder if self.origin else None
         beside = before if self.config.curriculum.train_only else None
         save_checkpoint(folder, self.system, self.command, beside, before)
+
+    def complete_epochs(self) -> None:
+        """Give the checkpoints of epochs what they are compared with, which is tuned only at the end."""
+        for folder in sorted(self.folder.path.glob("epoch[0-9]*")) if self.processes.is_main else ():
+            take_baselines(folder, self.folder.last)
 
     def refuse_to_go_on(self, missing: str, of: str = "") -> None:
         """ConfigError where a later stage is asked for while this one was neither done before nor asked for."""

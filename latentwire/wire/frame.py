@@ -111,7 +111,7 @@ def read_frames(stream: BinaryIO) -> Iterator[bytes]:
     Version 1 has no length field: such a frame is all that is left of a stream. Frames are read in blocks, so that one
     costs no more memory than the bytes that really come, whatever length it announces.
     """
-    while head := stream.read(len(MAGIC) + 2):
+    while head := b"".join(_blocks(stream, len(MAGIC) + 2)):
         cursor = _Cursor(head)
         version = _version(cursor)
         cursor.byte()  # the flags are there

@@ -82,6 +82,11 @@ class Wire:
             return None
         return codec_of_frame(section.codec, section.parameters, self.frame.codebook, self.frame.version)
 
+    @property
+    def latent_count(self) -> int:
+        """How many latents it holds, which is known without decoding them; 0 in a message of text alone."""
+        return 0 if self.frame.latents is None else self.frame.latents.count
+
     @cached_property
     def latents(self) -> Array | None:
         """Its latents (M, d_z), fp32, as the receiver gets them; None in a message of text alone."""

@@ -70,18 +70,20 @@ def test_it_reads_messages_that_were_sent_before_it_came(models: Path, added: di
 def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
     models: Path, added: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Also from a run that left baselines out and had texts that are not here."""
+    """Also from a run that left stages out and had texts that are not here."""
     old = tmp_path / "old"
     shutil.copytree(models / "run" / "last", old)
     info = json.loads((old / "checkpoint.json").read_text())
     info["config"]["data"] |= {"text_path": "gone.txt", "cloze": 4}
-    info["config"]["curriculum"]["baselines"]["max_steps"] = 0
+    for stage in ("slot_tuning", "baselines"):
+        info["config"]["curriculum"][stage]["max_steps"] = 0
     info["config"]["evaluation"]["samples"] = 0
     (old / "checkpoint.json").write_text(json.dumps(info))
     run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", samples=30, steps=1))
     used = load_config_of(Path(run["checkpoint"]))
     assert used.data.samples == 30
-    assert (used.data.text_path, used.data.cloze, used.curriculum.baselines.max_steps) == (None, 0, 200)
+    assert (used.data.text_path, used.data.cloze) == (None, 0)
+    assert (used.curriculum.slot_tuning.max_steps, used.curriculum.baselines.max_steps) == (300, 200)
     assert run["evaluation"]["samples"] == used.evaluation.samples > 0
 
 

@@ -178,6 +178,17 @@ def test_the_last_epoch_is_whole_whatever_the_accumulation(models: Path, tmp_pat
     assert {path.name for path in tmp_path.glob("epoch*")} == {"epoch1", "epoch2"}, rows[-1]
 
 
+def test_a_checkpoint_of_an_epoch_has_the_baselines_that_were_tuned_at_the_end(models: Path, tmp_path: Path) -> None:
+    flags = arguments(models, out_dir=tmp_path, eval_samples=0, slot_tuning_max_steps=0)
+    del flags[flags.index("--end_to_end_max_steps") : flags.index("--end_to_end_max_steps") + 2]
+    train_main([*flags, "--epochs", "1"])
+    last = {path.name: path.read_bytes() for path in (tmp_path / "last" / "baselines").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "epoch1" / "baselines").iterdir()} == last
+    own = ["--ckpt", str(tmp_path / "epoch1"), "--samples", "6", "--override", "evaluation.latency_samples=0"]
+    for receiver in eval_main(own)["receivers"].values():
+        assert receiver["kept"]["of"] == "text_tuned" and receiver["token_budget"]["tuned"]
+
+
 def test_eval_asks_again_where_the_questions_have_changed(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -579,6 +590,43 @@ def test_an_export_takes_the_place_of_an_earlier_one_alone(
         assert "holds the checkpoint that is read" in wrong and sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [("squad.json", "data: what it trains on has changed"), ("llama/tokenizer_config.json", "the model ")],
+)
+def test_a_run_does_not_go_on_with_other_data_or_models(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str, refusal: str
+) -> None:
+    """Nor is what it tuned before filed as tuned on those, where other runs would take it from."""
+    shutil.copytree(models / "llama", tmp_path / "llama")
+    question = {"id": "1", "question": "Where does Mira live?", "answers": [{"text": "Orlin", "answer_start": 17}]}
+    passages = [{"context": f"{i}. Mira lives in Orlin near the river.", "qas": [question]} for i in range(8)]
+    (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": passages}]}))
+    flags = {"out_dir": tmp_path / "run", "tuned_cache": tmp_path / "cache", "llama_id": tmp_path / "llama"}
+    flags |= {"dataset": "squad", "data_path": tmp_path / "squad.json", "stages": "slot_tuning", "eval_samples": 0}
+    words = arguments(models, **flags)
+    train_main(words)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert any(path.is_relative_to(tmp_path / "cache") for path in before)
+    train_main(words)
+    (tmp_path / changed).write_text((tmp_path / changed).read_text().replace("Mira", "Edda").replace("{", "{ ", 1))
+    wrong = fails(train_main, words, capsys)
+    assert refusal in wrong and f"since the run in {tmp_path / 'run'} started" in wrong
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+    train_main(arguments(models, **flags | {"out_dir": tmp_path / "other"}))
+    kept = [path for path in tmp_path.glob("cache/tuned/*latent*") if "llama" in path.name]
+    assert len(kept) == 2, "of the old and of the new"
+
+
+def test_stages_may_be_worked_on_one_by_one_also_where_one_has_no_steps(models: Path, tmp_path: Path) -> None:
+    flags: dict[str, object] = {"out_dir": tmp_path, "end_to_end_max_steps": 0, "tuned_cache": tmp_path / "cache"}
+    flags |= {"slot_tuning_max_steps": 0, "eval_samples": 0}
+    train_main(arguments(models, **flags, stages="closed_form,end_to_end"))
+    assert not any((tmp_path / "last").glob("baselines/*"))
+    train_main(arguments(models, **flags, stages="baselines"))
+    assert (tmp_path / "last" / "baselines" / "llama-text.safetensors").is_file()
+
+
 def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -591,7 +639,10 @@ def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
     assert (tmp_path / "last" / "checkpoint.json").read_text() == before
     link = tmp_path.with_name(f"{tmp_path.name}-link")
     link.symlink_to(tmp_path)
+    (tmp_path / "mine" / "stages").mkdir(parents=True)
+    (tmp_path / "mine.json").write_text("[]")
     train_main([*short, "--fresh", "--d_z", "8", "--out_dir", str(link)])
+    assert (tmp_path / "mine.json").is_file() and (tmp_path / "mine" / "stages").is_dir()
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["config"]["encoder"]["d_z"] == 8
 
 

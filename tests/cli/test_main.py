@@ -387,6 +387,18 @@ def test_output_that_nobody_takes(words: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_a_terminal_of_another_encoding_shows_escapes_and_its_input_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ö.json").write_text("{}")
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
+    words = [sys.executable, "-m", "latentwire.cli.main"]
+    for more in (["validate", "ö.json"], ["validate", "ü.json"]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert r"\x" in done.stdout + done.stderr and "Traceback" not in done.stderr
+    ask = [*words, "decode", "-", "--receiver", "a", "--question", "Who?", "--ckpt", "gone"]
+    done = subprocess.run(ask, cwd=tmp_path, env=environment, input=b"\xff", capture_output=True)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+
+
 def test_a_closed_input_is_an_empty_one(tmp_path: Path) -> None:
     words = ["-m", "latentwire.cli.main", "encode", "--text", "only", "-o", "x.lw"]
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}

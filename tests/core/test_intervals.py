@@ -31,3 +31,4 @@ def test_what_is_kept_is_said_with_its_intervals() -> None:
     kept = {"of": "text", "f1": 0.5, "f1_ci": [0.4, 0.61], "em": None, "em_ci": None}
     kept |= {"nll_per_token": 2.0, "nll_per_token_ci": [1.9, 2.125]}
     assert kept_in_words(kept) == "of text, latents keep 50% [40%, 61%] of F1, at 2.00 [1.90, 2.12] times its NLL"
+    assert kept_in_words(kept | {"nll_per_token": None}) == "of text, latents keep 50% [40%, 61%] of F1"

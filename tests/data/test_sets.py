@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import rows_to_passages
 from latentwire.data.prompts import PromptFormat
 from latentwire.data.squad import parse_squad
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_lm, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SQUAD = {
@@ -154,6 +155,8 @@ def test_texts_are_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "t.txt"
     path.write_text("one\n\n two \n")
     assert load_texts(str(path)) == ["one", "two"]
+    path.write_bytes("\ufeffone\r\ntwo\u2028goes on\n".encode())
+    assert load_texts(str(path)) == ["one", "two\u2028goes on"]
     path.write_text("\n")
     with pytest.raises(DataError, match="no text in it"):
         load_texts(str(path))
@@ -244,6 +247,16 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     assert after.span() == [2, *anchored.span()]
 
 
+def test_special_tokens_that_a_text_spells_out_are_text() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    prompt = PromptFormat(tokenizer, Config().anchor, 2)
+    special = set(tokenizer.all_special_ids)
+    for ids in (prompt.tail("Who<eos>?"), prompt.gold("a<bos>b"), prompt.opening("<eos>")):
+        assert not special & set(ids)
+    assert not special & set(TextTokenizer("tiny", tokenizer).tokenize_with_offsets("a<eos>b")[0])
+    assert not special & set(tiny_lm("llama").tokenize_with_offsets("a<eos>b")[0])
+
+
 def test_a_chat_template_stands_around_the_context() -> None:
     tokenizer = tiny_tokenizer("llama")
     config = Config.model_validate({"anchor": {"chat_template": True}}).anchor
@@ -260,4 +273,8 @@ def test_a_chat_template_stands_around_the_context() -> None:
     assert prompt.stop == [tokenizer.eos_token_id]  # "[" may stand in an answer
     tokenizer.add_special_tokens({"additional_special_tokens": ["[end]"]})
     own = tokenizer.convert_tokens_to_ids("[end]")
-    assert PromptFormat(tokenizer, config, 2).stop == sorted([tokenizer.eos_token_id, own])
+    prompt = PromptFormat(tokenizer, config, 2)
+    assert prompt.stop == sorted([tokenizer.eos_token_id, own])
+    assert prompt.tail("Who [end] there?").count(own) == 1  # of the template alone
+    before, continuation = prompt.rest_and("Who?", " Mira")
+    assert before == prompt.rest("Who?") and tokenizer.decode(continuation) == " Mira"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from latentwire.core.errors import DataError, ModelError
+from latentwire.core.names import LATENT, TEXT, TOKEN_BUDGET
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
@@ -80,6 +81,18 @@ def test_frozen_receivers_have_no_tuned_text() -> None:
     own = results["receivers"]["a"]
     assert results["joint"] is None and own["token_budget"]
     assert own["kept"]["of"] == "text"  # which is what they have instead
+
+
+def test_latents_read_with_lora_are_not_compared_with_text_read_without() -> None:
+    config = small_config(features={"use_lora": True}, evaluation=SMALL | {"latency_samples": 0})
+    system = small_system(config, ("llama",))
+    system.receivers["a"].add_adapter(LATENT)
+    own = evaluate(system, small_passages(2), config, quiet=True)[0]["receivers"]["a"]
+    assert own["kept"] is None and own["gained"] is None
+    for adapter in (TEXT, TOKEN_BUDGET):
+        system.receivers["a"].add_adapter(adapter)
+    own = evaluate(system, small_passages(2), config, quiet=True)[0]["receivers"]["a"]
+    assert own["kept"]["of"] == "text_tuned" and own["gained"]["over"] == "token_budget"
 
 
 def test_nothing_to_evaluate_and_a_passage_longer_than_the_window() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,16 @@ def test_one_receiver_of_a_system_reads_the_same_as_among_all() -> None:
     short = Wire.of(message.latents[:5])
     with pytest.raises(WireError, match="the message has 5 latents; the reader expects 7"):
         alone.receivers["b"].answer(short, "Where?")
+
+
+def test_only_what_a_receiver_reads_has_to_fit_its_window() -> None:
+    system = small_system(
+        small_config(encoder={"type": "stq", "latent_shared_len": SHARED, "latent_private_len": 30}), ("llama", "llama")
+    )
+    receiver, message = system.receivers["a"], system.sender.encode("The green door is in Brannock.")
+    parts = [replace(message, frame=replace(message.frame, more=n < 11)) for n in range(12)]
+    assert 12 * message.latent_count > receiver.lm.anatomy.max_positions > 12 * len(receiver.own) + 40
+    assert receiver.answer(parts, "Where?", 2).source == "latents"
 
 
 def test_of_a_longer_text_a_receiver_reads_its_part_of_every_message() -> None:

@@ -145,9 +145,11 @@ def test_answers_are_compared_pair_by_pair(folder: Path) -> None:
     assert "| +0.100 [+0.100, +0.100] | -0.300 [-0.300, -0.300] |" in (folder / "table.md").read_text()
     row = next(csv.DictReader((folder / "table.csv").open()))
     assert float(row["nll_apart_high"]) == pytest.approx(-0.3) and float(row["f1_apart"]) == pytest.approx(0.1)
-    older = answers([0.0] * 4, [0.0] * 4)
+    older, shorter, without = (answers([0.0] * 4, [0.0] * 4) for _ in range(3))
     del older[0]["a"]["latent"]["nll"]
-    for other in (better[:-1], [row | {"question": "another"} for row in better], older):
+    shorter[0]["a"]["latent"]["tokens"] += 1  # of another tokenizer
+    del without[0]["a"]["latent"]
+    for other in (better[:-1], [row | {"question": "another"} for row in better], older, shorter, without):
         write(folder / "wide" / "predictions.jsonl", *other)
         assert write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is None
 

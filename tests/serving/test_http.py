@@ -215,6 +215,8 @@ def test_the_tokens_of_a_text_in_a_message_are_limited_where_it_is_read(ends: En
         assert client.post("/v1/answer", json=body(wire)).json()["answers"][0]["source"] == "latents"
         reply = client.post("/v1/answer", json=body(Wire.of(text=TEXTS[0])))
         assert reply.status_code == 413 and "at most 20 are taken" in reply.json()["error"]
+        reply = client.post("/v1/answer", json=body(Wire.of(np.ones((21, 16)))))
+        assert reply.status_code == 413 and "wire: 21 latents; at most 20 are taken" in reply.json()["error"]
 
 
 @pytest.mark.parametrize("given", ['"questions": ["\\ud800"]', '"questions": ["?"], "\\ud800": 1'])

@@ -119,6 +119,7 @@ def test_a_receiver_s_service_loads_no_sender(run: Path) -> None:
         (["--token_file", "gone"], "--token_file: gone: could not be read: No such file or directory"),
         (["--token_file", "{empty}"], "no token in it"),
         (["--port", "{taken}"], "Address already in use"),
+        (["--host", "ö..b"], "--host, --port: ö..b:"),
         (["--role", "neither"], "'neither' is not one of"),
         (["--override", "encoder.widow=4"], "encoder.widow"),
     ],

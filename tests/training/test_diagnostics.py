@@ -12,8 +12,10 @@ import torch
 from latentwire.core.json_files import append_jsonl
 from latentwire.core.names import LATENT
 from latentwire.diagnostics import memory
+from latentwire.diagnostics.memory import peak_memory_mb
 from latentwire.diagnostics.progress import StepLog
 from latentwire.diagnostics.tensors import Watch, hand_over
+from latentwire.model import system
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
@@ -75,6 +77,21 @@ def test_memory_is_measured_by_phase(tmp_path: Path) -> None:
         assert row["memory_mb"] == max(phases.values())
         # 160 MB were there in the forward pass alone.
         assert phases["forward"] > phases["backward"] + 100 and phases["forward"] > phases["optimizer"] + 100
+
+
+def test_memory_is_the_process_s_where_cuda_is_there_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert peak_memory_mb() > 0
+
+
+def test_time_and_memory_are_those_of_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", measured.append)
+    monkeypatch.setattr(system, "check_devices", lambda config: config.system.device)
+    for device in ("cpu", "cuda:1"):
+        assert system.prepare_device(small_config(system={"device": device})) == device
+    assert measured == [1]
 
 
 def test_without_a_profile_a_step_has_the_peak_so_far(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_codec_is_rebuilt_from_its_parameters_and_from_its_name(spec: str) -> 
         ("int4:scale_bits=12", "scale_bits is 8 or 16, not 12"),
         ("int4:bits=2", "has no setting 'bits'"),
         ("fp16:group=4", "has no setting 'group'"),
+        ("int4:group=3,group=5", "group is given twice"),
     ],
 )
 def test_a_wrong_codec_is_named(spec: str, message: str) -> None:

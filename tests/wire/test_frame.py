@@ -132,6 +132,14 @@ def test_a_stream_is_read_in_blocks_whatever_it_announces() -> None:
         Frame.unpack(data)
 
 
+def test_a_stream_may_come_byte_by_byte() -> None:
+    class Slow(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(1)
+
+    assert list(read_frames(Slow(FULL.pack() * 2))) == [FULL.pack()] * 2
+
+
 @pytest.mark.parametrize("at", range(1, 40))
 def test_a_stream_that_ends_inside_a_frame_is_refused(at: int) -> None:
     data = FULL.pack()

@@ -40,6 +40,8 @@ def parse_codec(spec: str) -> Codec:
         found = re.fullmatch(r"\s*(\w+)=(\d{1,9})\s*", part)
         if not found:
             raise WireError(f"codec {spec!r}: {part!r} is not setting=number")
+        if found[1] in settings:
+            raise WireError(f"codec {spec!r}: {found[1]} is given twice")
         settings[found[1]] = int(found[2])
     return CODECS[name].configured(settings)
 
