@@ -340,3 +340,13 @@ def test_a_model_s_own_generation_defaults_do_not_leak_into_answers(tmp_path: Pa
         answers.append(lm.generate(lm.prefill(mask[:, :2], ids=ids[:, :2]), ids[:, 2:], mask[:, 2:], 12, [1]).tolist())
         (folder / "generation_config.json").unlink(missing_ok=True)
     assert answers[0] == answers[1]
+
+
+def test_logits_are_capped_as_the_model_caps_them() -> None:
+    from latentwire.backbone.lm import LanguageModel
+    from tests.tiny import tiny_tokenizer
+
+    lm = LanguageModel("t", tiny_model("gemma3", final_logit_softcapping=2.0), tiny_tokenizer("gemma3"))
+    ids = torch.tensor([[2, 7, 9, 4]])
+    final = lm.final_states(ids, torch.ones_like(ids))
+    torch.testing.assert_close(lm.logits(final), lm.model(ids).logits, atol=1e-5, rtol=1e-5)

@@ -32,3 +32,8 @@ def test_what_is_kept_is_said_with_its_intervals() -> None:
     kept |= {"nll_per_token": 2.0, "nll_per_token_ci": [1.9, 2.125]}
     assert kept_in_words(kept) == "of text, latents keep 50% [40%, 61%] of F1, at 2.00 [1.90, 2.12] times its NLL"
     assert kept_in_words(kept | {"nll_per_token": None}) == "of text, latents keep 50% [40%, 61%] of F1"
+
+
+def test_the_interval_is_that_of_95_percent() -> None:
+    low, high = bootstrap_ci([float(i % 2) for i in range(400)])
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / 20, rel=0.08)

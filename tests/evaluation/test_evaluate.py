@@ -10,11 +10,16 @@ import torch
 
 from latentwire.core.errors import DataError, ModelError
 from latentwire.core.names import LATENT, TEXT, TOKEN_BUDGET
+from latentwire.evaluation.answering import answer_batch, encode_items, given_to, rescore
+from latentwire.evaluation.efficiency import message_bytes
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
 from latentwire.evaluation.table import print_table
+from latentwire.training.stages.slot_tuning import SlotTuning
+from tests.features.test_matrix import system_with
+from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
@@ -177,3 +182,56 @@ def test_the_likelihood_is_that_of_the_answer_alone_in_nats_a_token() -> None:
     results, _ = evaluate(system, passages, config, quiet=True)
     assert results["receivers"]["a"]["text"]["nll_per_token"] == pytest.approx(sum(nats) / sum(tokens), rel=1e-4)
     assert len(set(tokens)) > 1  # else a mean of ratios would be the same
+
+
+def test_each_mode_is_read_with_its_own_adapter() -> None:
+    system = small_system(small_config(features={"use_lora": True}), ("llama",))
+    receiver, items = system.receivers["a"], encode_items(system, small_passages(1), "fp16")
+
+    def nll() -> dict[str, float]:
+        return {name: answer_batch(receiver, mode, items, 1)[0].nll for name, mode in MODES.items()}
+
+    for name, read in ((LATENT, {"latent"}), (TEXT, {"text_tuned", "no_context"}), (TOKEN_BUDGET, {"token_budget"})):
+        before = nll()
+        shake(receiver, name)
+        moved = {mode for mode, value in nll().items() if value != pytest.approx(before[mode], rel=1e-5)}
+        assert moved == read
+
+
+def test_the_joint_answer_is_the_one_that_all_receivers_together_find_likeliest() -> None:
+    system = small_system(small_config())
+    receivers, items = list(system.receivers.values()), encode_items(system, small_passages(3), "fp16")
+    candidates = [["Talden", "7", "Orlin", "", "on the hill", ""], ["the river", "2", "red lamps", "3", "Edda", ""]]
+    questions = [question for item in items for question in item.passage.questions]
+    wanted = []
+    for i, question in enumerate(questions):
+        likely = {}
+        for texts in candidates:
+            total = 0.0
+            for receiver in receivers:
+                context = MODES["latent"].read(receiver, given_to(receiver, [items[i // 2]]))
+                pair = (receiver.prompt.tail(question.text), receiver.prompt.answer(texts[i]))
+                total -= float(receiver.score(context, [pair]).nll)
+            likely[texts[i]] = total if texts[i] else -1e9
+        wanted.append(max(likely, key=likely.__getitem__))
+    assert rescore(receivers, items, candidates) == wanted
+    assert {texts[i] == wanted[i] for i in (0, 1, 2, 4) for texts in candidates[:1]} == {True, False}
+
+
+def test_token_ids_take_the_bits_of_their_vocabulary() -> None:
+    system = small_system(small_config())
+    items = encode_items(system, small_passages(2), "fp16")
+    for receiver in system.receivers.values():
+        bits = (len(receiver.lm.tokenizer) - 1).bit_length()
+        sizes = [-(-bits * len(receiver.lm.tokenize_with_offsets(p.context)[0]) // 8) for p in small_passages(2)]
+        assert message_bytes(receiver, items, None)["packed_ids"] == sum(sizes) / 2
+
+
+def test_the_token_budget_has_the_positions_that_features_add() -> None:
+    system = system_with("llama", "prefix", lora=True)
+    receiver, items = system.receivers["a"], encode_items(system, small_passages(1), "fp16")
+    latent, budget = (answer_batch(receiver, MODES[name], items, 1)[0].positions for name in ("latent", "token_budget"))
+    assert latent == budget
+    text = items[0].texts["a"]
+    tuning = SlotTuning(receiver, [text], system.config, TOKEN_BUDGET)
+    assert len(tuning.row(text)) == text.head_len + text.latents + receiver.extra_positions

@@ -118,3 +118,8 @@ def test_the_flags_reach_training_and_the_checkpoint_does_without_it(models: Pat
 
     state = load_folder(tmp_path / "run" / "last")
     assert not any("gist_head" in key for group in state.values() for key in group)
+
+
+def test_what_is_trained_and_not_needed_later_is_in_a_resumable_state() -> None:
+    module = module_of(system_with("llama", "gist_head"))
+    assert any(key.startswith("gist_head.") for key in module.state_dict()["receivers/a"])

@@ -155,3 +155,22 @@ def test_a_layer_that_is_not_there_is_named() -> None:
 def test_merged_it_has_no_dropout() -> None:
     with pytest.raises(ValueError, match=r"merge: leaves no input of its own for dropout = 0\.1"):
         LoraConfig(merge=True, dropout=0.1)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_update_is_scaled_by_alpha_over_r(merge: bool) -> None:
+    model, x = tiny_model("llama"), torch.randn(3, 48)
+    lora = LoRA(LoraConfig(r=2, alpha=6, first_n=1, targets=["q_proj"], merge=merge))
+    layer = model.model.layers[0].self_attn
+    before = layer.q_proj(x)
+    with lora.attach(model):
+        shake(lora)
+        a, b = lora.trainable_parameters()
+        with lora.active():
+            torch.testing.assert_close(layer.q_proj(x), before + 6 / 2 * x @ a.T @ b.T)
+
+
+def test_it_is_trained_in_fp32_beside_a_model_in_bf16() -> None:
+    model, lora = tiny_model("llama").bfloat16(), LoRA(LoraConfig(r=2))
+    with lora.attach(model):
+        assert {p.dtype for p in lora.trainable_parameters()} == {torch.float32}

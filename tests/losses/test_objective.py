@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from torch.nn import functional as F
 
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
-from latentwire.core.names import LATENT, TEXT
+from latentwire.core.names import LATENT, TEXT, TOKEN_BUDGET
+from latentwire.losses.distillation import logit_kd, state_kd
+from latentwire.losses.manifold import scale_deviation, statistics_distance
 from latentwire.model.encoding import QuestionBlock, ReceiverText, pack_questions
+from latentwire.model.objective import _mean_answers
 from latentwire.model.receiver import Receiver
 from latentwire.training.loop import Trainer
+from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.systems import small_config, small_passages, small_system
@@ -319,3 +324,72 @@ def test_what_could_have_no_effect_is_refused(sections: dict[str, Any], message:
 def test_a_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"losses\.state_kd_layers: 4 is more than the 3 of 'tiny-llama'"):
         stage({"state_kd_weight": 1.0, "state_kd_layers": [4]})
+
+
+def test_what_is_aligned_is_each_question_s_own_answer() -> None:
+    receiver = stage().system.receivers["a"]
+    block = pack_questions([[([5], [17]), ([6], [23])], [([7], [30])]], 0)
+    means, asked = _mean_answers(receiver.reader, receiver.lm, block)
+    assert asked.tolist() == [[True, True], [True, False]]
+    own = receiver.reader.parts_of_tokens(receiver.lm, torch.tensor([17, 23, 30]))
+    torch.testing.assert_close(means[asked], own)
+
+
+def test_a_baseline_copies_nothing() -> None:
+    module = stage({"copy_weight": 0.5})
+    receiver, texts, _ = first_batch(module)
+    for reads, copies in ((LATENT, True), (TEXT, False), (TOKEN_BUDGET, False)):
+        assert bool(SlotTuning(receiver, texts, module.config, reads).batch(0).block.spans.any()) is copies
+
+
+def test_the_options_of_distillation_reach_it() -> None:
+    module = stage(
+        {"kd_weight": 1.0, "kd_temperature": 2.0, "k_tokens": 2, "state_kd_weight": 1.0, "state_kd_kind": "cosine"}
+    )
+    receiver, texts, block = first_batch(module)
+    shake(receiver, LATENT)
+    teacher = receiver.teach(texts, block, 0.0)
+    assert teacher is not None and teacher.logits is not None
+    with torch.no_grad(), receiver.using(LATENT):
+        own = receiver._predict(receiver.read_own(texts), block, block.early(2))
+        metrics = receiver.loss(receiver.read_own(texts), block, 0.0, teacher).metrics
+    assert metrics["kd"] == pytest.approx(float(logit_kd(own.logits, teacher.logits, 2.0)), rel=1e-4)
+    assert metrics["state_kd"] == pytest.approx(float(state_kd(own.states, teacher.states, "cosine")), rel=1e-4)
+
+
+def test_the_first_token_s_weight_follows_its_schedule() -> None:
+    module = stage({"first_token_weight": 1.0, "first_token_weight_end": 0.0, "first_token_schedule": "cosine"})
+    module.total = 5
+    out = module.forward(module.batch(1))
+    weight = out.terms["first_token_ce"].item() / out.metrics["first_token_ce"]
+    assert weight == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+
+
+@pytest.mark.parametrize("slots", [True, False])
+def test_what_is_looked_at_of_a_reader_is_real_and_calibrated(slots: bool) -> None:
+    adapter = {} if slots else {"calibration": "fixed", "fixed_rms": 3.0}
+    module = stage(
+        {"manifold_weight": 1.0, "latent_scale_weight": 1.0, "align_weight": 1.0}, slots=slots, adapter=adapter
+    )
+    receiver = module.system.receivers["a"]
+    fit(module.system, module.passages, held_out=1, ridge=0.1)
+    shake(receiver, LATENT)
+    torch.manual_seed(0)
+    z, counts = torch.randn(2, 4, 16), torch.tensor([4, 2])
+    z[1, 2:] = 50.0  # padding
+    block = pack_questions([[([5], [17])], [([6], [23])]], 0)
+    with receiver.using(LATENT):
+        found = receiver.reader_loss(receiver.read_latents(z, counts), block).metrics
+    values = receiver.reader.calibrate(receiver.reader.generate(z, counts))
+    z, values = (torch.cat([t[0], t[1, :2]]) for t in (z, values))
+    if slots:
+        known = receiver.reader.generator.shift, receiver.reader.generator.scale, receiver.reader.target_groups()
+    else:
+        table = receiver.lm.embed(torch.arange(len(receiver.lm.tokenizer)))
+        known = table.mean(0), table.std(0), torch.arange(48)
+    assert found["manifold"] == pytest.approx(float(statistics_distance(values, *known)), rel=1e-4)
+    assert found["latent_scale"] == pytest.approx(float(scale_deviation(z)), rel=1e-4)
+    receiver.close()  # the answers are those of the untouched model
+    receiver.features = {}
+    bare = receiver.reader_loss(receiver.read_latents(torch.stack([z[:4], torch.cat([z[4:], z[:2]])]), counts), block)
+    assert found["align"] == pytest.approx(bare.metrics["align"], rel=1e-4)

@@ -15,6 +15,7 @@ from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question
 from latentwire.model.encoding import (
     SPAN_LENGTH,
+    choose_questions,
     copy_spans,
     encode_for_receiver,
     encode_for_sender,
@@ -22,7 +23,7 @@ from latentwire.model.encoding import (
 )
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from tests.systems import small_config
+from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, save_tiny, tiny_lm
 
 PASSAGES = [
@@ -279,3 +280,13 @@ def test_generation_forgets_what_scoring_forgets() -> None:
             whole = torch.cat([ids, out[:, :taken]], 1)
             hidden = receiver.lm.continue_from(read(texts), whole, torch.ones_like(whole, dtype=torch.bool))
             assert receiver.lm.logits(hidden[:, -1]).argmax(-1).tolist() == out[:, taken].tolist()
+
+
+def test_so_many_questions_are_drawn_and_each_has_its_turn() -> None:
+    pairs = [([i], [i]) for i in range(6)]
+    drawn = [choose_questions(pairs, 2, random.Random(seed)) for seed in range(30)]
+    assert all(len(own) == 2 for own in drawn) and {tail[0] for own in drawn for tail, _ in own} == set(range(6))
+    assert choose_questions(pairs[:2], 2, random.Random(0)) == pairs[:2]
+    system = small_system(small_config(data={"questions_per_passage": 1}), ("llama",))
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(2)]
+    assert system.receivers["a"].pack(texts, random.Random(0)).segments.max() == 1

@@ -253,3 +253,10 @@ def test_an_unsupported_architecture_is_refused_by_name() -> None:
 
     with pytest.raises(ModelError, match=r"'gpt2' is not supported .supported: gemma3_text, llama, qwen2, qwen3"):
         describe(GPT2Config(), "some/gpt2")
+
+
+def test_a_layer_s_keys_and_its_values_are_groups_of_their_own() -> None:
+    reader = small_system(small_config(), ("llama",)).receivers["a"].reader
+    groups = reader.target_groups().view(reader.shape)  # (layers, kv_heads, 2, head_dim)
+    assert groups[:, 0, :, 0].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert torch.equal(groups, groups[:, :1, :, :1].expand(reader.shape))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from latentwire.core.errors import TrainingError
+from latentwire.core.names import LATENT, TEXT
 from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
@@ -20,6 +22,7 @@ from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import importance_of, rank_heads
 from latentwire.training.stages.normal_equations import NormalEquations, cholesky
+from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
 
 
@@ -281,3 +284,58 @@ def test_heads_are_ranked_by_what_answers_hang_on_when_the_text_is_read() -> Non
     assert float(share[0].sum()) == pytest.approx(1)
     order = share.flatten().argsort(descending=True, stable=True)
     assert reader.phases_of.flatten()[order].tolist() == [i % 2 for i in range(len(order))]
+
+
+def test_importance_weighs_errors_in_a_target_s_own_units() -> None:
+    x, y = data(rank=12)
+    groups, importance = torch.arange(20) // 5, torch.linspace(0.1, 2, 20)
+    units = torch.tensor([0.01, 1.0, 10.0, 100.0]).repeat_interleave(5)
+    one, other = (
+        solve(equations(x, y * u), groups, 3, 1e-6, importance=importance / u.pow(2)) for u in (units / units, units)
+    )
+    made = [(x - f.mean_x) @ f.encoder @ f.generator * f.scale for f in (one, other)]
+    torch.testing.assert_close(made[1] / units, made[0], atol=2e-2, rtol=1e-2)
+
+
+def test_importance_by_hand() -> None:
+    system = small_system(small_config(), ("llama",))
+    receiver = system.receivers["a"]
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
+    values, counts = receiver.targets(texts)
+    values.requires_grad_()
+    with receiver.using(LATENT):
+        block = receiver.pack(texts, random.Random(0), copying=False)
+        loss = receiver.loss(receiver.reader.context(receiver.lm, values, counts), block).total
+    (gradient,) = torch.autograd.grad(loss, values)
+    rows = torch.cat([row[:n] for row, n in zip(values.detach(), counts.tolist(), strict=True)])
+    variance = rows.var(0).view(receiver.lm.anatomy.slot_shape).mean((1, 3), keepdim=True)
+    variance = variance.expand(receiver.lm.anatomy.slot_shape).flatten()  # of a layer's keys or values
+    share = gradient.pow(2).sum((0, 1)) * variance
+    expected = (0.75 * share / share.mean() + 0.25) / variance
+    torch.testing.assert_close(importance_of(receiver, texts, 0.25), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_ridge_of_a_generator_is_a_share_of_what_latents_vary() -> None:
+    made = []
+    for size in (1.0, 10.0):
+        system = small_system(small_config(encoder={"d_z": 8}))
+        with torch.no_grad():
+            system.sender.encoder.weight.mul_(size)  # type: ignore[operator]
+        prepared = [system.prepare(p) for p in small_passages(20)]
+        fit_generators(system.sender, system.receivers, prepared, held_out=4, ridge=0.5)
+        with torch.no_grad():
+            z, counts = system.sender.latents_of([sent for sent, _ in prepared[:4]])
+            made.append(system.receivers["b"].reader.generate(z, counts))
+    torch.testing.assert_close(made[0], made[1], atol=1e-3, rtol=1e-3)
+
+
+def test_heads_are_ranked_with_the_lora_tuned_on_text() -> None:
+    config = small_config(deep_prefix={"ranked": {"a": 2}}, features={"use_lora": True})
+    system = small_system(config, ("llama",))
+    receiver = system.receivers["a"]
+    texts = [system.prepare(p)[1]["a"] for p in small_passages(4)]
+    shares = [rank_heads(receiver, texts)]
+    for name in (LATENT, TEXT):
+        shake(receiver, name)
+        shares.append(rank_heads(receiver, texts))
+    assert torch.equal(shares[0], shares[1]) and not torch.allclose(shares[1], shares[2], rtol=0.01)

@@ -371,3 +371,18 @@ def test_either_end_alone_knows_the_codebook(tmp_path: Path, monkeypatch: pytest
     reply = Receiver.from_pretrained(tmp_path / "ckpt", "b").answer(type(wire).from_bytes(wire.to_bytes()), "Where?")
     assert reply.source == "latents"
     assert CODECS["fsq"].codebook is None
+
+
+def test_where_codes_are_trained_schedules_are_at_their_end() -> None:
+    system, prepared = fitted()
+    module = CodecTuning(system, prepared, system.config)
+    module.total = 100
+    assert {module.batch(index).progress for index in range(4)} == {1.0}
+
+
+def test_codewords_that_nothing_is_near_are_moved_to_where_there_is_something() -> None:
+    torch.manual_seed(0)  # nine of ten latents are the same, and so are most codewords at first
+    y = torch.cat([torch.zeros(2700, 4), (5 * torch.randn(15, 4)).repeat(20, 1)])
+    (words,) = fit_rvq(y, small_config(codec=OWN | {"bits": 4.0, "layers": 1}).codec).words
+    used = torch.cdist(y, words).argmin(1).unique().numel()
+    assert used > 8

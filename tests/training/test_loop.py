@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch
 from latentwire.checkpoint.training_state import TrainingState, all_states, latest_state, prune_states, save_state
 from latentwire.core.errors import TrainingError
 from latentwire.core.json_files import append_jsonl
+from latentwire.core.names import LATENT
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Callback, Trainer
@@ -362,3 +365,68 @@ def test_the_next_stage_does_not_begin_with_the_same_passages() -> None:
     tuning = SlotTuning(module.system.receivers["a"], texts, module.config)
     first = [[module.passages[i][1]["a"] for i in module.batch(2 * n).chosen] for n in range(12)]
     assert first != [tuning.batch(n).texts for n in range(12)]
+
+
+def test_betas_are_those_of_the_configuration(tmp_path: Path) -> None:
+    run, _ = trainer(stage(betas=(0.5, 0.7)), tmp_path, 1)
+    assert {group["betas"] for group in run.optimizer.param_groups} == {(0.5, 0.7)}
+
+
+def test_each_micro_batch_has_a_seed_of_its_own_and_a_resumed_run_the_same(tmp_path: Path) -> None:
+    def seeds(begin: int) -> list[int]:
+        run, found = trainer(stage(accumulation=2), tmp_path, 4)[0], []
+        forward, run.step = run.module.forward, begin
+        run.module.forward = lambda batch: (found.append(torch.initial_seed()), forward(batch))[1]  # type: ignore
+        for _ in range(begin, 4):
+            run.take_step()
+        return found
+
+    whole = seeds(0)
+    assert len(set(whole)) == 8 and seeds(2) == whole[4:]
+
+
+def test_bad_steps_count_in_a_row_and_are_not_saved(tmp_path: Path) -> None:
+    module = stage(max_bad_steps=2)
+    module.__class__, module.bad_from = Poisoned, 0  # every second step is bad
+    run, record = trainer(module, tmp_path, 6)
+    run.fit()
+    assert ["skipped" in r for r in record.records] == [False, True] * 3
+    assert [path.name for path in all_states(tmp_path)] == ["step_000003"]  # not the sixth
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    run, _ = trainer(stage(), tmp_path, 1)
+    run.module.system.sender.encoder.weight.register_hook(lambda grad: grad * float("inf"))
+    parameters = [p for group in run.groups for p in group.parameters]
+    before = [p.detach().clone() for p in parameters]
+    record = run.take_step()
+    assert record["skipped"] and math.isfinite(record["loss"])
+    assert all(torch.equal(x, y) for x, y in zip(before, parameters, strict=True))
+
+
+def test_warm_up_takes_a_tenth_of_a_short_run_at_most() -> None:
+    config = small_config(optimizer={"warmup_steps": 20}).optimizer
+    assert [lr_factor(config, step, 50) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"system": {"seed": 5}},
+        {"anchor": {"text": " So:"}},
+        {"lora": {"r": 2}},
+        {"lora": {"dropout": 0.1}},
+        {"optimizer": {"lr_tuning": 5e-3}},
+        {"optimizer": {"batch_size": 3}},
+        {"data": {"questions_per_passage": 1}},
+        {"losses": {"copy_weight": 0.5}},
+        {"deep_prefix": {"pattern": "strided"}},
+    ],
+    ids=str,
+)
+def test_what_decides_a_tuning_is_in_its_key(change: dict[str, Any]) -> None:
+    receiver = small_system(small_config()).receivers["a"]
+    plain, changed = (tuning_key(receiver, small_config(**sections), LATENT, "data", 1) for sections in ({}, change))
+    assert plain != changed
+    others = [tuning_key(receiver, small_config(), LATENT, data, steps) for data, steps in (("other", 1), ("data", 2))]
+    assert plain not in others and others[0] != others[1]
