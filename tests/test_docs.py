@@ -284,11 +284,11 @@ def test_the_commands_of_a_page_on_runs_can_be_given(
     assert Path("report/report.html").is_file() if name == "report.md" else "window=" in shown
 
 
-@pytest.mark.parametrize("name", ["rivals.md", "scale_out.md"])
+@pytest.mark.parametrize("name", ["results.md", "rivals.md", "scale_out.md"])
 def test_the_commands_of_a_page_on_other_packages_can_be_given(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as one gets without these packages, a second process and a checkpoint."""
+    """As far as one gets without these packages, a second process, files and a checkpoint."""
     monkeypatch.chdir(tmp_path)
     Path("configs").symlink_to(ROOT / "configs")
     rivals = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["rivals"]
