@@ -75,7 +75,10 @@ class DataConfig(Section):
         "supporting", description="hotpot: only the paragraphs that hold supporting facts, or the distractors as well."
     )
     samples: PositiveInt | None = Field(None, description="Use at most so many training questions.")
-    max_context_tokens: PositiveInt = Field(220, description="Training passages with more sender tokens are left out, and longer texts take several messages.")
+    max_context_tokens: PositiveInt = Field(
+        220,
+        description="Training passages with more sender tokens are left out, and longer texts take several messages.",
+    )
     questions_per_passage: PositiveInt = Field(5, description="Most questions packed behind one encoded passage.")
     seed: int = Field(
         0, description="Seed of sampling and of the facts generator.", json_schema_extra=flag("data_seed")
