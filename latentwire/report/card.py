@@ -39,7 +39,8 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         *_metadata([encoder["model"], *filter(None, [encoder.get("companion")]), *receivers.values()], data),
         "# LatentWire checkpoint",
         "",
-        f"A sender on `{encoder['model']}` ({_encoder(encoder)}) and readers ({_features(config['features'])}) for:",
+        f"A sender on `{encoder['model']}` ({', '.join([_encoder(encoder), *_features(config, of_sender=True)])}) and "
+        f"readers ({', '.join(_features(config, of_sender=False)) or 'vectors at the input'}) for:",
         "",
         *(f"- `{name}`: {_model(value)}{_when(name, config['curriculum'])}" for name, value in receivers.items()),
         "",
@@ -49,6 +50,8 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
         *_codecs(files),
         "",
         "## Use",
+        "",
+        "With LatentWire installed (in its checkout: `pip install -e .`):",
         "",
         "    from latentwire import Receiver, Sender",
         "",
@@ -92,9 +95,9 @@ def _when(name: str, curriculum: dict[str, Any]) -> str:
     return ", trained last and alone, the sender fixed" if name in (curriculum.get("train_only") or []) else ""
 
 
-def _features(features: dict[str, bool]) -> str:
-    on = [name.removeprefix("use_") for name, value in features.items() if value]
-    return ", ".join(f"`{name}`" for name in on) or "vectors at the input"
+def _features(config: dict[str, Any], *, of_sender: bool) -> list[str]:
+    on = (name.removeprefix("use_") for name, value in config["features"].items() if value)
+    return [f"`{name}`" for name in on if (name in ("latent_refiner", "sender_lora")) == of_sender]
 
 
 def _encoder(encoder: dict[str, Any]) -> str:
