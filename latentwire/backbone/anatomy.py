@@ -67,6 +67,10 @@ def describe(config: PretrainedConfig, name: str) -> Anatomy:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ModelError(f"model {name!r}: architecture {config.model_type!r} is not supported (supported: {known})")
+    ropes = getattr(config, "rope_parameters", None) or {}  # of all layers, or for each type of them
+    if any(rope.get("rope_type") == "longrope" for rope in (ropes, *ropes.values()) if isinstance(rope, dict)):
+        # Its frequencies hang on the length of each call, so that a context that was read before would have others.
+        raise ModelError(f"model {name!r}: rotary embeddings of type 'longrope' are not supported")
     heads = config.num_attention_heads
     layers = config.num_hidden_layers
     types = getattr(config, "layer_types", None) or [FULL] * layers

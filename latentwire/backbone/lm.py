@@ -307,7 +307,7 @@ class LanguageModel:
         block: Any = decoder_layers(self.model)[0]
         with self.autocast():
             values = getattr(block.self_attn, self.anatomy.source.value)(block.input_layernorm(self.embed(ids)))
-        return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim)
+        return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim).to(self.device)
 
     def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
         """See `latentwire.backbone.rotary.rope`."""

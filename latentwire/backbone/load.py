@@ -51,6 +51,7 @@ HUB_FILES: dict[str, Any] = {
     "allow_patterns": [*MODEL_FILES],
     "ignore_patterns": ["*/*", "consolidated*"],  # other exports and second copies of the weights
 }
+CONFIG_ALONE: dict[str, Any] = {"allow_patterns": ["config.json"]}
 DeviceMap = str | dict[str, int | str]
 # What Transformers, the tokenizers and safetensors raise for files that are missing, damaged or of another kind.
 BAD_FILES = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
@@ -67,8 +68,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The configuration of a model. ModelError, in one line, where it cannot be had."""
-    folder = resolve(name)
+    """The configuration of a model; from the Hub nothing else is fetched. ModelError, in one line, where it cannot be had."""
+    folder = resolve(name, CONFIG_ALONE)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except BAD_FILES as error:
@@ -116,6 +117,11 @@ def load_model(
         raise ModelError(f"model {name!r}: cannot be loaded from {folder}{by}: {one_line(error)}") from error
     if "device_map" not in extra:
         model.to(device)  # type: ignore[arg-type]
+    elif missing := sorted({key.rpartition(".")[0] for key, p in model.named_parameters() if p.is_meta}):
+        raise ModelError(
+            f"model {name!r}: system.device_map = {device_map!r} leaves weights outside of the devices, where all have "
+            f"to be: {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}"
+        )
     model.eval()
     model.requires_grad_(False)
     return model
@@ -157,10 +163,11 @@ def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]
     return {"quantization_config": quantization, "device_map": {"": device}}
 
 
-def resolve(name: str) -> Path:
-    """The local folder of a model in safetensors form, fetched or converted if need be."""
+def resolve(name: str, files: dict[str, Any] = HUB_FILES) -> Path:
+    """The local folder of a model in safetensors form, fetched (of its files on the Hub only `files`, as
+    snapshot_download takes them) or converted if need be."""
     if name in ALIASES:
-        return _alias(name)
+        return _alias(name, files)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -170,8 +177,8 @@ def resolve(name: str) -> Path:
         return _convert(kept, path.name, lambda scratch: path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            files = sorted(path.glob("*.gguf"))
-            hint = f"; to read its GGUF file, name the file: {files[0]}" if files else ""
+            packed = sorted(path.glob("*.gguf"))
+            hint = f"; to read its GGUF file, name the file: {packed[0]}" if packed else ""
             raise ModelError(f"model {name!r}: the folder holds no config.json{hint}")
         return path
     known = ", ".join(ALIASES)
@@ -180,10 +187,10 @@ def resolve(name: str) -> Path:
     except HFValidationError:
         raise ModelError(f"model {name!r}: no such folder, no built-in alias ({known}) and no Hub id") from None
     looked = f"no such folder, no built-in alias ({known}), and not found in"
-    return found or _hub(name, name, looked, f"hf download {name}")
+    return found or _hub(name, name, looked, f"hf download {name}", files)
 
 
-def _alias(name: str) -> Path:
+def _alias(name: str, files: dict[str, Any]) -> Path:
     alias = ALIASES[name]
     kept = models_dir() / name
     if (kept / "config.json").is_file():
@@ -193,7 +200,7 @@ def _alias(name: str) -> Path:
     if alias.installed:
         return _convert(kept, name, alias.gguf)
     looked = f"not found in {kept}, the installed packages ({', '.join(alias.packages)}),"
-    return _hub(alias.hub_id, name, looked, alias.install)
+    return _hub(alias.hub_id, name, looked, alias.install, files)
 
 
 def _hub_cache(hub_id: str) -> Path | None:
@@ -205,12 +212,12 @@ def _hub_cache(hub_id: str) -> Path | None:
     return folder if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")) else None
 
 
-def _hub(hub_id: str, name: str, looked: str, command: str) -> Path:
+def _hub(hub_id: str, name: str, looked: str, command: str, files: dict[str, Any]) -> Path:
     """Download a model, or say in one line where it was looked for and which command fetches it."""
     try:
         # One short question first: the download itself tries again for a minute where nobody answers.
         within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, timeout=HUB_SECONDS))
-        folder = Path(snapshot_download(hub_id, **HUB_FILES))
+        folder = Path(snapshot_download(hub_id, **files))
     except Exception as error:  # what the HTTP client may raise is no closed list; all of it ends in the same line
         where = f"the Hub's cache {constants.HF_HUB_CACHE} or the Hub as {hub_id!r} ({hub_reason(error, hub_id)})"
         raise ModelError(f"model {name!r}: {looked} {where}; get it with: {command}") from error

@@ -18,9 +18,14 @@ def rope(rotary: Any, anatomy: Anatomy, positions: Tensor) -> list[tuple[Tensor,
     rotary: the decoder's own module.
     """
     like = torch.zeros(1, dtype=torch.float32, device=positions.device)
+
+    def pair(*kind: str) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary(like, positions, *kind)  # on another device where a model is spread over several
+        return cos.to(positions.device), sin.to(positions.device)
+
     if not isinstance(getattr(rotary, "rope_type", None), dict):  # one base for all layers
-        return [rotary(like, positions)] * anatomy.layers
-    per_type = {kind: rotary(like, positions, kind) for kind in set(anatomy.layer_types)}
+        return [pair()] * anatomy.layers
+    per_type = {kind: pair(kind) for kind in set(anatomy.layer_types)}
     return [per_type[kind] for kind in anatomy.layer_types]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, model_of
 from latentwire.checkpoint.tensors import load_folder
@@ -29,14 +30,16 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     return sender
 
 
-def load_receiver(folder: str | Path, name: str, changes: Mapping[str, Any] | None = None) -> Receiver:
-    """See `Receiver.from_pretrained`."""
+def load_receiver(
+    folder: str | Path, name: str, changes: Mapping[str, Any] | None = None, turns: Turns | None = None
+) -> Receiver:
+    """See `Receiver.from_pretrained`. `turns` are those of several that are loaded one by one."""
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
     model = model_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
     codebooks_in(state)
-    receiver = Receiver(name, load_lm(model, config, prepare_device(config)), config)
+    receiver = Receiver(name, load_lm(model, config, prepare_device(config), turns), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)
     return receiver

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentwire.backbone.anatomy import describe
 from latentwire.backbone.lm import LanguageModel
-from latentwire.backbone.load import check_four_bits
+from latentwire.backbone.load import check_four_bits, load_config
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.parts import (
     CODEBOOKS,
@@ -50,6 +51,9 @@ class LatentWire:
         device = prepare_device(config)
         turns = Turns() if config.system.sequential_models else None
         models = config.model.chosen
+        own = [config.encoder.model, config.encoder.companion] if config.encoder.type == "backbone" else []
+        for model in dict.fromkeys(filter(None, [*own, *(models[name] for name in only or models)])):
+            describe(load_config(model), model)  # what is not supported is refused before weights are fetched
         sender = Sender(build_encoder(config, device), config)
         receivers = {
             name: Receiver(name, load_lm(models[name], config, device, turns), config) for name in only or models
@@ -141,8 +145,9 @@ def check_devices(config: Config) -> str:
         raise ConfigError(f"system.require_cuda: {found}")
     if isinstance(system.device_map, dict):
         for place in dict.fromkeys(system.device_map.values()):
-            if place != "disk":
-                _usable(place, "system.device_map")
+            if place == "disk":
+                raise ConfigError("system.device_map: 'disk' is no device, and all weights have to be on one")
+            _usable(place, "system.device_map")
     if config.model.load_4bit:
         check_four_bits(device)
     return device

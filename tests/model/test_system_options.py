@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from latentwire.backbone.anatomy import decoder_layers
+from latentwire.backbone.anatomy import decoder_layers, describe
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.load import load_model
 from latentwire.backbone.turns import Turns
 from latentwire.config import Config, load_config
 from latentwire.core.errors import ConfigError, ModelError
@@ -247,9 +249,61 @@ def test_slots_are_put_where_their_layer_computes() -> None:
 
 
 def test_a_device_map_that_cannot_be_met_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"cannot be loaded from .* with system\.device_map = .*disk") as caught:
-        LatentWire.build(file_config(tmp_path, device_map={"": "cpu", "model.layers.1": "disk"}))
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"system\.device_map: 'disk' is no device"):
+        LatentWire.build(file_config(tmp_path, device_map={"": "disk"}))
+    there = ("model.embed_tokens", "model.layers.0", "model.layers.2", "model.norm", "model.rotary_emb", "lm_head")
+    away = dict.fromkeys(there, "cpu") | {"model.layers.1": "disk"}  # as "auto" does where a GPU is too small
+    for places, refusal in (
+        (away, r"leaves weights outside of the devices.*: model\.layers\.1\.\S+ and \d+ more"),
+        ({"": "cpu", "model.layers.1": "disk"}, r"cannot be loaded from .* with system\.device_map = .*disk"),
+    ):
+        with pytest.raises(ModelError, match=refusal) as caught:
+            load_model(str(tmp_path / "llama"), dtype=torch.float32, attn_implementation="eager", device_map=places)
+        assert "\n" not in str(caught.value)
+
+
+def test_rotary_embeddings_and_first_values_are_where_the_model_is_asked(tmp_path: Path) -> None:
+    receiver = small_system(small_config(), ("llama",)).receivers["a"]
+    moved: list[torch.device] = []
+
+    class Elsewhere(torch.Tensor):
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(args[0])
+            return super().to(*args, **kwargs)
+
+    decoder = receiver.lm.model.get_decoder()
+    own = decoder.rotary_emb
+
+    class Rotary(torch.nn.Module):
+        rope_type = "default"
+
+        def forward(self, *given: Any) -> Any:
+            return tuple(part.as_subclass(Elsewhere) for part in own(*given))
+
+    decoder.rotary_emb = Rotary()
+    receiver.lm.rope(torch.arange(3)[None])
+    assert moved == [torch.device("cpu")] * 2
+
+
+def test_what_is_not_supported_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = file_config(tmp_path)
+    described = json.loads((tmp_path / "gemma3" / "config.json").read_text())
+    (tmp_path / "gemma3" / "config.json").write_text(json.dumps(described | {"model_type": "gpt2"}))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    with pytest.raises(ModelError, match="architecture 'gpt2' is not supported"):
+        LatentWire.build(config)
+
+
+def test_rotary_embeddings_that_hang_on_the_length_of_a_call_are_refused() -> None:
+    scaled = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    config = LlamaConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=2)
+    describe(config, "x")
+    for ropes in (scaled, {"full_attention": scaled}):
+        config.rope_parameters = ropes
+        with pytest.raises(ModelError, match="'longrope' are not supported"):
+            describe(config, "x")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")

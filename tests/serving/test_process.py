@@ -109,6 +109,9 @@ def test_a_receiver_s_service_loads_no_sender(run: Path) -> None:
     finally:
         (run / "aside").rename(run / "last" / "sender.safetensors")
     assert ends_of(run, "sender")().receivers == {}
+    changes = {"system.sequential_models": True}
+    turns = [receiver.lm.turns for receiver in ends_of(run, "receiver", changes=changes)().receivers.values()]
+    assert len(turns) == 2 and turns[0] is turns[1] is not None
 
 
 @pytest.mark.parametrize(

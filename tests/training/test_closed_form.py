@@ -21,7 +21,8 @@ from latentwire.training.stages import closed_form
 from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import importance_of, rank_heads
-from latentwire.training.stages.normal_equations import NormalEquations, cholesky
+from latentwire.training.stages.normal_equations import NormalEquations, cholesky, shared_variance
+from latentwire.training.stages.salience import auc
 from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
 
@@ -63,6 +64,22 @@ def test_the_sum_does_not_depend_on_the_batches() -> None:
     groups = torch.zeros(20, dtype=torch.long)
     one, other = (solve(equations(x, y, size), groups, 3, 0.1) for size in (400, 37))
     torch.testing.assert_close(one.encoder @ one.generator, other.encoder @ other.generator, atol=1e-3, rtol=1e-3)
+
+
+def test_a_device_without_fp64_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MPS, where what is asked on the CPU is of another tensor."""
+    whole = torch.Tensor.double
+
+    class Single(torch.Tensor):
+        def cpu(self) -> torch.Tensor:  # type: ignore[override]
+            return self.as_subclass(torch.Tensor)
+
+        def double(self) -> torch.Tensor:  # type: ignore[override]
+            return pytest.fail("fp64") if type(self) is Single else whole(self)
+
+    values, groups = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1])
+    assert shared_variance(values.as_subclass(Single), groups).tolist() == [2.0, 2.0, 5.0]
+    assert auc(values.as_subclass(Single), torch.tensor([0.0, 1.0, 1.0])) == 1.0
 
 
 def test_groups_share_a_scale() -> None:

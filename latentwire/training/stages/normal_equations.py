@@ -165,5 +165,6 @@ def groups_of(receivers: Iterable[Receiver]) -> Tensor:
 
 def shared_variance(variance: Tensor, groups: Tensor) -> Tensor:
     """(d_y,) the mean variance of each target's group."""
-    counts = torch.bincount(groups).clamp(min=1)
-    return (torch.bincount(groups, weights=variance.double()) / counts)[groups].float()
+    cells = groups.cpu()  # not every device has fp64
+    means = torch.bincount(cells, weights=variance.cpu().double()) / torch.bincount(cells).clamp(min=1)
+    return means[cells].float().to(variance.device)

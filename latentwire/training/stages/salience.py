@@ -71,6 +71,7 @@ def _within(place: float, spans: Sequence[Span]) -> bool:
 
 def auc(scores: Tensor, marked: Tensor) -> float:
     """The probability that what is marked scores higher than what is not (ties count half); 0.5 where all are alike."""
+    scores, marked = scores.cpu(), marked.cpu()  # not every device has fp64
     yes, no = scores[marked > 0], scores[marked == 0]
     if not len(yes) or not len(no):
         return 0.5
