@@ -68,7 +68,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The configuration of a model; from the Hub nothing else is fetched. ModelError, in one line, where it cannot be had."""
+    """The configuration of a model, without its weights. ModelError, in one line, where it cannot be had."""
     folder = resolve(name, CONFIG_ALONE)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
