@@ -66,12 +66,13 @@ def log(receivers: tuple[str, ...] = ("a", "b"), steps: int = 40) -> list[dict[s
 
 
 def run_folder(folder: Path, f1: float = 0.4, attention: bool = True) -> Path:
-    """A run with every artifact: trained, and evaluated on two receivers."""
+    """A run with every artifact: trained, and evaluated on two receivers, of which one has LoRA."""
     both = {"text": measured(0.6), "latent": measured(f1, tuned=True), "token_budget": measured(0.2, tuned=True)}
     times = {"encode": 0.1, "prefill": 0.02, "first_token": 0.05, "answer": 0.2}
     both["latent"]["latency_s"] = times
     both["text"]["latency_s"] = times | {"encode": 0.0, "prefill": 0.3, "first_token": 0.4, "answer": 0.5}
-    measures = results({"encoder": {"d_z": 8}}, a=both | {"text_tuned": measured(0.7, tuned=True)}, b=both)
+    frozen = both | {mode: both[mode] | {"tuned": False} for mode in ("latent", "token_budget")}
+    measures = results({"encoder": {"d_z": 8}}, a=both | {"text_tuned": measured(0.7, tuned=True)}, b=frozen)
     measures["manifest"] |= {"date": "2026-01-02T03:04:05+00:00", "command": ["python", "-m", "x"], "cpus": 2}
     rows = []
     for number, (question, (said, text, latent)) in enumerate(ANSWERS.items()):

@@ -59,14 +59,14 @@ def save_checkpoint(
 
 
 def take_baselines(folder: Path, last: Path) -> None:
-    """Give a checkpoint the tuned baselines of a later one of the same run; what else it has stays byte for byte."""
+    """Give a checkpoint the tuned baselines of a later one of the same run; what else is there stays byte for byte."""
     info, theirs = read_info(folder), read_info(last)["files"]
     new = {name: file for name, file in theirs.items() if name.startswith(BASELINES)}
     if new.items() <= info["files"].items():
         return
     copied = {name: checked_file(folder, name, file) for name, file in info.pop("files").items() if name not in new}
     copied |= {name: checked_file(last, name, file) for name, file in new.items()}
-    save_folder(folder, {}, info, copied=copied)
+    save_folder(folder, {}, info, copied=copied, beside=True)
 
 
 def _equal(group: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

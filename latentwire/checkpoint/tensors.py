@@ -39,6 +39,7 @@ def save_folder(
     dtype: torch.dtype | None = None,
     pack: bool = False,
     copied: Mapping[str, Path] = MappingProxyType({}),
+    beside: bool = False,
 ) -> None:
     """Write {file stem: tensors} and what describes them; floating tensors are stored as `dtype` if one is given.
 
@@ -46,7 +47,8 @@ def save_folder(
     are taken over byte by byte.
 
     `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written;
-    what else lay in it, such as an evaluation, stays where the files that both have are the same.
+    what else lay in it, such as an evaluation, stays where the files that both have are the same, or, with `beside`, in
+    any case.
     """
     with atomic_dir(folder) as temporary:
         files = {}
@@ -65,17 +67,17 @@ def save_folder(
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
             files[f"{stem}.safetensors"] = _described(path)
         write_json(temporary / INDEX, {"format": FORMAT, **info, "files": files})
-        _keep_beside(folder, temporary, files)
+        _keep_beside(folder, temporary, files, beside)
 
 
-def _keep_beside(folder: Path, new: Path, files: Mapping[str, Any]) -> None:
+def _keep_beside(folder: Path, new: Path, files: Mapping[str, Any], always: bool) -> None:
     """Take over what lies beside the files of a folder, if the new ones are those or more or fewer of them."""
     try:
         before = read_info(folder)["files"]
     except CheckpointError:
         return
     both = before.keys() & files.keys()
-    if not both or any(before[name] != files[name] for name in both):
+    if not always and (not both or any(before[name] != files[name] for name in both)):
         return
     for path in folder.iterdir():
         if path.is_file() and path.name not in before and not (new / path.name).exists():

@@ -28,8 +28,6 @@ RIVALS = {
 EVERY_MODE = MODES | RIVALS
 SIZES = {"utf8": "UTF-8", "zstd": "zstd -19", "packed_ids": "token ids", "lm_bytes": "lossless by the sender's model"}
 """Forms of a text that a message's bytes are compared with."""
-TEXT_MODES = ("text_tuned", "text")
-"""In this order: a receiver with LoRA is compared with the text read with a LoRA tuned on the same data."""
 
 
 def mode_label(mode: str, measured: Mapping[str, Any]) -> str:
@@ -37,14 +35,15 @@ def mode_label(mode: str, measured: Mapping[str, Any]) -> str:
     return mode if measured["tuned"] or EVERY_MODE[mode] is None else f"{mode} (no LoRA)"
 
 
-def baselines_for(latent: Mapping[str, Any]) -> tuple[str, ...]:
-    """The text modes that measured latents may be compared with, the fairest first."""
-    return TEXT_MODES if latent["tuned"] else TEXT_MODES[1:]
+def baseline_for(latent: Mapping[str, Any]) -> str:
+    """The text mode that measured latents are compared with: with LoRA, the text read with a LoRA tuned on it."""
+    return "text_tuned" if latent["tuned"] else "text"
 
 
 def baseline_of(latent: Mapping[str, Any], receiver: Mapping[str, Any]) -> str | None:
-    """The text mode, among those that were measured of a receiver, that its latents are compared with."""
-    return next((mode for mode in baselines_for(latent) if receiver[mode] is not None), None)
+    """The same where it was measured of a receiver, else None."""
+    mode = baseline_for(latent)
+    return mode if receiver.get(mode) is not None else None
 
 
 def kept_in_words(kept: Mapping[str, Any]) -> str:

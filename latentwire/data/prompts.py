@@ -43,13 +43,13 @@ class PromptFormat:
                 [{"role": "user", "content": CONTENT_MARK}], tokenize=False, add_generation_prompt=True
             )
             before, self.after = rendered.split(CONTENT_MARK)
-            self.head = self._ids(before, template=True)
+            self.head, self.behind = self._ids(before, template=True), self._ids(self.after, template=True)
             first = self._ids(self.after.lstrip() or "\n", template=True)[0]
             ends = first in tokenizer.all_special_ids or first in tokenizer.get_added_vocab().values()
             self.stop = self.ends = sorted({*eos, *([first] if ends else [])})  # else it may stand in an answer
         else:
             self.head = bos if anchor.bos == "before" else []
-            self.after = ""
+            self.after, self.behind = "", []
             self.stop, self.ends = sorted({*eos, self._ids("\n")[-1]}), eos
         self.end_ids = eos if self.chat else []
 
@@ -67,7 +67,7 @@ class PromptFormat:
 
     def rest(self, text: str) -> list[int]:
         """Everything between the context and what is generated, where that is a text of any form."""
-        return self.before_anchor + self._ids(self.anchor + text) + self._ids(self.after, template=True)
+        return self.before_anchor + self._ids(self.anchor + text) + self.behind
 
     def rest_and(self, text: str, continuation: str) -> tuple[list[int], list[int]]:
         """`rest`, and a continuation of it, cut where the tokens of the text alone end.
@@ -75,8 +75,7 @@ class PromptFormat:
         White space at the text's end goes to the continuation, as in EleutherAI's harness: tokens begin with it.
         """
         if self.after:
-            behind = self._ids(self.after, template=True)
-            return self.rest(text), self._ids(self.after + continuation, template=True)[len(behind) :]
+            return self.rest(text), self._ids(continuation)
         kept = text.rstrip()
         before = self.rest(kept)
         whole = self.before_anchor + self._ids(self.anchor + text + continuation)

@@ -12,7 +12,7 @@ from latentwire.config import Config
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.errors import DataError
 from latentwire.core.manifest import run_manifest
-from latentwire.core.measures import TEXT_MODES, baseline_of
+from latentwire.core.measures import baseline_of
 from latentwire.data.example import Passage, data_fingerprint
 from latentwire.evaluation.answering import Answer, Answers, answer_all, encode_items
 from latentwire.evaluation.attention import attention_on_latents
@@ -125,8 +125,7 @@ def _beside(
     if "latent" not in answers:
         return out
     latent = answers["latent"]
-    text = baseline_of(measured["latent"], {mode: measured.get(mode) for mode in TEXT_MODES})
-    if text and measured[text]["tuned"] == measured["latent"]["tuned"]:
+    if text := baseline_of(measured["latent"], measured):
         out["kept"] = {"of": text} | kept(latent, answers[text], clusters, resamples)
     if "token_budget" in answers and measured["token_budget"]["tuned"] == measured["latent"]["tuned"]:
         f1, theirs = ([answer.f1 for answer in rows] for rows in (latent, answers["token_budget"]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import with_interval
-from latentwire.core.measures import baseline_of, baselines_for
+from latentwire.core.measures import baseline_for, baseline_of
 from latentwire.report.results import checked, read_results
 
 
@@ -41,8 +41,7 @@ def _row(name: str, a: dict[str, Any], b: dict[str, Any], latent: Path, text: Pa
         raise LatentWireError(f"{latent}: receiver {name!r} was not measured in mode 'latent'")
     mode = baseline_of(ours, b)
     if mode is None:
-        wanted = baselines_for(ours)
-        raise LatentWireError(f"{text}: receiver {name!r} was not measured in mode {' or '.join(map(repr, wanted))}")
+        raise LatentWireError(f"{text}: receiver {name!r} was not measured in mode {baseline_for(ours)!r}")
     theirs = b[mode]
     return {
         "receiver": name,

@@ -10,6 +10,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,10 +49,10 @@ MAY_CHANGE = {
 }
 """Where a run writes and what it evaluates may change while it goes on."""
 OWN = (
-    *(CONFIG, MANIFEST, LOG, ORIGIN, INPUTS, FAILED, RESULTS, TABLE, PREDICTIONS, PASSAGES),
-    *("stages", "last", "epoch[0-9]*", "tensorboard"),
+    *("stages", "last", "tensorboard", LOG, ORIGIN, INPUTS, FAILED, RESULTS, TABLE, PREDICTIONS, PASSAGES),
+    *(MANIFEST, CONFIG),
 )
-"""What a run and its evaluation write into their folder."""
+"""What a run and its evaluation write into their folder, beside checkpoints of epochs; by the last two it is told."""
 
 
 def has_begun(path: Path) -> bool:
@@ -99,6 +100,17 @@ class RunFolder:
         """The checkpoint at the end of the run."""
         return self.path / "last"
 
+    @property
+    def epochs(self) -> list[Path]:
+        """The checkpoints after epochs."""
+        found = (path for path in self.path.glob("epoch*") if re.fullmatch(r"epoch\d+", path.name))
+        return sorted(path for path in found if (path / INDEX).is_file())
+
+    def holds(self, path: Path) -> bool:
+        """Whether something is, or lies in, what `fresh` removes."""
+        own, path = self.path.resolve(), path.resolve()
+        return path == own or any(path.is_relative_to(own / name) for name in (*OWN, *(e.name for e in self.epochs)))
+
     def start(self, command: Sequence[str], origin: Origin | None, inputs: dict[str, str], fresh: bool) -> None:
         """Write the configuration and manifest, or check that the folder belongs to this very configuration.
 
@@ -135,19 +147,19 @@ class RunFolder:
         """Note what the run reads; ConfigError where that is no longer what it started with."""
         note = self.path / INPUTS
         before = read_object(note) if note.is_file() else inputs
-        for name in sorted(before.keys() | inputs.keys()):
-            if before.get(name) != inputs.get(name):
+        for name in sorted(before):
+            if before[name] != inputs.get(name):
                 raise ConfigError(
                     f"{name} has changed since the run in {self.path} started; choose another folder, or --fresh"
                 )
         write_json(note, inputs)
 
     def _clear(self) -> None:
-        for path in (found for pattern in OWN for found in self.path.glob(pattern)):
+        for path in (*self.epochs, *(self.path / name for name in OWN)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def stage(self, name: str) -> Path:
         """The folder of a stage: its resumable states."""

@@ -50,8 +50,8 @@ class Material:
         hashes = {"data: what it trains on": self.fingerprint}
         if self.texts:
             hashes["data.text_path: its text"] = stable_hash(list(self.texts))
-        encoder = self.config.encoder
-        for model in (encoder.model, encoder.companion, *self.config.model.chosen.values()):
+        encoder, models = self.config.encoder, self.config.model.chosen
+        for model in (encoder.model, encoder.companion, *(models[name] for name in self.system.receivers)):
             if model and (digest := files_digest(model)):
                 hashes[f"the model {model}"] = digest
         return hashes

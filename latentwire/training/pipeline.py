@@ -116,7 +116,7 @@ class Run:
         if self.evaluates and self.config.evaluation.lm_bytes:  # the sender's model has to be a causal one
             describe(load_config(self.config.encoder.model), self.config.encoder.model)
         origin = Origin.of(self.config)
-        if origin and self.fresh and origin.folder.resolve().is_relative_to(self.folder.path.resolve()):
+        if origin and self.fresh and self.folder.holds(origin.folder):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {origin.folder}")
         self._check_codec(origin)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
@@ -138,7 +138,7 @@ class Run:
         )
         if work.lacks_salience:
             material.check_salience()
-        self.processes.by_main(partial(self.folder.start, self.command, origin, material.inputs(), self.fresh))
+        self.processes.by_main(lambda: self.folder.start(self.command, origin, material.inputs(), self.fresh))
         if profiled:
             self.folder.record(loaded)
         return work

@@ -52,7 +52,7 @@ class Work:
 
     def complete_epochs(self) -> None:
         """Give the checkpoints of epochs what they are compared with, which is tuned only at the end."""
-        for folder in sorted(self.folder.path.glob("epoch[0-9]*")) if self.processes.is_main else ():
+        for folder in self.folder.epochs if self.processes.is_main else ():
             take_baselines(folder, self.folder.last)
 
     def refuse_to_go_on(self, missing: str, of: str = "") -> None:

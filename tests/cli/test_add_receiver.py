@@ -87,6 +87,17 @@ def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
     assert run["evaluation"]["samples"] == used.evaluation.samples > 0
 
 
+def test_models_of_receivers_that_are_not_loaded_may_be_gone(
+    models: Path, added: dict[str, Any], tmp_path: Path
+) -> None:
+    assert not any("llama" not in key and "gemma" not in key for key in inputs_of(models / "more"))
+    assert any("gemma3" in key for key in inputs_of(models / "more"))
+
+
+def inputs_of(run: Path) -> list[str]:
+    return [key for key in json.loads((run / "inputs.json").read_text()) if key.startswith("the model ")]
+
+
 def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict[str, Any], tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (models / "more" / "diagnostics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"] for row in rows))

@@ -181,7 +181,15 @@ def test_the_last_epoch_is_whole_whatever_the_accumulation(models: Path, tmp_pat
 def test_a_checkpoint_of_an_epoch_has_the_baselines_that_were_tuned_at_the_end(models: Path, tmp_path: Path) -> None:
     flags = arguments(models, out_dir=tmp_path, eval_samples=0, slot_tuning_max_steps=0)
     del flags[flags.index("--end_to_end_max_steps") : flags.index("--end_to_end_max_steps") + 2]
+    shutil.copytree(ROOT / "configs", tmp_path / "epoch1-mine")
     train_main([*flags, "--epochs", "1"])
+    (tmp_path / "epoch1" / "eval.json").write_text("{}")
+    (tmp_path / "epoch1" / "baselines" / "llama-text.safetensors").unlink()
+    before = json.loads((tmp_path / "epoch1" / "checkpoint.json").read_text())
+    del before["files"]["baselines/llama-text.safetensors"]
+    (tmp_path / "epoch1" / "checkpoint.json").write_text(json.dumps(before))
+    train_main([*flags, "--epochs", "1"])
+    assert (tmp_path / "epoch1" / "eval.json").read_text() == "{}" and (tmp_path / "epoch1-mine").is_dir()
     last = {path.name: path.read_bytes() for path in (tmp_path / "last" / "baselines").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "epoch1" / "baselines").iterdir()} == last
     own = ["--ckpt", str(tmp_path / "epoch1"), "--samples", "6", "--override", "evaluation.latency_samples=0"]
@@ -628,7 +636,7 @@ def test_stages_may_be_worked_on_one_by_one_also_where_one_has_no_steps(models: 
 
 
 def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"out_dir": tmp_path, "eval_samples": 0}
     short = arguments(models, **flags, slot_tuning_max_steps=0, baselines_max_steps=0, end_to_end_max_steps=1)
@@ -643,6 +651,19 @@ def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
     (tmp_path / "mine.json").write_text("[]")
     train_main([*short, "--fresh", "--d_z", "8", "--out_dir", str(link)])
     assert (tmp_path / "mine.json").is_file() and (tmp_path / "mine" / "stages").is_dir()
+    shutil.copytree(tmp_path / "last", tmp_path / "mine" / "ckpt")
+    train_main([*short, "--fresh", "--d_z", "8", "--init_from", str(tmp_path / "mine" / "ckpt")])
+
+    def cut_off(path: Path) -> None:
+        if path.name == "last":
+            raise RuntimeError("cut off")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="cut off"):
+        patched.setattr("latentwire.training.folder.shutil.rmtree", cut_off)
+        train_main([*short, "--fresh", "--d_z", "8"])
+    capsys.readouterr()
+    train_main([*short, "--fresh", "--d_z", "8"])
+    assert "done before" not in capsys.readouterr().out
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["config"]["encoder"]["d_z"] == 8
 
 

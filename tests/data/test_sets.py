@@ -276,5 +276,6 @@ def test_a_chat_template_stands_around_the_context() -> None:
     prompt = PromptFormat(tokenizer, config, 2)
     assert prompt.stop == sorted([tokenizer.eos_token_id, own])
     assert prompt.tail("Who [end] there?").count(own) == 1  # of the template alone
-    before, continuation = prompt.rest_and("Who?", " Mira")
-    assert before == prompt.rest("Who?") and tokenizer.decode(continuation) == " Mira"
+    before, continuation = prompt.rest_and("Who?", " Mira<eos>")
+    assert before == prompt.rest("Who?") and tokenizer.decode(continuation) == " Mira<eos>"
+    assert tokenizer.eos_token_id not in continuation

@@ -283,6 +283,10 @@ def test_rotary_embeddings_and_first_values_are_where_the_model_is_asked(tmp_pat
     decoder.rotary_emb = Rotary()
     receiver.lm.rope(torch.arange(3)[None])
     assert moved == [torch.device("cpu")] * 2
+    value = receiver.lm.model.get_decoder().layers[0].self_attn.v_proj
+    value.register_forward_hook(lambda module, given, out: out.as_subclass(Elsewhere))
+    receiver.lm.first_values(torch.tensor([1, 2]))
+    assert len(moved) == 3
 
 
 def test_what_is_not_supported_is_refused_before_anything_is_loaded(

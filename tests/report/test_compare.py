@@ -70,6 +70,11 @@ def test_a_tuned_receiver_is_compared_with_tuned_text(tmp_path: Path, capsys: py
         (results(a={"latent": measured(0.1)}), results(b={}), r"b\.json: has none of the receivers of .*\(a\)"),
         (results(a={}), results(a={}), r"a\.json: receiver 'a' was not measured in mode 'latent'"),
         (results(a={"latent": measured(0.1)}), results(a={}), r"b\.json: receiver 'a' was not measured in mode 'text'"),
+        (
+            results(a={"latent": measured(0.1, tuned=True)}),
+            results(a={"text": measured(0.1)}),
+            r"b\.json: receiver 'a' was not measured in mode 'text_tuned'",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path: Path, ours: Any, theirs: Any, message: str) -> None:
