@@ -364,7 +364,7 @@ def test_either_end_alone_knows_the_codebook(tmp_path: Path, monkeypatch: pytest
     system, _ = fitted()
     save_checkpoint(tmp_path / "ckpt", system)
     monkeypatch.setattr(pretrained, "build_encoder", lambda config, device: small_encoder(config))
-    monkeypatch.setattr(pretrained, "load_lm", lambda model, config, device: tiny_lm(model.removeprefix("tiny-")))
+    monkeypatch.setattr(pretrained, "load_lm", lambda model, *_: tiny_lm(model.removeprefix("tiny-")))
     monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})
     wire = Sender.from_pretrained(tmp_path / "ckpt").encode("Mira lives in Orlin.", "fsq")
     monkeypatch.setattr("latentwire.wire.codebook._KNOWN", {})
