@@ -32,6 +32,7 @@ from latentwire.backbone.load import (
     load_tokenizer,
     resolve_attention,
     resolve_dtype,
+    tokenize_with_offsets,
 )
 from latentwire.backbone.padding import positions_of
 from latentwire.backbone.rotary import rope, rotate
@@ -131,9 +132,8 @@ class LanguageModel:
         return ([] if self.bos_id is None else [self.bos_id]), []
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and their character spans, without special tokens: one that a text spells out is text."""
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        """See `latentwire.backbone.load.tokenize_with_offsets`."""
+        return tokenize_with_offsets(self.tokenizer, text)
 
     def autocast(self) -> torch.autocast:
         """bf16 compute for what is kept in fp32 beside a bf16 model (LoRA); nothing for an fp32 model."""

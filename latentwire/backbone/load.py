@@ -67,6 +67,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def tokenize_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and their character spans, without special tokens: one that a text spells out is text."""
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
 def load_config(name: str) -> PretrainedConfig:
     """The configuration of a model, without its weights. ModelError, in one line, where it cannot be had."""
     folder = resolve(name, CONFIG_ALONE)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.backbone.load import bos_of, load_model, load_tokenizer, resolve_attention, resolve_dtype
+from latentwire.backbone.load import (
+    bos_of,
+    load_model,
+    load_tokenizer,
+    resolve_attention,
+    resolve_dtype,
+    tokenize_with_offsets,
+)
 from latentwire.backbone.padding import pad_right
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ModelError
@@ -38,9 +45,8 @@ class TextTokenizer:
         return cls(name, load_tokenizer(name))
 
     def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and their character spans, without special tokens: one that a text spells out is text."""
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        """See `latentwire.backbone.load.tokenize_with_offsets`."""
+        return tokenize_with_offsets(self.tokenizer, text)
 
 
 class TextModel(TextTokenizer):

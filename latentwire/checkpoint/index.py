@@ -43,8 +43,7 @@ def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Co
 
 def codebooks_of(folder: Path) -> set[str]:
     """The learned codecs of which a checkpoint has codebooks."""
-    stems = (Path(name) for name in read_info(folder)["files"])
-    return {stem.stem for stem in stems if f"{stem.parent}/" == CODEBOOKS}
+    return {Path(name).stem for name in read_info(folder)["files"] if name.startswith(CODEBOOKS)}
 
 
 def sender_fingerprint(folder: Path) -> bytes:

@@ -59,8 +59,7 @@ class Conversation:
     @property
     def latents(self) -> int:
         """Latents of the text, in all its messages."""
-        sections = [wire.frame.latents for wire in self.messages["latents"]]
-        return sum(section.count for section in sections if section is not None)
+        return sum(wire.latent_count for wire in self.messages["latents"])
 
     @torch.no_grad()
     def answer(

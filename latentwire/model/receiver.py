@@ -105,8 +105,7 @@ class Receiver(ContextReader):
             reason = reason or wire.misfit(self.sender, self.config.encoder.d_z, self.layout.total)
         if reason is None:
             # Before anything is decoded, since latents of a learned codec take far more memory than its bytes.
-            counts = (wire.latent_count if self.own is None else len(self.own) for wire in wires)
-            self.check_length(len(self.prompt.head) + sum(counts))
+            self.check_length(len(self.prompt.head) + self._latents_read(wires))
             try:
                 _ = [wire.latents for wire in wires]
             except WireError as error:  # they need a codebook that is not known here
@@ -130,7 +129,10 @@ class Receiver(ContextReader):
 
     def message_positions(self, wires: Sequence[Wire]) -> int:
         """Positions that are taken by a message's latents and by what the features add to them."""
-        return sum(map(len, self._latents(wires))) + self.extra_positions
+        return self._latents_read(wires) + self.extra_positions
+
+    def _latents_read(self, wires: Sequence[Wire]) -> int:
+        return sum(wire.latent_count if self.own is None else len(self.own) for wire in wires)
 
     def read_message(self, message: Message, source: Source = "latents", tail: int = 0) -> Context:
         """Read one message, from its latents or its text; ModelError where that and `tail` tokens do not fit."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentwire.backbone.load import bos_of, load_tokenizer
+from latentwire.backbone.load import bos_of, load_tokenizer, tokenize_with_offsets
 from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.parts import load_codebooks
 from latentwire.core.errors import ConfigError, WireError
@@ -95,8 +95,7 @@ class Admission:
         for wire in wires:
             if reason := wire.misfit(self.sender, self.d_z, self.layout.total):
                 raise WireError(reason)
-        latents = [section.count for wire in wires if (section := wire.frame.latents) is not None]
-        return self.head_len + (sum(latents) if self.own is None else len(self.own) * len(latents))
+        return self.head_len + sum(wire.latent_count if self.own is None else len(self.own) for wire in wires)
 
     def admit(self, params: Any, prompt: Any, salt: str | None) -> Asked | None:
         """What a request asks for, None where it is an ordinary one; WireError, in one line, where it is refused.
@@ -171,7 +170,7 @@ class Client:
 
     def text_body(self, text: str, question: str, max_tokens: int = 24) -> dict[str, Any]:
         """The body of the same question on the text itself."""
-        context = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        context, _ = tokenize_with_offsets(self.tokenizer, text)
         ids = [*self.prompt.head, *context, *self.prompt.tail(question)]
         return {"model": self.text_model, "prompt": ids} | self._greedy(max_tokens)
 

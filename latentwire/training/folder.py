@@ -108,8 +108,8 @@ class RunFolder:
 
     def holds(self, path: Path) -> bool:
         """Whether something is, or lies in, what `fresh` removes."""
-        own, path = self.path.resolve(), path.resolve()
-        return path == own or any(path.is_relative_to(own / name) for name in (*OWN, *(e.name for e in self.epochs)))
+        here, path = self.path.resolve(), path.resolve()
+        return path == here or any(path.is_relative_to(here / own.name) for own in self._own())
 
     def start(self, command: Sequence[str], origin: Origin | None, inputs: dict[str, str], fresh: bool) -> None:
         """Write the configuration and manifest, or check that the folder belongs to this very configuration.
@@ -154,8 +154,11 @@ class RunFolder:
                 )
         write_json(note, inputs)
 
+    def _own(self) -> list[Path]:
+        return [*self.epochs, *(self.path / name for name in OWN)]
+
     def _clear(self) -> None:
-        for path in (*self.epochs, *(self.path / name for name in OWN)):
+        for path in self._own():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
