@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, write_json
@@ -31,13 +31,17 @@ def joined(paragraphs: list[dict[str, Any]], most: int, rng: random.Random) -> d
     return {"context": context, "qas": rng.sample(asked, min(most, len(asked)))}
 
 
-@click.command()
-@click.argument("source", metavar="FILE")
-@click.argument("out", metavar="OUT")
-@click.option("--paragraphs", default=3, show_default=True, help="So many become one; what is left over is not taken.")
-@click.option("--questions", default=4, show_default=True, help="Most questions on each.")
-@click.option("--seed", default=0, show_default=True, help="Which questions.")
-def main(source: str, out: str, paragraphs: int, questions: int, seed: int) -> None:
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    source: Annotated[str, typer.Argument(metavar="FILE")],
+    out: Annotated[str, typer.Argument(metavar="OUT")],
+    paragraphs: Annotated[int, typer.Option(help="So many become one; what is left over is not taken.")] = 3,
+    questions: Annotated[int, typer.Option(help="Most questions on each.")] = 4,
+    seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
+) -> None:
     """Join neighbouring paragraphs of FILE's articles."""
     rng, articles, count = random.Random(seed), [], 0
     for article in read_json(Path(source))["data"]:
@@ -51,7 +55,7 @@ def main(source: str, out: str, paragraphs: int, questions: int, seed: int) -> N
 
 if __name__ == "__main__":
     try:
-        main()
+        app()
     except LatentWireError as error:
         sys.exit(f"error: {error}")
     except (KeyError, TypeError) as error:

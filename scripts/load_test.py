@@ -20,10 +20,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
 import httpx2
+import typer
 
 from latentwire.core.errors import LatentWireError
 from latentwire.wire.message import read_texts
@@ -170,31 +170,26 @@ def request_bodies(file: Path, questions: list[str], receiver: str | None, max_n
     ]
 
 
-@click.command()
-@click.argument("url")
-@click.argument("messages", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--question", "questions", multiple=True, required=True, help="Question; may be given several times.")
-@click.option("--receiver", help="Receiver; may be left out where the service has one.")
-@click.option("--max_new_tokens", default=24, type=click.IntRange(1), help="Longest answer.")
-@click.option("--clients", default=16, type=click.IntRange(1), help="Clients of the first phase.")
-@click.option("--seconds", default=20.0, type=click.FloatRange(0.1), help="Length of each phase.")
-@click.option("--factor", default=10.0, type=click.FloatRange(1), help="Second phase: so many times what was held.")
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     url: str,
-    messages: Path,
-    questions: tuple[str, ...],
-    receiver: str | None,
-    max_new_tokens: int,
-    clients: int,
-    seconds: float,
-    factor: float,
+    messages: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    questions: Annotated[list[str], typer.Option("--question", help="Question; may be given several times.")],
+    receiver: Annotated[str | None, typer.Option(help="Receiver; may be left out where the service has one.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 24,
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the first phase.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each phase.")] = 20.0,
+    factor: Annotated[float, typer.Option(min=1.0, help="Second phase: so many times what was held.")] = 10.0,
 ) -> None:
     """Load a running service and print what became of every request as JSON.
 
     A bearer token is taken from LATENTWIRE_TOKEN.
     """
     try:
-        bodies = request_bodies(messages, list(questions), receiver, max_new_tokens)
+        bodies = request_bodies(messages, questions, receiver, max_new_tokens)
         token = os.environ.get("LATENTWIRE_TOKEN")
         print(json.dumps(asyncio.run(measure(url, bodies, clients, seconds, factor, token)), indent=2))
     except (LatentWireError, httpx2.HTTPError) as error:
@@ -202,4 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import click
+import typer
 
 from latentwire import Receiver, Wire
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
@@ -92,24 +92,21 @@ def measure(
     return out
 
 
-@click.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--ckpt", default="checkpoints/default", help="Checkpoint.")
-@click.option("--receiver", "names", multiple=True, help="Receiver; default: all of the checkpoint.")
-@click.option("--data_path", required=True, help="Questions, in SQuAD's format.")
-@click.option("--text_path", required=True, help="Plain text, one paragraph a line.")
-@click.option("--paragraphs", default=2000, type=click.IntRange(0), help="Paragraphs of it in the corpus.")
-@click.option("--questions", default=300, type=click.IntRange(1), help="Questions asked.")
-@click.option("--codec", default="int8", help="Codec of the messages.")
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     out: Path,
-    ckpt: str,
-    names: tuple[str, ...],
-    data_path: str,
-    text_path: str,
-    paragraphs: int,
-    questions: int,
-    codec: str,
+    data_path: Annotated[str, typer.Option("--data_path", help="Questions, in SQuAD's format.")],
+    text_path: Annotated[str, typer.Option("--text_path", help="Plain text, one paragraph a line.")],
+    ckpt: Annotated[str, typer.Option(help="Checkpoint.")] = "checkpoints/default",
+    receivers: Annotated[
+        list[str] | None, typer.Option("--receiver", help="Receiver; default: all of the checkpoint.")
+    ] = None,
+    paragraphs: Annotated[int, typer.Option(min=0, help="Paragraphs of it in the corpus.")] = 2000,
+    questions: Annotated[int, typer.Option(min=1, help="Questions asked.")] = 300,
+    codec: Annotated[str, typer.Option(help="Codec of the messages.")] = "int8",
 ) -> None:
     """Index passages and paragraphs in OUT, answer the passages' questions from the index, and print JSON."""
     try:
@@ -117,7 +114,7 @@ def main(
         corpus = write_corpus(out / "corpus.jsonl", passages, load_texts(text_path), paragraphs)
         with redirect_stdout(sys.stderr):  # standard output is for the figures
             made = index(out / "corpus.jsonl", out / "index", ckpt, codec)
-        names = names or tuple(load_config_of(find_checkpoint(Path(ckpt))).model.receivers)
+        names = receivers or list(load_config_of(find_checkpoint(Path(ckpt))).model.receivers)
         found, started = Index(out / "index"), time.perf_counter()
         asked = [
             Asked(question, number, [int(hit.id) for hit in found.search(question.text, max(BEST))])
@@ -144,4 +141,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -15,11 +15,11 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import click
 import httpx2
 import torch
+import typer
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.padding import pad_left
@@ -139,26 +139,24 @@ def compare(url: str, client: Client, asked: list[Asked], clients: int) -> dict[
     }
 
 
-@click.command()
-@click.argument("url")
-@click.option("--ckpt", required=True, help="Checkpoint or run.")
-@click.option("--receiver", required=True, help="The receiver that is served.")
-@click.option("--data_path", default=None, help="Questions in SQuAD's format; invented facts without it.")
-@click.option("--questions", default=50, type=click.IntRange(1), help="Number of questions.")
-@click.option("--max_new_tokens", default=24, type=click.IntRange(1), help="Longest answer.")
-@click.option("--clients", default=16, type=click.IntRange(1), help="Requests at a time.")
-@click.option(
-    "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the configuration used here."
-)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     url: str,
-    ckpt: str,
-    receiver: str,
-    data_path: str | None,
-    questions: int,
-    max_new_tokens: int,
-    clients: int,
-    overrides: tuple[str, ...],
+    ckpt: Annotated[str, typer.Option(help="Checkpoint or run.")],
+    receiver: Annotated[str, typer.Option(help="The receiver that is served.")],
+    data_path: Annotated[
+        str | None, typer.Option("--data_path", help="Questions in SQuAD's format; invented facts without it.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 24,
+    clients: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--override", metavar="KEY=VALUE", help="Change a key of the configuration used here."),
+    ] = None,
 ) -> None:
     """Print as JSON what a running vLLM answers, beside the receiver here."""
     data = DataConfig(dataset="squad" if data_path else "facts", eval_path=data_path)
@@ -174,4 +172,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    app()

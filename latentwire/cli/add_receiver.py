@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
-from latentwire.cli.run import run_and_exit
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides
+from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import CurriculumConfig
@@ -21,9 +20,7 @@ def add_receiver(
     model: Annotated[str, typer.Option(metavar="ID", help="Built-in alias, Hub id, local folder or .gguf file.")],
     out_dir: Annotated[str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="The run's folder.")],
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
-    dataset: Annotated[
-        Literal["squad", "squad_v2", "hotpot", "facts"] | None, typer.Option(help="Default: as the others.")
-    ] = None,
+    dataset: Annotated[Dataset | None, typer.Option(help="Default: as the others.")] = None,
     data_path: Annotated[
         str | None, typer.Option("--data_path", metavar="A,B", help="Training files; default: as the others.")
     ] = None,
@@ -93,9 +90,7 @@ def add_receiver(
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Add a receiver with command-line arguments; returns the run's folder, its checkpoint and its evaluation."""
-    from latentwire.cli.main import main as latentwire
-
-    result: dict[str, Any] = latentwire(["add-receiver", *(sys.argv[1:] if args is None else args)])
+    result: dict[str, Any] = invoke("add-receiver", args)
     return result
 
 

@@ -22,7 +22,8 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, label, with_extra
+from latentwire.cli.files import label, with_extra
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, WireError

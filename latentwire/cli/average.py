@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import Debug
+from latentwire.cli.options import Debug
 from latentwire.cli.run import CHECKPOINT
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ConfigError

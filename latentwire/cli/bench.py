@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
+from latentwire.cli.options import ConfigFile, Debug, Json, Overrides
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config import load_config
 from latentwire.config.flags import schema_options
@@ -35,15 +36,15 @@ class StageSpeed:
     gemm_share: float
 
 
-@click.command(name="latentwire.cli.bench")
-@click.option("--config", "config_path", metavar="FILE", help="JSON configuration.")
-@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
-@click.option("--steps", default=6, type=click.IntRange(1), help="Timed steps a stage and receiver.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
 @schema_options
 def command(
-    config_path: str | None, overrides: tuple[str, ...], steps: int, as_json: bool, debug: bool, flags: dict[str, Any]
+    *,
+    config_path: ConfigFile = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps a stage and receiver.")] = 6,
+    as_json: Json = False,
+    debug: Debug = False,
+    flags: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure tokens/s of slot tuning, text tuning and end-to-end tuning, and where a step's time goes.
 
@@ -179,7 +180,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the benchmark; returns what --json prints."""
-    result: dict[str, Any] = invoke(command, args)
+    result: dict[str, Any] = invoke("bench", args)
     return result
 
 

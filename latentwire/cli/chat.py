@@ -20,7 +20,7 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 from latentwire.core.paths import cache_dir
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import Debug, Json
+from latentwire.cli.options import Debug, Json
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
 from latentwire.core.manifest import cpu_model

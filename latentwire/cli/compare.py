@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
+from latentwire.cli.options import Debug, Json
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.json_files import dump_json
 from latentwire.report.compare import as_markdown, compare, files_of
 from latentwire.report.results import checked
 
 
-@click.command(name="latentwire.cli.compare")
-@click.option("--latent", required=True, metavar="FILE", help="eval.json whose latents are compared.")
-@click.option("--text", required=True, metavar="FILE", help="eval.json with the text baseline.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(latent: str, text: str, as_json: bool, debug: bool) -> list[dict[str, Any]]:
+def command(
+    latent: Annotated[str, typer.Option(metavar="FILE", help="eval.json whose latents are compared.")],
+    text: Annotated[str, typer.Option(metavar="FILE", help="eval.json with the text baseline.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> list[dict[str, Any]]:
     """Compare latents with a text baseline on the same questions, receiver by receiver.
 
     Example: latentwire compare --latent runs/a/eval.json --text runs/b/eval.json
@@ -33,7 +34,7 @@ def command(latent: str, text: str, as_json: bool, debug: bool) -> list[dict[str
 
 def main(args: list[str] | None = None) -> list[dict[str, Any]]:
     """Compare with command-line arguments; returns one row a receiver."""
-    rows: list[dict[str, Any]] = invoke(command, args)
+    rows: list[dict[str, Any]] = invoke("compare", args)
     return rows
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.answers import check_questions, printable
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, opened
+from latentwire.cli.files import opened
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import WireError
 from latentwire.wire.message import Wire, read_texts

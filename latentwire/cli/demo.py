@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
-from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT, ROOT, command_line, invoke, run_and_exit
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug
+from latentwire.cli.run import ROOT, command_line, invoke, run_and_exit
 from latentwire.core.errors import named
 
 FACTS = ROOT / "configs" / "demo_facts.json"
 """The training run."""
+QUESTIONS = str(ROOT / "examples" / "questions.json")
 SHOWN = 3
 """Passages shown with their answers before the table."""
 
 
-@click.command(name="latentwire.cli.demo")
-@click.option("--ckpt", default=DEFAULT_CHECKPOINT, metavar="DIR", help=CHECKPOINT)
-@click.option(
-    "--data_path", default=str(ROOT / "examples" / "questions.json"), metavar="FILE", help="Held-out SQuAD-format file."
-)
-@click.option("--samples", default=100, type=click.IntRange(1), help="Questions in the table.")
-@click.option("-o", "--out_dir", "--out", "out_dir", default="runs/demo", metavar="DIR", help="Where results go.")
-@click.option("--train/--no_train", default=True, help="Also train a short run on invented facts.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, debug: bool) -> dict[str, Any]:
+def command(
+    context: typer.Context,
+    ckpt: Checkpoint = DEFAULT_CHECKPOINT,
+    data_path: Annotated[
+        str, typer.Option("--data_path", metavar="FILE", help="Held-out SQuAD-format file.")
+    ] = QUESTIONS,
+    samples: Annotated[int, typer.Option(min=1, help="Questions in the table.")] = 100,
+    out_dir: Annotated[
+        str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where results go.")
+    ] = "runs/demo",
+    train: Annotated[bool, typer.Option("--train/--no_train", help="Also train a short run on invented facts.")] = True,
+    debug: Debug = False,
+) -> dict[str, Any]:
     """Two different language models answer questions from one compressed message.
 
     Example: latentwire demo --samples 50 --no_train
@@ -63,7 +68,7 @@ def command(ckpt: str, data_path: str, samples: int, out_dir: str, train: bool, 
         show(system, passage, config.evaluation.codec, config.evaluation.max_new_tokens)
     print(f"\n== {sum(len(p.questions) for p in passages)} held-out questions ==\n", flush=True)
     files = read_info(folder)["files"]
-    results = {"squad": evaluate_system(system, config, out, command=command_line(), checkpoint=files)}
+    results = {"squad": evaluate_system(system, config, out, command=command_line(__name__, context), checkpoint=files)}
     del system
     if train:
         print("\n== A short training run on invented facts, from the same checkpoint ==\n", flush=True)
@@ -117,7 +122,7 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run the demo; returns both evaluations."""
-    results: dict[str, Any] = invoke(command, args)
+    results: dict[str, Any] = invoke("demo", args)
     return results
 
 

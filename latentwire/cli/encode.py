@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, label, text_of
+from latentwire.cli.files import codec_of, label, text_of
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError

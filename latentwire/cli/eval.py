@@ -3,78 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import click
+import typer
 
-from latentwire.cli.run import CHECKPOINT, command_line, invoke, run_and_exit
+from latentwire.cli.options import Checkpoint, Dataset, Debug, OnlyReceivers, Overrides, names_of
+from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_overrides
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import mapping_at, read_json
 from latentwire.core.names import RESULTS
 
-only_receivers = click.option(
-    "--receivers",
-    "--receiver",
-    "receivers",
-    multiple=True,
-    metavar="A,B",
-    help="Only these receivers of the checkpoint; default: all.",
-)
 
-
-@click.command(name="latentwire.cli.eval")
-@click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
-@click.option("--dataset", type=click.Choice(["squad", "squad_v2", "hotpot", "facts"]), help="Default: as trained.")
-@click.option(
-    "--data_path",
-    metavar="FILE",
-    help="Held-out file in the dataset's original format; with --suite, for tasks that read a file.",
-)
-@click.option("--samples", type=click.IntRange(1), help="Number of questions; default: evaluation.samples.")
-@click.option(
-    "-o",
-    "--out_dir",
-    "--out",
-    "out_dir",
-    metavar="DIR",
-    help="Where the results go; default: the folder given as --ckpt.",
-)
-@click.option("--fresh_eval", is_flag=True, help="Evaluate again where out_dir already holds these very results.")
-@only_receivers
-@click.option(
-    "--suite", type=click.Choice(["lm-eval"]), help="Run tasks of EleutherAI's harness in place of a dataset."
-)
-@click.option("--tasks", metavar="A,B", help="Of the suite: its tasks, groups or tags.")
-@click.option("--limit", type=click.IntRange(1), help="Of the suite: documents of each task; default: all.")
-@click.option("--num_fewshot", type=click.IntRange(0), help="Of the suite: worked examples before each question.")
-@click.option("--include_path", metavar="DIR", help="Of the suite: a folder of more tasks.")
-@click.option("--context_fields", metavar="A,B", help="Of the suite: fields of a document that hold its context.")
-@click.option("--rivals", metavar="A,B", help="Also measure other methods at equal positions: llmlingua, kvpress.")
-@click.option(
-    "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the configuration."
-)
-@click.option("--quiet", is_flag=True, help="Print nothing.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
-    ckpt: str,
-    dataset: str | None,
-    data_path: str | None,
-    samples: int | None,
-    out_dir: str | None,
-    fresh_eval: bool,
-    receivers: tuple[str, ...],
-    suite: str | None,
-    tasks: str | None,
-    limit: int | None,
-    num_fewshot: int | None,
-    include_path: str | None,
-    context_fields: str | None,
-    rivals: str | None,
-    overrides: tuple[str, ...],
-    quiet: bool,
-    debug: bool,
+    context: typer.Context,
+    ckpt: Checkpoint,
+    dataset: Annotated[Dataset | None, typer.Option(help="Default: as trained.")] = None,
+    data_path: Annotated[
+        str | None,
+        typer.Option(
+            "--data_path",
+            metavar="FILE",
+            help="Held-out file in the dataset's original format; with --suite, for tasks that read a file.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of questions; default: evaluation.samples.")
+    ] = None,
+    out_dir: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out_dir",
+            "--out",
+            metavar="DIR",
+            help="Where the results go; default: the folder given as --ckpt.",
+        ),
+    ] = None,
+    fresh_eval: Annotated[
+        bool, typer.Option("--fresh_eval", help="Evaluate again where out_dir already holds these very results.")
+    ] = False,
+    receivers: OnlyReceivers = None,
+    suite: Annotated[
+        Literal["lm-eval"] | None, typer.Option(help="Run tasks of EleutherAI's harness in place of a dataset.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Of the suite: its tasks, groups or tags.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Of the suite: documents of each task; default: all.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num_fewshot", min=0, help="Of the suite: worked examples before each question.")
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option("--include_path", metavar="DIR", help="Of the suite: a folder of more tasks.")
+    ] = None,
+    context_fields: Annotated[
+        str | None,
+        typer.Option(
+            "--context_fields", metavar="A,B", help="Of the suite: fields of a document that hold its context."
+        ),
+    ] = None,
+    rivals: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Also measure other methods at equal positions: llmlingua, kvpress."),
+    ] = None,
+    overrides: Overrides = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
+    debug: Debug = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv, predictions and passages.
 
@@ -94,7 +90,7 @@ def command(
         if value is not None:
             instead = "; --limit takes so many documents of each task" if flag == "--samples" else ""
             raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite{instead}")
-    if suite and not _names(tasks):
+    if suite and not names_of(tasks):
         raise ConfigError("--suite: needs --tasks")
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.checkpoint.system import load_checkpoint
@@ -117,17 +113,25 @@ def command(
     if samples:
         changes["evaluation.samples"] = samples
     if rivals:
-        changes["evaluation.rivals"] = _names(rivals)
-    wanted = _names(",".join(receivers))
+        changes["evaluation.rivals"] = names_of(rivals)
+    wanted = names_of(*(receivers or ()))
     some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
     out = Path(out_dir or ckpt)
     if suite:
         from latentwire.cli.suite import Suite, run_suite
 
-        asked = Suite(_names(tasks), limit, num_fewshot, include_path, data_path, _names(context_fields) or None)
+        asked = Suite(names_of(tasks), limit, num_fewshot, include_path, data_path, names_of(context_fields) or None)
         return run_suite(
-            asked, folder, config, files, wanted, out, command=command_line(), fresh=fresh_eval, quiet=quiet
+            asked,
+            folder,
+            config,
+            files,
+            wanted,
+            out,
+            command=command_line(__name__, context),
+            fresh=fresh_eval,
+            quiet=quiet,
         )
     done, passages = out / RESULTS, held_out(config)
     if done.is_file() and not fresh_eval:
@@ -147,20 +151,16 @@ def command(
         system,
         config,
         out,
-        command=command_line(),
+        command=command_line(__name__, context),
         checkpoint=files,
         quiet=quiet,
         passages=passages,
     )
 
 
-def _names(given: str | None) -> list[str]:
-    return [name for name in (given or "").split(",") if name]
-
-
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Evaluate with command-line arguments; returns what eval.json holds. Raises LatentWireError on bad input."""
-    results: dict[str, Any] = invoke(command, args)
+    results: dict[str, Any] = invoke("eval", args)
     return results
 
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
+import typer
 
-from latentwire.cli.eval import only_receivers
-from latentwire.cli.run import CHECKPOINT, invoke, run_and_exit
+from latentwire.cli.options import Checkpoint, Debug, OnlyReceivers, names_of
+from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
@@ -28,17 +28,22 @@ HERE = {
 """Options of a run that say where and on what it was made; others have another place and another machine."""
 
 
-@click.command(name="latentwire.cli.export")
-@click.option("--ckpt", required=True, metavar="DIR", help=CHECKPOINT)
-@click.option(
-    "-o", "--out_dir", "--out", "out_dir", required=True, metavar="DIR", help="Where the exported checkpoint goes."
-)
-@click.option("--results", metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
-@only_receivers
-@click.option("--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
-    ckpt: str, out_dir: str, results: str | None, receivers: tuple[str, ...], data_licence: str | None, debug: bool
+    ckpt: Checkpoint,
+    out_dir: Annotated[
+        str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where the exported checkpoint goes.")
+    ],
+    results: Annotated[
+        str | None, typer.Option(metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
+    ] = None,
+    receivers: OnlyReceivers = None,
+    data_licence: Annotated[
+        str | None,
+        typer.Option(
+            "--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card."
+        ),
+    ] = None,
+    debug: Debug = False,
 ) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 
@@ -63,7 +68,7 @@ def command(
         info = read_info(folder)
         state = load_folder(folder)
         if receivers:
-            state, info = only_some(state, info, ",".join(receivers).split(","), f"--receivers: {folder}")
+            state, info = only_some(state, info, names_of(*(receivers or ())), f"--receivers: {folder}")
         with checked(folder / INDEX):
             earlier = histories(runs)[:-1]
             info = portable(info | {"earlier": earlier} | ({"data_licence": data_licence} if data_licence else {}))
@@ -243,7 +248,7 @@ def _named(value: Any) -> Any:
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Export with command-line arguments; returns the exported checkpoint's index."""
-    info: dict[str, Any] = invoke(command, args)
+    info: dict[str, Any] = invoke("export", args)
     return info
 
 

@@ -1,4 +1,4 @@
-"""What the verbs on messages share: options, and files or pipes named on the command line ("-" is a pipe)."""
+"""What the verbs on messages share: files or pipes named on the command line ("-" is a pipe), and codecs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import typer
-
-from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
 from latentwire.core.errors import ConfigError, DataError, WireError
 
 if TYPE_CHECKING:
     from latentwire.wire.codecs import Codec
 
-Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", metavar="KEY=VALUE", help="Change one key of the checkpoint's configuration."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 PIECE = 1 << 16
 
 
@@ -92,17 +82,3 @@ def with_extra(name: str = "index") -> Any:
         raise ConfigError(
             f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[{extra}]'"
         ) from None
-
-
-__all__ = [
-    "DEFAULT_CHECKPOINT",
-    "Checkpoint",
-    "Debug",
-    "Json",
-    "Overrides",
-    "codec_of",
-    "label",
-    "opened",
-    "text_of",
-    "with_extra",
-]

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.codecs import with_sample_book
-from latentwire.cli.files import Debug, Json
+from latentwire.cli.options import Debug, Json
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.core.json_files import dump_json
 from latentwire.diagnostics.memory import peak_memory_mb

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of, with_extra
+from latentwire.cli.files import codec_of, with_extra
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.names import CODEBOOKS

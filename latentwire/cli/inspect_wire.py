@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import Debug, Json, opened
+from latentwire.cli.files import opened
+from latentwire.cli.options import Debug, Json
 from latentwire.core.errors import WireError
 from latentwire.core.json_files import dump_json
 from latentwire.wire.frame import read_frames

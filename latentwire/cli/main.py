@@ -6,7 +6,6 @@ A verb's file is imported when the verb is called or asked for its --help: what 
 from __future__ import annotations
 
 from importlib import import_module
-from types import FunctionType
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from latentwire import __version__
-from latentwire.cli.run import invoke, run_and_exit
+from latentwire.cli.run import run_and_exit
 
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Ask": {
@@ -52,20 +51,19 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Section of the help -> verb -> (file in this folder and what to take from it, one line of help).
 
-What is taken is a function, a `Typer` with verbs of its own, or one of the click commands that also run by themselves
-(`python -m latentwire.cli.train`).
+What is taken is a function, or a `Typer` with verbs of its own.
 """
 
 
 class Verb(TyperCommand):
-    """Stands in for a verb until it is called."""
+    """Stands in for a verb until it is called. The words behind it are its context's `obj`."""
 
     def __init__(self, name: str, target: str, summary: str):
         super().__init__(name, help=summary)
         self.target = target
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return self.load().make_context(info_name, args, parent, **extra)
+        return self.load().make_context(info_name, args, parent, obj=list(args), **extra)
 
     def load(self) -> Any:
         """The command itself."""
@@ -73,34 +71,9 @@ class Verb(TyperCommand):
         found = getattr(import_module(f"latentwire.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
             return get_group(found)
-        if isinstance(found, FunctionType):
-            alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-            alone.command(self.name)(found)
-            return get_command(alone)
-        return ClickVerb(self.name, found)
-
-
-class ClickVerb(TyperCommand):
-    """A click command under another name: it gets its words as they are (Typer has a click of its own)."""
-
-    def __init__(self, name: str | None, command: Any):
-        super().__init__(name, help=command.help)
-        self.command = command
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.args = list(args)
-        return ctx.args
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return []  # the click command has them, --help among them
-
-    def invoke(self, ctx: Any) -> Any:
-        return invoke(self.command, ctx.args, ctx.command_path)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        from click.shell_completion import ShellComplete
-
-        return list(ShellComplete(self.command, {}, ctx.command_path, "").get_completions(ctx.args, incomplete))
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(self.name)(found)
+        return get_command(alone)
 
 
 class Verbs(TyperGroup):

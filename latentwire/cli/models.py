@@ -9,7 +9,7 @@ import typer
 
 from latentwire.backbone.aliases import ALIASES
 from latentwire.backbone.store import StoredModel, remove_model, size_of, stored_models
-from latentwire.cli.files import Debug, Json
+from latentwire.cli.options import Debug, Json
 from latentwire.core.json_files import dump_json
 
 models = typer.Typer(

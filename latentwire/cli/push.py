@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.files import Debug
+from latentwire.cli.options import Debug
 
 
 def push(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
-from latentwire.cli.run import run_and_exit
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
@@ -87,9 +86,7 @@ def questions(
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Ask with command-line arguments; returns the file, and how many questions were asked and kept."""
-    from latentwire.cli.main import main as latentwire
-
-    result: dict[str, Any] = latentwire(["questions", *(sys.argv[1:] if args is None else args)])
+    result: dict[str, Any] = invoke("questions", args)
     return result
 
 

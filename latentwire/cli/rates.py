@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, codec_of
+from latentwire.cli.files import codec_of
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import make_folder, write_bytes
 from latentwire.core.errors import ConfigError, DataError

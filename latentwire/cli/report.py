@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.files import Debug, Json
+from latentwire.cli.options import Debug, Json
 from latentwire.core.json_files import dump_json
 
 

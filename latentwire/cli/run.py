@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, and how a script's `main([...])` calls a click command."""
+"""What all commands share: errors in one line, and how `main([...])` of a verb's file runs the verb."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from latentwire.core.errors import LatentWireError
 
 if TYPE_CHECKING:
-    import click
+    import typer
 
 HERE = Path(__file__).resolve().parents[2]
 ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path.cwd()
@@ -23,21 +23,16 @@ CHECKPOINT = "Checkpoint, a run's folder (its last one), or ORG/NAME[@REVISION] 
 INTERRUPTED = 130
 
 
-def invoke(command: click.Command, args: Sequence[str] | None = None, called: str | None = None) -> Any:
-    """Run a command with its arguments and return what it returns; errors are raised.
+def invoke(verb: str, args: Sequence[str] | None = None) -> Any:
+    """Run a verb with its arguments, by default the program's, and return what it returns; errors are raised."""
+    from latentwire.cli.main import main
 
-    called: what its help calls it.
-    """
-    arguments = list(sys.argv[1:] if args is None else args)
-    return command.main(arguments, prog_name=called or command.name, standalone_mode=False, obj=arguments)
+    return main([verb, *(sys.argv[1:] if args is None else args)])
 
 
-def command_line() -> list[str]:
-    """The running command as it would be typed."""
-    import click
-
-    context = click.get_current_context()
-    return ["python", "-m", str(context.command.name), *context.obj]
+def command_line(module: str, context: typer.Context) -> list[str]:
+    """A running verb as it would be typed; `module` is the file that it stands in."""
+    return ["python", "-m", module, *context.obj]
 
 
 def run_and_exit(main: Callable[[], Any]) -> None:
@@ -81,7 +76,7 @@ def run_and_exit(main: Callable[[], Any]) -> None:
             help = "a smaller optimizer.batch_size or system.grad_ckpt may help"
             print(f"error: {str(error).splitlines()[0]} ({help})", file=sys.stderr)
             sys.exit(2)
-        # Typer's click and click itself raise the same kinds; neither is loaded only to name them.
+        # Kinds of the click in Typer, which is not loaded only to name them.
         if type(error).__name__ == "Abort":
             _stopped()
         if not hasattr(error, "exit_code"):

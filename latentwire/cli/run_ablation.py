@@ -10,10 +10,11 @@ import traceback
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
+from latentwire.cli.options import Debug
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
@@ -24,33 +25,36 @@ from latentwire.report.ablation import PLAN, as_markdown, write_report
 from latentwire.training.requirements import check_requirements
 
 
-@click.command(name="latentwire.cli.run_ablation")
-@click.option("--config", "config_path", required=True, metavar="FILE", help="JSON file of the ablation.")
-@click.option(
-    "-o",
-    "--out_dir",
-    "--out",
-    "out_dir",
-    metavar="DIR",
-    help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.",
-)
-@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in every run.")
-@click.option("--sweep", "sweeps", multiple=True, metavar="KEY=A,B", help="Sweep over one more key, or other values.")
-@click.option("--only", multiple=True, metavar="NAME", help="Only runs of this name; may hold * and ?.")
-@click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the runs, for job arrays.")
-@click.option("--dry-run", is_flag=True, help="List the runs and stop.")
-@click.option("--fresh", is_flag=True, help="Remove what earlier runs left in the chosen runs' folders.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(
-    config_path: str,
-    out_dir: str | None,
-    overrides: tuple[str, ...],
-    sweeps: tuple[str, ...],
-    only: tuple[str, ...],
-    shard: str | None,
-    dry_run: bool,
-    fresh: bool,
-    debug: bool,
+    config_path: Annotated[str, typer.Option("--config", metavar="FILE", help="JSON file of the ablation.")],
+    out_dir: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out_dir",
+            "--out",
+            metavar="DIR",
+            help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--override", metavar="KEY=VALUE", help="Change one key in every run.")
+    ] = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="KEY=A,B", help="Sweep over one more key, or other values."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only runs of this name; may hold * and ?.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the runs, for job arrays.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove what earlier runs left in the chosen runs' folders.")
+    ] = False,
+    debug: Debug = False,
 ) -> dict[str, Any]:
     """Train and evaluate every run of an ablation, then compare them in a table and a plot.
 
@@ -62,9 +66,9 @@ def command(
     if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         # A run that fails in one process is left behind, and the others would wait for that one.
         raise ConfigError("accelerate launch: an ablation is one process; share its runs out with --shard I/N")
-    plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps)), parse_overrides(overrides))
+    plan = load_ablation(Path(config_path), dict(map(parse_sweep, sweeps or ())), parse_overrides(overrides))
     folder = Path(out_dir) if out_dir else Path(plan.runs[0].config.checkpoint.runs_dir) / plan.name
-    chosen = choose(plan.runs, only, shard)
+    chosen = choose(plan.runs, only or (), shard)
     for run in plan.runs:
         with named(f"{config_path}: run {run.name!r}"):
             check_requirements(run.config)
@@ -151,7 +155,7 @@ def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
     """Run an ablation; returns what table.json holds. Raises LatentWireError where a run failed."""
-    table: dict[str, Any] = invoke(command, args)
+    table: dict[str, Any] = invoke("ablate", args)
     return table
 
 

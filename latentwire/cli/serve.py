@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from latentwire.cli.files import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
+from latentwire.cli.options import ConfigFile, Overrides
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
@@ -28,32 +29,28 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
     return "-".join(part for part in parts if part)
 
 
-@click.command(name="latentwire.cli.train", context_settings={"show_default": False})
-@click.option("--config", "config_path", metavar="FILE", help="JSON configuration.")
-@click.option("--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the file.")
-@click.option("--tag", metavar="NAME", help="Added to the run's name.")
-@click.option(
-    "-o",
-    "--out_dir",
-    "--out",
-    "out_dir",
-    metavar="DIR",
-    help="The run's folder; default: <checkpoint.runs_dir>/<name>.",
-)
-@click.option("--stages", metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
-@click.option("--fresh", is_flag=True, help="Remove what an earlier run left in the folder.")
-@click.option("--debug", is_flag=True, help="Show tracebacks, and log every step with its memory and shapes.")
 @schema_options
 def command(
-    config_path: str | None,
-    overrides: tuple[str, ...],
-    tag: str | None,
-    out_dir: str | None,
-    stages: str | None,
-    dry_run: bool,
-    fresh: bool,
-    debug: bool,
+    context: typer.Context,
+    *,
+    config_path: ConfigFile = None,
+    overrides: Overrides = None,
+    tag: Annotated[str | None, typer.Option(metavar="NAME", help="Added to the run's name.")] = None,
+    out_dir: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--out_dir", "--out", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>."
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the folder.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks, and log every step with its memory and shapes.")
+    ] = False,
     flags: dict[str, Any],
 ) -> dict[str, Any]:
     """Train a sender and its receivers: slot tuning, closed form, end to end, tuned baselines; then evaluate.
@@ -80,7 +77,8 @@ def command(
         return {"run": str(folder), "config": config.model_dump(mode="json")}
     evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
     named = bool(out_dir or tag)
-    return train(config, folder, stages=chosen, words=command_line(), fresh=fresh, evaluates=evaluates, named=named)
+    words = command_line(__name__, context)
+    return train(config, folder, stages=chosen, words=words, fresh=fresh, evaluates=evaluates, named=named)
 
 
 def train(
@@ -117,7 +115,7 @@ def main(args: list[str] | None = None) -> dict[str, Any]:
 
     Raises LatentWireError where the user's input is at fault.
     """
-    result: dict[str, Any] = invoke(command, args)
+    result: dict[str, Any] = invoke("train", args)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.files import Debug, Json
+from latentwire.cli.options import Debug, Json
 from latentwire.config import config_from_dict
 from latentwire.config.ablation import Ablation, load_ablation
 from latentwire.config.load import parse_overrides, read_config_file

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import click
+import typer
 from pydantic.fields import FieldInfo
 
 from latentwire.config.load import json_or_text
@@ -42,7 +43,10 @@ def options() -> Iterator[Option]:
 
 
 def schema_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a click command function: it gets `flags`, {dotted key: value} of the flags that were really given."""
+    """Decorate a function of a command line: it gets `flags`, {dotted key: value} of the flags that were really given.
+
+    Typer, which reads the signature, finds one parameter for each flag in place of `flags`.
+    """
     known = {option.flag: option for option in options() if option.flag}
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -50,18 +54,22 @@ def schema_options(command: Callable[..., Any]) -> Callable[..., Any]:
         flags = {known[name].dotted: _value(known[name], v) for name, v in given.items() if v is not None}
         return command(*args, flags=flags, **kwargs)
 
-    wrapped: Callable[..., Any] = functools.update_wrapper(run, command)
-    for option in reversed(list(known.values())):
-        wrapped = _decorator(option)(wrapped)
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+    wrapped: Any = functools.update_wrapper(run, command)
+    wrapped.__signature__ = signature.replace(parameters=[*own, *map(_parameter, known.values())])
     return wrapped
 
 
-def _decorator(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _parameter(option: Option) -> inspect.Parameter:
     text = f"{option.field.description or ''} [{option.dotted}; default: {default_of(option.field)}]".strip()
-    name = f"schema_{option.flag}"
     if _plain(option.field.annotation) is bool:
-        return click.option(f"--{option.flag}/--no_{option.flag}", name, default=None, help=text)
-    return click.option(f"--{option.flag}", name, default=None, help=text, metavar=type_name(option.field).upper())
+        form: Any = Annotated[bool | None, typer.Option(f"--{option.flag}/--no_{option.flag}", help=text)]
+    else:
+        metavar = type_name(option.field).upper()
+        form = Annotated[str | None, typer.Option(f"--{option.flag}", metavar=metavar, help=text)]
+    name = f"schema_{option.flag}"
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=form)
 
 
 def default_of(field: FieldInfo) -> str:

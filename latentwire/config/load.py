@@ -22,7 +22,7 @@ SHOWN = 200
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    path: str | Path | None = None, overrides: Iterable[str] | None = None, flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Read a JSON file (which may name another one under "extends"), then apply overrides and flags by dotted key."""
     values = read_config_file(Path(path)) if path else {}

@@ -331,7 +331,7 @@ def test_completion_can_be_installed(capsys: pytest.CaptureFixture[str]) -> None
     assert "--install-completion" in shown and "--show-completion" in shown
 
 
-def test_a_verb_that_is_a_click_command_is_that_very_command(
+def test_a_verb_is_the_very_command_of_its_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

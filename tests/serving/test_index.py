@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
-from click.testing import CliRunner
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from latentwire import Receiver, Sender
 from latentwire.cli.main import main as latentwire
@@ -20,7 +20,7 @@ from latentwire.data.documents import Document, read_documents
 from latentwire.model.system import LatentWire
 from latentwire.serving import index as indexing
 from latentwire.serving.index import Index, answer_from, build_index
-from scripts.measure_index import main as measure_index
+from scripts.measure_index import app as measure_index
 from tests.cli.test_commands import fails
 from tests.systems import saved_run, small_config, small_passages, small_system
 

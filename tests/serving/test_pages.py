@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from latentwire.cli.ask import ask
 from latentwire.cli.index import index as index_verb
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.serve import serve
 from latentwire.wire.message import Wire
-from scripts.measure_index import main as measure_index
+from scripts.measure_index import app as measure_index
 from tests.cli.test_commands import ROOT
 from tests.serving.test_process import process
 from tests.systems import saved_run
@@ -48,7 +49,7 @@ def flags(*verbs: Any) -> set[str]:
 def test_the_options_that_the_pages_name_exist() -> None:
     named = set(re.findall(r"--[a-z_]+", page("serving.md"))) - {"--data"}
     assert named - flags(serve) == {"--question", "--clients", "--seconds"}  # the load tester's
-    measuring = {word for option in measure_index.params for word in option.opts}
+    measuring = {word for option in get_command(measure_index).params for word in option.opts}
     assert set(re.findall(r"--[a-z_]+", page("corpora.md"))) <= flags(index_verb, ask) | measuring
 
 

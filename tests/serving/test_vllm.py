@@ -26,6 +26,7 @@ import torch
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import PlainTextResponse
 from peft import PeftModel
+from typer.main import get_command
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.checkpoint.system import save_checkpoint
@@ -415,7 +416,7 @@ def test_the_page_s_commands_can_be_given(run: Path) -> None:
     serve, compare, by_hand = (shlex.split(block.replace("\\\n", "")) for block in blocks)
     assert serve[0] == "bash" and (ROOT / serve[1]).is_file() and serve[2:6:2] == ["--ckpt", "--receiver"]
     assert compare[:2] == ["python", "scripts/vllm_compare.py"]
-    given = vllm_compare.main.make_context("compare", compare[2:]).params
+    given = get_command(vllm_compare.app).make_context("compare", compare[2:]).params
     assert given["questions"] == 50 and given["receiver"] == "smollm2-135m"
     connector = json.loads(by_hand[by_hand.index("--kv-transfer-config") + 1])
     arguments = serve_arguments(run, "a", run.parent / "lora")
@@ -429,7 +430,7 @@ def test_the_page_s_commands_can_be_given(run: Path) -> None:
 def test_a_comparison_takes_other_values_of_the_configuration(run: Path) -> None:
     words = ["http://127.0.0.1:1", "--ckpt", str(run), "--receiver", "b", "--questions", "1"]
     with pytest.raises(SystemExit, match=r"error: .*model\.dtype"):
-        vllm_compare.main([*words, "--override", "model.dtype=float63"], standalone_mode=False)
+        vllm_compare.app([*words, "--override", "model.dtype=float63"], standalone_mode=False)
 
 
 def test_a_comparison_counts_what_is_equal(

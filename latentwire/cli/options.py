@@ -1,0 +1,43 @@
+"""Options that several verbs have, each with the same name and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
+
+Dataset = Literal["squad", "squad_v2", "hotpot", "facts"]
+Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="JSON configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", metavar="KEY=VALUE", help="Change one key of the configuration."),
+]
+OnlyReceivers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--receivers", "--receiver", metavar="A,B", help="Only these receivers of the checkpoint; default: all."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def names_of(*words: str | None) -> list[str]:
+    """The names in words that may hold several each, separated by commas."""
+    return [name for word in words if word for name in word.split(",") if name]
+
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "Checkpoint",
+    "ConfigFile",
+    "Dataset",
+    "Debug",
+    "Json",
+    "OnlyReceivers",
+    "Overrides",
+    "names_of",
+]
