@@ -39,16 +39,16 @@ from latentwire.backbone.rotary import rope, rotate
 from latentwire.backbone.turns import Turns
 from latentwire.core.errors import ModelError
 
-Watch = Callable[[Tensor], Sequence[bool]]
+StopWhen = Callable[[Tensor], Sequence[bool]]
 """Sees all new tokens (batch, new) after each one that is generated; says which rows need no more of them."""
 
 
-class _Watched(StoppingCriteria):
-    def __init__(self, watch: Watch, start: int):
-        self.watch, self.start = watch, start
+class _Stopping(StoppingCriteria):
+    def __init__(self, stop_when: StopWhen, start: int):
+        self.stop_when, self.start = stop_when, start
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.tensor(self.watch(input_ids[:, self.start :]), dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(self.stop_when(input_ids[:, self.start :]), dtype=torch.bool, device=input_ids.device)
 
 
 class LanguageModel:
@@ -223,13 +223,13 @@ class LanguageModel:
         mask: Tensor,
         max_new_tokens: int,
         stop: list[int],
-        watch: Watch | None = None,
+        stop_when: StopWhen | None = None,
     ) -> Tensor:
         """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
         if self.anatomy.sliding_window is not None and not mask.all():
             context, ids, mask = self._pads_first(context, ids, mask)
         cached = context.mask.shape[1]
-        criteria = StoppingCriteriaList([] if watch is None else [_Watched(watch, ids.shape[1])])
+        criteria = StoppingCriteriaList([] if stop_when is None else [_Stopping(stop_when, ids.shape[1])])
         self.take_turn()
         with self.autocast():
             out = self.model.generate(

@@ -25,6 +25,16 @@ def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device | st
     return _pad(rows, pad, device, "right")
 
 
+def row_mask(
+    counts: Sequence[int] | Tensor, longest: int | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Mask (batch, longest) of right-padded rows: True at the first counts[i] of row i; by default they are padded to
+    the longest. It is where counts are, or on `device`."""
+    counts = torch.as_tensor(counts, device=device)
+    places = torch.arange(int(counts.max()) if longest is None else longest, device=counts.device)
+    return places[None] < counts[:, None]
+
+
 def _pad(
     rows: Sequence[Sequence[int]], pad: int, device: torch.device | str, side: Literal["left", "right"]
 ) -> tuple[Tensor, Tensor]:

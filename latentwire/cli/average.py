@@ -30,9 +30,9 @@ def average(
 
     Example: latentwire average checkpoints/default runs/more --out runs/mean
     """
+    from latentwire.checkpoint.export import check_target, histories, lineage, training_log
     from latentwire.checkpoint.index import SENDER, find_checkpoint
     from latentwire.checkpoint.tensors import read_info, save_folder
-    from latentwire.cli.export import check_target, histories, lineage, training_log
     from latentwire.core.manifest import run_manifest
     from latentwire.training.average import average as mean_of
     from latentwire.wire.codecs import LearnedCodec, parse_codec

@@ -49,7 +49,7 @@ def questions(
     from latentwire.data import load_passages, load_texts
     from latentwire.data.squad import squad_file
     from latentwire.model.pretrained import load_receiver
-    from latentwire.training.questioner import Asked, Questioner, kept
+    from latentwire.training.questioner import MadeQuestion, Questioner, kept
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
     of_data = {"data.dataset": "squad", "data.data_path": data_path.split(","), "data.text_path": None}
@@ -76,7 +76,7 @@ def questions(
             print(f"asked about {number} paragraphs", flush=True)
     if not (out / MADE).is_file():
         raise DataError(f"--text_path: {text_path}: no paragraph is short enough and names anything to ask for")
-    rows = [(row["context"], [Asked(**one) for one in row["asked"]]) for row in read_jsonl(out / MADE)]
+    rows = [(row["context"], [MadeQuestion(**one) for one in row["asked"]]) for row in read_jsonl(out / MADE)]
     good = kept(rows, worst)
     write_json(out / RESULT, squad_file(good, "asked by a model"))
     counts = {"asked": sum(len(asked) for _, asked in rows), "kept": sum(len(p.questions) for p in good)}

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_watch: Watch | None = None
+_watch: TensorWatch | None = None
 
 
-class Watch:
+class TensorWatch:
     """What is seen while watching. With `shapes`, each tensor is printed once a shape, behind a title."""
 
     def __init__(self, title: str, shapes: bool):

@@ -15,7 +15,7 @@ from latentwire.core.errors import ModelError
 from latentwire.encoder.text import SenderText
 
 
-class Source(Protocol):
+class TextCutter(Protocol):
     """What cuts texts into the sender's tokens; `frame`: the special tokens before and behind those of a text."""
 
     name: str
@@ -34,7 +34,7 @@ class Encoder(nn.Module, ABC):
 
     from_scratch = True
     """Whether training starts from random weights, at optimizer.lr_sender."""
-    source: Source
+    source: TextCutter
     device: torch.device
 
     @classmethod

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config.schema import Config
-from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler, sinusoids
-from latentwire.encoder.text import SenderText, row_mask
+from latentwire.encoder.blocks import SelfAttention
+from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler
+from latentwire.encoder.text import SenderText
 
 
 class ByteEncoder(QueryEncoder):
@@ -27,19 +28,7 @@ class ByteEncoder(QueryEncoder):
         self.device = torch.device(device)
         self.max_len = section.max_len
         self.embedding = nn.Embedding(256, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width,
-                config.queries.heads,
-                2 * width,
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(section.layers)
-        )
-        self.norm = nn.LayerNorm(width)
+        self.blocks = SelfAttention(width, config.queries.heads, 2 * width, section.layers)
         self.pooler = QueryPooler(width, config)
         self.head = LatentHead(config)
 
@@ -60,8 +49,4 @@ class ByteEncoder(QueryEncoder):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         lengths = [len(f) for f in features]
         states = self.embedding(nn.utils.rnn.pad_sequence(list(features), batch_first=True).long())
-        states = states + sinusoids(torch.arange(max(lengths), device=self.device), states.shape[-1])
-        padding = ~row_mask(lengths, self.device)
-        for block in self.blocks:
-            states = block(states, src_key_padding_mask=padding)
-        return self.head(self.pooler(self.norm(states), lengths, counts))
+        return self.head(self.pooler(self.blocks(states, lengths), lengths, counts))

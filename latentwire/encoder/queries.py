@@ -12,16 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from latentwire.backbone.padding import row_mask
 from latentwire.config.schema import Config
 from latentwire.encoder.base import Encoder
-from latentwire.encoder.text import SenderText, row_mask
-
-
-def query_block(width: int, heads: int) -> nn.TransformerDecoderLayer:
-    """Queries (batch, n, width) look at each other, then at a memory (batch, m, width); norms stand in front."""
-    return nn.TransformerDecoderLayer(
-        width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
+from latentwire.encoder.blocks import query_blocks
+from latentwire.encoder.text import SenderText
 
 
 def bank_size(config: Config) -> int:
@@ -94,14 +89,14 @@ class QueryPooler(nn.Module):
         self.heads = section.heads
         self.queries = bank_of(config)
         self.memory = nn.Linear(d_memory, section.width)
-        self.blocks = nn.ModuleList(query_block(section.width, section.heads) for _ in range(section.layers))
+        self.blocks = query_blocks(section.width, section.heads, section.layers)
 
     def forward(self, states: Tensor, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """states: (batch, T, d_memory) right-padded, lengths[i] of them in row i; counts: latents of each row. Gives
         (batch, M, width)."""
         memory = self.memory(states)
         found = self.queries[: max(counts)].expand(len(counts), -1, -1)
-        unused, bias = ~row_mask(counts, memory.device), self._bias(lengths, counts).to(memory.device)
+        unused, bias = ~row_mask(counts, device=memory.device), self._bias(lengths, counts).to(memory.device)
         for block in self.blocks:
             found = block(found, memory, memory_mask=bias, tgt_key_padding_mask=unused)
         return found
@@ -144,11 +139,3 @@ class LatentHead(nn.Module):
         self.offset[: len(mean)].sub_(mean)
         self.offset.div_(std)
         self.linear.weight.div_(std[:, None])
-
-
-def sinusoids(places: Tensor, width: int) -> Tensor:
-    """Sine and cosine codes of places (...,): (..., width) (Vaswani et al. 2017, arXiv 1706.03762)."""
-    half = -(-width // 2)
-    rates = 10_000.0 ** (-torch.arange(half, device=places.device) / half)
-    angles = places[..., None].float() * rates
-    return torch.cat([angles.sin(), angles.cos()], -1)[..., :width]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.config.schema import Config
-from latentwire.encoder.queries import sinusoids
-from latentwire.encoder.text import row_mask
+from latentwire.encoder.blocks import SelfAttention
 
 
 class LatentRefiner(nn.Module):
@@ -24,19 +23,7 @@ class LatentRefiner(nn.Module):
         super().__init__()
         section, d_z = config.latent_refiner, config.encoder.d_z
         self.inner = nn.Linear(d_z, section.width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                section.width,
-                section.heads,
-                section.ff,
-                dropout=section.dropout,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(section.layers)
-        )
-        self.norm = nn.LayerNorm(section.width)
+        self.blocks = SelfAttention(section.width, section.heads, section.ff, section.layers, section.dropout)
         self.outer = nn.Linear(section.width, d_z)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
@@ -44,9 +31,4 @@ class LatentRefiner(nn.Module):
     def forward(self, z: Tensor, counts: Sequence[int]) -> Tensor:
         """z: (batch, M, d_z) right-padded, counts[i] latents in row i. Dropout works where gradients are on."""
         self.train(torch.is_grad_enabled())
-        states = self.inner(z)
-        states = states + sinusoids(torch.arange(z.shape[1], device=z.device), states.shape[-1])
-        padding = ~row_mask(counts, z.device)
-        for block in self.blocks:
-            states = block(states, src_key_padding_mask=padding)
-        return z + self.outer(self.norm(states))
+        return z + self.outer(self.blocks(self.inner(z), counts))

@@ -101,8 +101,3 @@ def stack_phases(tables: Sequence[list[list[int]]], device: torch.device | str =
     for row, table in enumerate(tables):
         out[row, :, : counts[row]] = torch.tensor(table)
     return out.to(device), torch.tensor(counts, device=device)
-
-
-def row_mask(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Mask (batch, longest) of rows right-padded to the longest: True at the first counts[i] of row i."""
-    return torch.arange(max(counts), device=device)[None] < torch.tensor(counts, device=device)[:, None]

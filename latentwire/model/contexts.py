@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
-from latentwire.backbone.padding import pad_left, pad_right
+from latentwire.backbone.padding import pad_left, pad_right, row_mask
 from latentwire.backbone.recompute import recompute_blocks
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError, ModelError
@@ -37,7 +37,6 @@ from latentwire.model.encoding import (
     pack_questions,
 )
 from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
-from latentwire.reader.base import real
 from latentwire.reader.build import build_reader
 
 
@@ -174,7 +173,7 @@ class ContextReader:
         values = self.reader.generate(z, counts)
         before = self.reader.opening(self.lm, self.prompt.head, opening) if opening else None
         context = self.reader.context(self.lm, values, counts, before)
-        context.latents, context.latent_mask = z, real(z, counts)
+        context.latents, context.latent_mask = z, row_mask(counts, z.shape[1])
         for feature in self.features.values():
             context = feature.extend(self.lm, context)
         context.generated = values

@@ -17,7 +17,7 @@ from latentwire.config.layout import LatentLayout
 from latentwire.data.example import Passage
 from latentwire.data.prompts import PromptFormat
 from latentwire.encoder import windows
-from latentwire.encoder.base import Source
+from latentwire.encoder.base import TextCutter
 from latentwire.encoder.text import SenderText, shift
 
 EVERYTHING = LatentLayout()
@@ -63,7 +63,7 @@ Prepared = tuple[SenderText, dict[str, ReceiverText]]
 
 
 def encode_for_sender(
-    source: Source,
+    source: TextCutter,
     text: str,
     window: float,
     latent_len: int | None,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire.backbone.padding import row_mask
 from latentwire.config.schema import Config
 from latentwire.config.sections.features import LoraConfig
 from latentwire.core.batches import batched
@@ -20,7 +21,7 @@ from latentwire.diagnostics.tensors import hand_over
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.base import Encoder
 from latentwire.encoder.refiner import LatentRefiner
-from latentwire.encoder.text import SenderText, row_mask
+from latentwire.encoder.text import SenderText
 from latentwire.features.lora import LoRA
 from latentwire.model.chunks import split_text
 from latentwire.model.encoding import encode_for_sender
@@ -97,7 +98,7 @@ class Sender:
         z = self.encoder(features, counts)
         if self.refiner is not None:
             z = self.refiner(z, counts)
-        hand_over("z", z, row_mask(counts, z.device))
+        hand_over("z", z, row_mask(counts, device=z.device))
         return z, torch.tensor(counts, device=self.device)
 
     # ---- messages -------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import row_mask
 from latentwire.config.sections.reading import AdapterConfig
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, Statistics, behind_head, real
+from latentwire.reader.base import Reader, Statistics, behind_head
 from latentwire.reader.calibration import embedding_rms, sample_embeddings, set_rms
 from latentwire.reader.color import Color
 from latentwire.reader.generator import Generator
@@ -66,7 +67,7 @@ class EmbeddingReader(Reader):
 
     def generate(self, z: Tensor, counts: Tensor) -> Tensor:
         values = self.generator(z)
-        return values if self.color is None else self.color(values, real(values, counts))
+        return values if self.color is None else self.color(values, row_mask(counts, values.shape[1]))
 
     def calibrate(self, values: Tensor) -> Tensor:
         if self.calibration != "none":
@@ -81,7 +82,7 @@ class EmbeddingReader(Reader):
         """Head and calibrated values at the model's input (batch, head + M, hidden_size), left-padded, with a mask."""
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         values = self.calibrate(values)
-        hand_over("embeds", values, real(values, counts))
+        hand_over("embeds", values, row_mask(counts, values.shape[1]))
         return behind_head(head, values, counts)
 
     def context(self, lm: LanguageModel, values: Tensor, counts: Tensor, opening: Tensor | None = None) -> Context:

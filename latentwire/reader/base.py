@@ -91,11 +91,6 @@ class Reader(nn.Module, ABC):
         """What the receiver itself makes of single tokens (n,) in that part: (n, heads, d)."""
 
 
-def real(values: Tensor, counts: Tensor) -> Tensor:
-    """Mask (batch, M) of right-padded values (batch, M, ...), of which counts[i] in row i."""
-    return torch.arange(values.shape[1], device=values.device)[None] < counts[:, None]
-
-
 def behind_head(head: Tensor, body: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Put constant head rows (H, ...) before each row's first counts[i] of body (batch, M, ...), left-padded.
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from latentwire.backbone.anatomy import Anatomy
 from latentwire.backbone.context import Context, cache_of
 from latentwire.backbone.lm import LanguageModel
+from latentwire.backbone.padding import row_mask
 from latentwire.backbone.rotary import rotate
 from latentwire.config.schema import Config
 from latentwire.diagnostics.tensors import hand_over
-from latentwire.reader.base import Reader, Statistics, behind_head, real
+from latentwire.reader.base import Reader, Statistics, behind_head
 from latentwire.reader.generator import Generator
 
 
@@ -160,7 +161,7 @@ class SlotReader(Reader):
         head = self.head if opening is None else torch.cat([self.head, opening.to(self.head)])
         head_len = head.shape[0]
         values = values.view(batch, longest, *self.shape)
-        hand_over("slots", values, real(values, counts))
+        hand_over("slots", values, row_mask(counts, values.shape[1]))
         slots, mask = behind_head(head, values, counts)
         # Where each slot stands, for every phase, relative to a question that starts at head_len + counts.
         order = (mask.long().cumsum(1) - 1)[:, None, :]  # (batch, 1, K): index in head + latents

@@ -24,7 +24,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
 from latentwire.core.errors import ConfigError, WireError
-from latentwire.serving.vllm_requests import Admission, Asked
+from latentwire.serving.vllm_requests import Admission, Admitted
 from latentwire.serving.vllm_slots import SlotMaker
 from latentwire.wire.codecs.base import Array
 
@@ -64,7 +64,7 @@ class LatentWireConnector(KVConnectorBase_V1):
         self._block = vllm_config.cache_config.block_size
         if role == KVConnectorRole.SCHEDULER:
             self._admission = Admission.of(vllm_config)
-            self._asked: dict[str, Asked | None] = {}
+            self._asked: dict[str, Admitted | None] = {}
             """Requests with a message that have not finished; None where it is refused."""
             self._waiting: list[Load] = []
         else:

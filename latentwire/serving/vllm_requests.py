@@ -53,7 +53,7 @@ def wire_request(message: bytes, positions: int, tail: Sequence[int]) -> dict[st
 
 
 @dataclass(frozen=True)
-class Asked:
+class Admitted:
     """A request's latents (M, d_z), those of this receiver alone, and the positions that they take with the head."""
 
     latents: Array
@@ -97,7 +97,7 @@ class Admission:
                 raise WireError(reason)
         return self.head_len + sum(wire.latent_count if self.own is None else len(self.own) for wire in wires)
 
-    def admit(self, params: Any, prompt: Any, salt: str | None) -> Asked | None:
+    def admit(self, params: Any, prompt: Any, salt: str | None) -> Admitted | None:
         """What a request asks for, None where it is an ordinary one; WireError, in one line, where it is refused.
 
         params: its `kv_transfer_params`; prompt: its token ids.
@@ -121,7 +121,7 @@ class Admission:
             raise WireError(f"cache_salt: a request with this message needs {salt_of(message)}")
         own: Any = slice(None) if self.own is None else self.own
         read = [z[own] for wire in texts[0] if (z := wire.latents) is not None]
-        return Asked(np.concatenate(read), positions)
+        return Admitted(np.concatenate(read), positions)
 
     def _decode(self, given: Any) -> bytes:
         where = f"kv_transfer_params.{KEY}"

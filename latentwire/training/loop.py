@@ -21,7 +21,7 @@ from latentwire.config.schema import Config
 from latentwire.core.errors import TrainingError
 from latentwire.diagnostics.memory import MemoryProfile
 from latentwire.diagnostics.progress import LOSS_GRAD_NORM
-from latentwire.diagnostics.tensors import Watch
+from latentwire.diagnostics.tensors import TensorWatch
 from latentwire.training.interrupt import Interrupted, StopRequest
 from latentwire.training.module import TrainModule
 from latentwire.training.processes import Processes
@@ -84,7 +84,7 @@ class Trainer:
         self.accumulation = config.optimizer.accumulation
         module.total = total_steps * self.accumulation
         self.memory = MemoryProfile(config.diagnostics.profile_memory)
-        self.watch = Watch(module.name, config.diagnostics.log_shapes)
+        self.watch = TensorWatch(module.name, config.diagnostics.log_shapes)
         self.norms_due: dict[str, int] = {}
         self.processes = Processes()
         # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.

@@ -14,7 +14,7 @@ from latentwire.data.renamed import RENAMED
 from latentwire.model.encoding import Prepared, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.stages.salience import Asked
+from latentwire.training.stages.salience import SentPassage
 
 TOO_SHORT = 32
 """Plain texts of so few tokens say little of how latents are spread."""
@@ -70,7 +70,7 @@ class Material:
                 f"data.cloze and data.renamed) curriculum.closed_form.held_out = {aside} are set aside"
             )
 
-    def for_salience(self) -> list[Asked]:
+    def for_salience(self) -> list[SentPassage]:
         """Passages as the sender reads them, with questions that were asked of them, up to
         closed_form.salience_passages."""
         stage, every = self.config.curriculum.closed_form, zip(self.prepared, self.passages, strict=True)

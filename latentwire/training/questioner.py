@@ -33,7 +33,7 @@ LONGEST = 32
 """Most tokens of a question."""
 
 
-class Asked(NamedTuple):
+class MadeQuestion(NamedTuple):
     """A question that a model asked on a text, the answer that it was asked for, and how far that was expected by the
     reader of the text, in nats a token."""
 
@@ -72,7 +72,7 @@ class Questioner:
         save_folder(self.done, module.state_dict(), {"step": trainer.step})
         prune_states(self.folder, keep=0)
 
-    def ask(self, texts: Sequence[str], most: int) -> Iterator[tuple[str, list[Asked]]]:
+    def ask(self, texts: Sequence[str], most: int) -> Iterator[tuple[str, list[MadeQuestion]]]:
         """At most `most` questions on each text that is short enough; the shortest texts first."""
         draws = [random.Random(f"asked-{self.config.data.seed}-{text}") for text in texts]
         plain = [(text, likely_answers(text, most, rng)) for text, rng in zip(texts, draws, strict=True)]
@@ -84,7 +84,7 @@ class Questioner:
             sound = [[pair for pair in own if _sound(*pair)] for own in pairs]
             known = self._expected([text for text, _ in batch], sound)
             for (text, _), own, nlls in zip(batch, sound, known, strict=True):
-                yield text, [Asked(*pair, nll) for pair, nll in zip(own, nlls, strict=True)]
+                yield text, [MadeQuestion(*pair, nll) for pair, nll in zip(own, nlls, strict=True)]
 
     def _questions(self, batch: Sequence[tuple[str, list[str]]]) -> list[list[str]]:
         prompt, counts = self.receiver.prompt, [len(answers) for _, answers in batch]
@@ -121,7 +121,7 @@ def _sound(question: str, answer: str) -> bool:
     return question.endswith("?") and answer.lower() not in question.lower()
 
 
-def kept(asked: Sequence[tuple[str, Sequence[Asked]]], worst: float) -> list[Passage]:
+def kept(asked: Sequence[tuple[str, Sequence[MadeQuestion]]], worst: float) -> list[Passage]:
     """Texts with those questions, each once, whose answer has at most `worst` nats a token."""
     passages = []
     for number, (text, questions) in enumerate(asked):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from latentwire.checkpoint.export import rounded, training_log
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.add_receiver import add_receiver, main
 from latentwire.cli.export import main as export_main
-from latentwire.cli.export import rounded, training_log
 from latentwire.cli.main import main as latentwire
 from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender

@@ -486,8 +486,8 @@ def test_training_passages_beyond_the_sender_s_window_are_left_out(
 def test_an_exported_checkpoint_works_and_knows_no_path(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from latentwire.checkpoint.export import measured_on, portable
     from latentwire.cli.export import main as export_main
-    from latentwire.cli.export import measured_on, portable
 
     (tmp_path / "held.json").write_text(
         json.dumps(
@@ -543,8 +543,8 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
 def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from latentwire.checkpoint.export import only_some
     from latentwire.cli.export import main as export_main
-    from latentwire.cli.export import only_some
 
     words = ["--ckpt", str(models / "run"), "--out_dir", str(tmp_path / "one")]
     info = export_main([*words, "--receivers", "qwen"])

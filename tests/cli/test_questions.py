@@ -19,7 +19,7 @@ from latentwire.data.candidates import likely_answers
 from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
 from latentwire.training import questioner as module
-from latentwire.training.questioner import Asked, kept
+from latentwire.training.questioner import MadeQuestion, kept
 from tests.cli.test_commands import models, trained
 
 __all__ = ["models", "trained"]
@@ -39,7 +39,10 @@ def test_candidates_are_names_numbers_and_phrases() -> None:
 
 
 def test_what_the_reader_does_not_expect_is_not_kept() -> None:
-    asked = [("Ada met Tom.", [Asked("Who met Tom?", "Ada", 0.2), Asked("Who?", "Tom", 1.6)]), ("No.", [])]
+    asked = [
+        ("Ada met Tom.", [MadeQuestion("Who met Tom?", "Ada", 0.2), MadeQuestion("Who?", "Tom", 1.6)]),
+        ("No.", []),
+    ]
     assert [[q.text for q in p.questions] for p in kept(asked, 1.5)] == [["Who met Tom?"]]
     assert [[q.text for q in p.questions] for p in kept(asked, 1.6)] == [["Who met Tom?", "Who?"]]
 

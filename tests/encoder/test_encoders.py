@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, ModelError
-from latentwire.encoder.queries import sinusoids
+from latentwire.encoder.blocks import sinusoids
 from latentwire.encoder.registry import ENCODERS, build_encoder
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire

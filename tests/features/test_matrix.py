@@ -221,6 +221,13 @@ def test_compatible_pairs_train_together(one: str, other: str, slots: bool, fami
     assert not list(dead_parameters(system_with(family, one, other, slots=slots)))
 
 
+def test_layers_of_a_coprocessor_begin_with_weights_of_their_own() -> None:
+    (receiver,) = system_with("llama", "coprocessor", slots=False, layers=2).receivers.values()
+    first, second = (block.state_dict() for block in receiver.features["coprocessor"].blocks)
+    random = [key for key, tensor in first.items() if tensor.ndim == 2]
+    assert len(random) > 3 and not any(torch.equal(first[key], second[key]) for key in random)
+
+
 def test_an_incompatible_pair_is_refused_before_anything_is_loaded() -> None:
     values = {"features": {"use_coprocessor": True}, "model": {"receivers": {"a": "/no/such/model"}}}
     with pytest.raises(ConfigError, match=r"features\.use_coprocessor: excludes features\.use_deep_prefix"):

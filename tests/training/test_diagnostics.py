@@ -14,7 +14,7 @@ from latentwire.core.names import LATENT
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.memory import peak_memory_mb
 from latentwire.diagnostics.progress import StepLog
-from latentwire.diagnostics.tensors import Watch, hand_over
+from latentwire.diagnostics.tensors import TensorWatch, hand_over
 from latentwire.model import system
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
@@ -114,7 +114,7 @@ def test_shapes_are_said_once_each(tmp_path: Path, slots: bool, what: str, capsy
     assert f"end_to_end: z {tuple(z.shape)} float32 on cpu" in lines
     assert any(f", {d_features}) bfloat16" in line for line in lines)
     assert rows[0]["z_rms"] > 0 and rows[0][f"{what}_rms"] > 0
-    watch = Watch("test", shapes=False)
+    watch = TensorWatch("test", shapes=False)
     with watch.watching():
         hand_over("z", torch.ones(2, 3, 4).cumsum(1), torch.tensor([[True, False, False], [True, True, False]]))
         hand_over("z", torch.full((1, 4), 5.0))

@@ -11,7 +11,7 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
-from latentwire.encoder.queries import query_block
+from latentwire.encoder.blocks import query_block
 from latentwire.features.base import ReadingFeature, register
 
 

@@ -19,11 +19,11 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.text import SenderText
 from latentwire.training.stages.normal_equations import cholesky, gather
 
-Asked = tuple[SenderText, Passage]
+SentPassage = tuple[SenderText, Passage]
 
 
 def fit_salience(
-    encoder: BackboneEncoder, passages: Sequence[Asked], *, ridge: float, **gathering: Any
+    encoder: BackboneEncoder, passages: Sequence[SentPassage], *, ridge: float, **gathering: Any
 ) -> dict[str, float]:
     """Fit an encoder's salience to passages with questions; returns how well it ranks tokens of those set aside.
 
@@ -34,7 +34,7 @@ def fit_salience(
     salience, common = encoder.salience, common_words(passage for _, passage in passages)
     assert salience is not None
 
-    def rows(batch: Sequence[Asked]) -> tuple[Tensor, Tensor]:
+    def rows(batch: Sequence[SentPassage]) -> tuple[Tensor, Tensor]:
         x = torch.cat(encoder.salience_inputs([text for text, _ in batch]))
         return x, torch.cat([marks(text, passage, common) for text, passage in batch]).to(x.device)
 

@@ -1,0 +1,165 @@
+"""A checkpoint to pass on: what goes with it, its history, and nothing of the machine that it was made on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from latentwire.checkpoint.hub import fetch_beside
+from latentwire.checkpoint.index import find_checkpoint, load_config_of
+from latentwire.checkpoint.parts import CODEBOOKS, State, adapter_stem, reader_stem
+from latentwire.checkpoint.tensors import read_info
+from latentwire.config import Config
+from latentwire.config.load import some_receivers
+from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.json_files import read_json, read_jsonl
+from latentwire.core.names import ADAPTERS, CARD, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
+
+HERE = {
+    "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),
+    "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
+}
+"""Options of a run that say where and on what it was made; others have another place and another machine."""
+
+
+def measured_on(before: Mapping[str, Any], files: Mapping[str, Any]) -> bool:
+    """Whether an evaluation of the files `before` is one of `files`: the same, and perhaps codebooks since then."""
+    since = {name for name in files if name not in before}
+    same = all(files.get(name) == entry for name, entry in before.items())
+    return bool(before) and same and all(name.startswith(CODEBOOKS) for name in since)
+
+
+def only_some(state: State, info: dict[str, Any], names: list[str], where: str) -> tuple[State, dict[str, Any]]:
+    """A checkpoint's tensors and index without the receivers that are not named.
+
+    ConfigError, which begins with `where`, for one that it has not, and where the sender sets latents aside for each
+    receiver: which ones are whose hangs on all of them.
+    """
+    config = Config.model_validate(info["config"])
+    chosen = some_receivers(config.model, names, where)
+    if config.encoder.latent_private_len:
+        raise ConfigError(f"{where} sets latents aside for each of its receivers, so all of them go together")
+    others = set(config.model.chosen) - set(chosen)
+    gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
+    kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}
+    short = {"receivers": chosen, "llama_id": None, "qwen_id": None}
+    has_lora = any(key.startswith("lora.") for name in chosen for key in kept[reader_stem(name)])
+    curriculum = info["config"]["curriculum"]
+    ranked = {name: count for name, count in config.deep_prefix.ranked.items() if name in chosen}
+    changes = {
+        "model": info["config"]["model"] | short,
+        "features": info["config"]["features"] | {"use_lora": has_lora},
+        "curriculum": curriculum
+        | {"train_only": None, "closed_form": curriculum["closed_form"] | {"companion_for": None}},
+        "deep_prefix": info["config"]["deep_prefix"] | {"ranked": ranked},
+    }
+    return kept, info | {"config": info["config"] | changes}
+
+
+def check_target(out: Path, source: Path) -> None:
+    """CheckpointError where an export would take the place of anything but an earlier one."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CheckpointError(f"--out: {out} is a file; an export is a folder")
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(f"--out: {out} holds the checkpoint that is read; name another folder")
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    own = {INDEX, CARD, RESULTS, EXPORTED_LOG, *(read_info(out)["files"] if INDEX in there else ())}
+    if foreign := sorted(there - own):
+        raise CheckpointError(f"--out: {out} holds {foreign[0]}, which is no part of an export; name another folder")
+
+
+def lineage(folder: Path) -> list[Path]:
+    """The checkpoints that led to one, itself the last: those that its run and theirs started from, as far as they are
+    still what they were."""
+    start, note = load_config_of(folder).checkpoint.init_from, folder.parent / ORIGIN
+    if not (start and note.is_file()):
+        return [folder]
+    try:
+        origin = find_checkpoint(Path(start))
+        unchanged = read_info(origin)["files"] == read_json(note)
+    except CheckpointError:
+        unchanged = False
+    return [*lineage(origin), folder] if unchanged else [folder]
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """What is known of the runs that made a checkpoint, its own last: an exported one tells of earlier ones itself."""
+    info = read_info(folder)
+    return [*info.get("earlier", []), info["manifest"]]
+
+
+def histories(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What is known of the runs that made any of these checkpoints, each once."""
+    known: list[dict[str, Any]] = []
+    for made in (made for folder in runs for made in history(folder)):
+        if made not in known:
+            known.append(made)
+    return known
+
+
+def training_log(runs: Sequence[Path], last: Path | None) -> list[dict[str, Any]]:
+    """The records of the runs that made these checkpoints, each once and to six digits; those of all but the last one's
+    own run are named by its number in `histories`."""
+    known, records, seen = histories(runs), [], set()
+    for folder in runs:
+        with suppress(CheckpointError):  # without a log it is a checkpoint all the same
+            fetch_beside(folder, EXPORTED_LOG)
+        log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
+        number = known.index(history(folder)[-1]) + 1
+        for whole in read_jsonl(log) if log else []:
+            row = rounded(whole)
+            named = row["stage"].startswith("run ")  # in an exported log, which others may hold as well
+            if (key := (None if named else log, json.dumps(row))) in seen:
+                continue
+            seen.add(key)
+            records.append(row if named or folder == last else row | {"stage": f"run {number}: {row['stage']}"})
+    return records
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its numbers to six digits."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def portable(info: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's index with file names in place of this machine's paths, and without the options in HERE.
+
+    The held-out file is left out: an evaluation names its own.
+    """
+    config = _named(info["config"])
+    config["data"]["eval_path"] = None
+    for section, keys in HERE.items():
+        for key in keys:
+            config[section].pop(key, None)
+    out = info | {"config": config}
+    if "manifest" in info:
+        manifest = info["manifest"]
+        known = {"config": config} if manifest.get("config") else {}
+        out["manifest"] = manifest | {"command": _named(manifest["command"])} | known
+    if "earlier" in info:
+        out["earlier"] = [{"command": _named(made["command"]), "git": made["git"]} for made in info["earlier"]]
+    return out
+
+
+def _named(value: Any) -> Any:
+    """Paths of this machine, anywhere in a JSON value, by their last part; the project's own stay as they are."""
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    if not isinstance(value, str) or value.startswith(("configs/", "checkpoints/")):
+        return value
+    key, sign, rest = value.partition("=")
+    if sign and "/" not in key:  # an override
+        try:
+            paths = json.loads(rest)
+        except ValueError:
+            paths = rest
+        return f"{key}={json.dumps(_named(paths)) if isinstance(paths, list) else _named(rest)}"
+    is_path = "/" in value and (value.startswith(("/", "./", "../", "~")) or Path(value).exists())
+    return Path(value).name if is_path else value
