@@ -27,9 +27,9 @@ from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.metrics import f1_score
 from latentwire.data.example import Passage, Question
 from latentwire.data.load import load_passages, load_texts
-from latentwire.evaluation.metrics import f1_score
 from latentwire.model.receiver import Message
 from latentwire.serving.index import Index
 

@@ -26,10 +26,10 @@ from latentwire.backbone.padding import pad_left
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import LatentWireError
+from latentwire.core.metrics import f1_score
 from latentwire.core.names import LATENT
 from latentwire.data import load_passages
 from latentwire.data.example import Passage, Question
-from latentwire.evaluation.metrics import f1_score
 from latentwire.serving.vllm_requests import Client
 
 

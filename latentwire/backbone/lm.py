@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -49,6 +51,15 @@ class _Stopping(StoppingCriteria):
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         return torch.tensor(self.stop_when(input_ids[:, self.start :]), dtype=torch.bool, device=input_ids.device)
+
+
+class _Scoring(LogitsProcessor):
+    def __init__(self, scores: list[Tensor]):
+        self.scores = scores
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.scores.append(scores.amax(-1) - scores.logsumexp(-1))
+        return scores
 
 
 class LanguageModel:
@@ -215,6 +226,15 @@ class LanguageModel:
             use_cache=True,
         )
 
+    def read_on(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Context, Tensor]:
+        """The context with left-padded tokens (batch, Q) behind it, all padding moved before both, and the final hidden
+        states of the tokens (batch, Q, hidden_size). The given context's cache is used up."""
+        hidden = self.continue_from(context, ids, mask)
+        seen = torch.cat([context.mask, mask.bool()], 1)
+        order = seen.int().argsort(dim=1, stable=True)
+        cache = rearranged(context.cache, lambda t: t.gather(2, order.to(t.device)[:, None, :, None].expand_as(t)))
+        return Context(cache, seen.gather(1, order), context.latents, context.latent_mask), hidden
+
     @torch.no_grad()
     def generate(
         self,
@@ -224,12 +244,19 @@ class LanguageModel:
         max_new_tokens: int,
         stop: list[int],
         stop_when: StopWhen | None = None,
+        scores: list[Tensor] | None = None,
     ) -> Tensor:
-        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`."""
+        """Greedy answers (batch, new) to left-padded questions (batch, Q), by Transformers' own `generate`.
+
+        scores: a list that gets the log-probabilities (batch,) of each new token.
+        """
         if self.anatomy.sliding_window is not None and not mask.all():
-            context, ids, mask = self._pads_first(context, ids, mask)
+            # `generate` counts sliding windows in places of the cache: padding behind the context would count too.
+            context, _ = self.read_on(context, ids[:, :-1], mask[:, :-1])
+            ids, mask = ids[:, -1:], mask[:, -1:]
         cached = context.mask.shape[1]
         criteria = StoppingCriteriaList([] if stop_when is None else [_Stopping(stop_when, ids.shape[1])])
+        processors = LogitsProcessorList([] if scores is None else [_Scoring(scores)])
         self.take_turn()
         with self.autocast():
             out = self.model.generate(
@@ -240,19 +267,9 @@ class LanguageModel:
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
                 ),
                 stopping_criteria=criteria,
+                logits_processor=processors,
             )
         return out[:, ids.shape[1] :]
-
-    def _pads_first(self, context: Context, ids: Tensor, mask: Tensor) -> tuple[Context, Tensor, Tensor]:
-        """Left-padded questions (batch, Q) read but for their last tokens, and all padding moved before the context.
-
-        `generate` counts sliding windows in places of the cache: padding between context and question would count too.
-        """
-        self.continue_from(context, ids[:, :-1], mask[:, :-1])
-        seen = torch.cat([context.mask, mask[:, :-1].bool()], 1)
-        order = seen.int().argsort(dim=1, stable=True)
-        cache = rearranged(context.cache, lambda t: t.gather(2, order.to(t.device)[:, None, :, None].expand_as(t)))
-        return Context(cache, seen.gather(1, order), context.latents, context.latent_mask), ids[:, -1:], mask[:, -1:]
 
     # ---- inside the layers ----------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ def decode(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Messages; - is standard input.")] = "-",
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 24,
+    candidates: Annotated[int, typer.Option(min=1, help="Answers of which the closest to all is taken.")] = 1,
     as_json: Json = False,
     overrides: Overrides = None,
     debug: Debug = False,
@@ -47,7 +48,7 @@ def decode(
 
         reader = Receiver.from_pretrained(ckpt, receiver, changes)
         for number, wires in enumerate(chain([first], texts), 1):
-            (replies,) = reader.answer_batch([wires], [question], max_new_tokens)
+            (replies,) = reader.answer_batch([wires], [question], max_new_tokens, candidates=candidates)
             answers = [
                 {"question": asked, "answer": reply.text, "source": reply.source, "note": reply.note}
                 for asked, reply in zip(question, replies, strict=True)

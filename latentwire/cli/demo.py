@@ -65,7 +65,7 @@ def command(
     passages = load_passages(config.data, "validation", samples)
     print("\n== One message, read by different models ==\n")
     for passage in passages[:SHOWN]:
-        show(system, passage, config.evaluation.codec, config.evaluation.max_new_tokens)
+        show(system, passage, config.evaluation)
     print(f"\n== {sum(len(p.questions) for p in passages)} held-out questions ==\n", flush=True)
     files = read_info(folder)["files"]
     results = {"squad": evaluate_system(system, config, out, command=command_line(__name__, context), checkpoint=files)}
@@ -77,12 +77,12 @@ def command(
     return results
 
 
-def show(system: Any, passage: Any, codec: str, max_new_tokens: int) -> None:
+def show(system: Any, passage: Any, own: Any) -> None:
     """Compress one passage and print every receiver's answers from the message, next to those from the text."""
     from latentwire.evaluation.answering import answer_batch, encode_items
     from latentwire.evaluation.modes import MODES
 
-    item = encode_items(system, [passage], codec)[0]
+    item = encode_items(system, [passage], own.codec)[0]
     print(textwrap.fill(passage.context, 110))
     print(
         f"\n  -> one message: {item.sent.latents} latents, {len(item.message)} bytes "
@@ -92,7 +92,7 @@ def show(system: Any, passage: Any, codec: str, max_new_tokens: int) -> None:
     for name, receiver in system.receivers.items():
         text = "text_tuned" if "text" in receiver.adapters else "text"
         for mode in ("latent", text):
-            answers[name, mode] = answer_batch(receiver, MODES[mode], [item], max_new_tokens)
+            answers[name, mode] = answer_batch(receiver, MODES[mode], [item], own.max_new_tokens, own.candidates)
     for i, question in enumerate(passage.questions):
         print(f"  {question.text}   (gold: {question.answers[0]})")
         for (name, mode), rows in answers.items():

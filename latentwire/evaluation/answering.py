@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 
 from latentwire.core.batches import batched
+from latentwire.core.metrics import exact_match, f1_score
 from latentwire.core.names import LATENT
 from latentwire.data.example import Passage, Question
 from latentwire.encoder.text import SenderText
-from latentwire.evaluation.metrics import exact_match, f1_score
 from latentwire.evaluation.modes import MODES, Given, Mode
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
@@ -89,8 +89,13 @@ def given_to(receiver: Receiver, batch: Sequence[Item]) -> Given:
 
 
 @torch.no_grad()
-def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_tokens: int) -> list[Answer]:
-    """Generate and score every question of a batch in one mode; each context is read once."""
+def answer_batch(
+    receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_tokens: int, candidates: int = 1
+) -> list[Answer]:
+    """Generate and score every question of a batch in one mode; each context is read once.
+
+    candidates: see `latentwire.model.contexts.ContextReader.generate`; NLL and first tokens do not hang on it.
+    """
     questions = [q for item in batch for q in item.passage.questions]
     counts = [len(item.passage.questions) for item in batch]
     tails = [receiver.prompt.tail(q.text) for q in questions]
@@ -99,7 +104,7 @@ def answer_batch(receiver: Receiver, mode: Mode, batch: Sequence[Item], max_new_
         context = mode.read(receiver, given_to(receiver, batch))
         read = [n for n, asked in zip(context.mask.sum(1).tolist(), counts, strict=True) for _ in range(asked)]
         scores = receiver.score(context.repeat(counts), list(zip(tails, golds, strict=True)))
-        predictions = receiver.generate(context.repeat(counts), tails, max_new_tokens)
+        predictions = receiver.generate(context.repeat(counts), tails, max_new_tokens, candidates=candidates)
     return [
         Answer(
             text,
@@ -143,6 +148,7 @@ def answer_all(
     *,
     batch_size: int,
     max_new_tokens: int,
+    candidates: int = 1,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Answers:
     """Every receiver in every mode over all items, and the joint answers of all receivers from the wire."""
@@ -155,7 +161,7 @@ def answer_all(
         for mode in modes_of(receiver):
             answers: list[Answer] = []
             for batch in groups:
-                answers += answer_batch(receiver, mode, batch, max_new_tokens)
+                answers += answer_batch(receiver, mode, batch, max_new_tokens, candidates)
                 report(f"{name} {mode.name}", len(answers), len(out.questions))
             out.by_mode[name][mode.name] = answers
     receivers = list(system.receivers.values())

@@ -12,6 +12,7 @@ import torch
 import zstandard
 
 from latentwire.backbone.context import Context
+from latentwire.config.sections.running import EvaluationConfig
 from latentwire.diagnostics.timing import timed
 from latentwire.evaluation.answering import Item, given_to
 from latentwire.evaluation.modes import Given, Mode
@@ -67,7 +68,7 @@ def byte_ratios(means: dict[str, Any]) -> dict[str, float | None]:
 
 @torch.no_grad()
 def latency(
-    system: LatentWire, receiver: Receiver, mode: Mode, items: Sequence[Item], max_new_tokens: int, codec: str
+    system: LatentWire, receiver: Receiver, mode: Mode, items: Sequence[Item], own: EvaluationConfig
 ) -> dict[str, float]:
     """Median seconds over items, one question at a time, after one untimed pass.
 
@@ -78,7 +79,7 @@ def latency(
     with receiver.using(mode.adapter):
         for number, item in enumerate([items[0], *items]):
             tail = receiver.prompt.tail(item.passage.questions[0].text)
-            sends = partial(_sent, system, item.passage.context, codec)
+            sends = partial(_sent, system, item.passage.context, own.codec)
             encode = timed(sends)[1] if mode.name == "latent" else 0.0
 
             known = None if mode.name == "latent" else given_to(receiver, [item])
@@ -88,10 +89,10 @@ def latency(
 
             prefill = timed(read)[1]
 
-            def run(new: int, read: Callable[[], Context] = read, tail: list[int] = tail) -> Callable[[], Any]:
-                return lambda: receiver.generate(read(), [tail], new)
+            def run(new: int, made: int, read: Callable[[], Context] = read, tail: list[int] = tail) -> Any:
+                return timed(lambda: receiver.generate(read(), [tail], new, candidates=made))
 
-            first, whole = timed(run(1))[1], timed(run(max_new_tokens))[1]
+            first, whole = run(1, 1)[1], run(own.max_new_tokens, own.candidates)[1]
             if number:
                 for key, value in zip(seconds, (encode, prefill, first, whole), strict=True):
                     seconds[key].append(value)

@@ -55,6 +55,7 @@ def evaluate(
         modes_for,
         batch_size=own.batch_size,
         max_new_tokens=own.max_new_tokens,
+        candidates=own.candidates,
         report=_silent if quiet else _progress,
     )
     receivers = {
@@ -100,7 +101,7 @@ def _measured(
     for mode in ("text", "text_tuned", "latent"):
         if mode in measured and own.latency_samples:
             some = items[: own.latency_samples]
-            times = latency(system, receiver, MODES[mode], some, own.max_new_tokens, own.codec)
+            times = latency(system, receiver, MODES[mode], some, own)
             measured[mode]["latency_s"] = times
     taken, means = positions(receiver, items), message_bytes(receiver, items, lossless)
     return {

@@ -40,7 +40,7 @@ def rate(
         answers = [
             answer
             for batch in batches(items, own.batch_size)
-            for answer in answer_batch(receiver, MODES["latent"], batch, own.max_new_tokens)
+            for answer in answer_batch(receiver, MODES["latent"], batch, own.max_new_tokens, own.candidates)
         ]
         size, found = message_bytes(receiver, items, lossless), measure(answers, clusters, own.bootstrap)
         yield {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from latentwire.core.intervals import bootstrap_ci
-from latentwire.evaluation.metrics import exact_match, f1_score, normalize_answer
+from latentwire.core.metrics import exact_match, f1_score, normalize_answer
 
 
 class ScoredAnswer(Protocol):

@@ -29,6 +29,7 @@ from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.schedule import tokens_at
 from latentwire.losses.terms import Terms
+from latentwire.model.consensus import Candidate, consensus
 from latentwire.model.encoding import (
     QuestionBlock,
     ReceiverText,
@@ -271,11 +272,15 @@ class ContextReader:
         tails: Sequence[list[int]],
         max_new_tokens: int,
         watch: Callable[[int, str], bool] | None = None,
+        candidates: int = 1,
     ) -> list[str]:
-        """Greedy answers, one for each row of a context. The context's cache is used up.
+        """Answers, one for each row of a context, greedy or each the consensus of several candidates (`consensus`).
 
-        watch: sees the number of a row and its answer so far after each token; True ends the row.
+        watch: sees the number of a row and its greedy answer so far after each token; True ends the row. The context's
+        cache is used up.
         """
+        if candidates > 1:
+            return [consensus(own) for own in self.candidates(context, tails, max_new_tokens, candidates)]
         ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
 
         def seen(new: Tensor) -> list[bool]:
@@ -287,3 +292,27 @@ class ContextReader:
         with self.reading(context):
             out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, watch and seen)
         return [self.prompt.read(row) for row in out.tolist()]
+
+    @torch.no_grad()
+    def candidates(
+        self, context: Context, tails: Sequence[list[int]], max_new_tokens: int, count: int
+    ) -> list[list[Candidate]]:
+        """Several answers for each row of a context: its `count` likeliest first tokens, each continued greedily (Wang
+        and Zhou 2024, arXiv 2402.10200). The context's cache is used up."""
+        lm, stop = self.lm, self.prompt.stop
+        ids, mask = pad_left(tails, lm.pad_id, lm.device)
+        with self.reading(context):
+            asked, hidden = lm.read_on(context, ids, mask)
+        with lm.autocast():
+            logp, first = lm.logits(hidden[:, -1]).log_softmax(-1).topk(count)
+        tokens, logp = first.view(-1, 1), logp.view(-1, 1)
+        if max_new_tokens > 1:
+            asked, scores = asked.repeat([count] * len(tails)), list[Tensor]()
+            with self.reading(asked):
+                more = lm.generate(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, stop, scores=scores)
+            tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, torch.stack(scores, 1)], 1)
+        ended = torch.isin(tokens, torch.tensor(stop, device=tokens.device)).cumsum(1) > 0
+        logp[:, 1:][ended[:, :-1]] = 0  # behind an answer's end
+        texts = [self.prompt.read(row[~end].tolist()) for row, end in zip(tokens, ended, strict=True)]
+        made = list(map(Candidate, texts, logp.sum(1).tolist()))
+        return [made[k : k + count] for k in range(0, len(made), count)]

@@ -58,9 +58,9 @@ class Receiver(ContextReader):
 
         return load_receiver(checkpoint, name, changes)
 
-    def answer(self, message: Message, question: str, max_new_tokens: int = 24) -> Reply:
-        """The greedy answer to one question on the text behind a message; see `answer_batch`."""
-        return self.answer_batch([message], [[question]], max_new_tokens)[0][0]
+    def answer(self, message: Message, question: str, max_new_tokens: int = 24, candidates: int = 1) -> Reply:
+        """The answer to one question on the text behind a message; see `answer_batch`."""
+        return self.answer_batch([message], [[question]], max_new_tokens, candidates=candidates)[0][0]
 
     @torch.no_grad()
     def answer_batch(
@@ -69,11 +69,15 @@ class Receiver(ContextReader):
         questions: Sequence[Sequence[str]],
         max_new_tokens: int = 24,
         watch: Watch | None = None,
+        candidates: int = 1,
     ) -> list[list[Reply]]:
-        """Greedy answers to questions[i] on the text behind messages[i]; each message is read once.
+        """Answers to questions[i] on the text behind messages[i]; each message is read once.
+
+        candidates: 1 for greedy answers; of more, which differ in their first token, the one closest to all is taken
+        (`latentwire.model.consensus`), which latents gain most by.
 
         Where the latents are not for this reader, it reads the text that the message carries, and says so in the
-        reply; WireError where it carries none. `watch` sees the answers grow and may end them.
+        reply; WireError where it carries none. `watch` sees greedy answers grow and may end them.
         """
         parts = [[message] if isinstance(message, Wire) else list(message) for message in messages]
         notes = [self.why_text(wires) for wires in parts]
@@ -90,7 +94,7 @@ class Receiver(ContextReader):
                 longest = [max(map(len, own)) for own in tails]
                 context = self.read_messages([parts[i] for i in chosen], source, longest)
                 context = context.repeat([len(own) for own in tails])
-                answers = iter(self.generate(context, flat, max_new_tokens, _by_row(watch, rows)))
+                answers = iter(self.generate(context, flat, max_new_tokens, _by_row(watch, rows), candidates))
             for i, own in zip(chosen, tails, strict=True):
                 replies[i] = [Reply(next(answers), source, notes[i]) for _ in own]
         return replies

@@ -93,6 +93,11 @@ def test_a_text_goes_through_files(
     assert shown.out.split("\n")[:-1] == [printable(a["answer"]) for end in ends for a in end[0]["answers"]]
     assert not shown.err
     assert {a["source"] for end in ends for a in end[0]["answers"]} == {"latents"}
+    words = ["decode", str(out), "--ckpt", str(models / "run"), "--receiver", "qwen", *ASK, "--candidates", "4"]
+    several = Receiver.from_pretrained(models / "run", "qwen").answer_batch(
+        [Wire.from_bytes(out.read_bytes())], [ASK[1::2]], candidates=4
+    )
+    assert [a["answer"] for a in latentwire(words)[0]["answers"]] == [reply.text for reply in several[0]]
 
 
 def test_a_text_goes_through_pipes_in_parts(

@@ -16,6 +16,7 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
+from latentwire.evaluation.rates import rate
 from latentwire.evaluation.table import print_table
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.features.test_matrix import system_with
@@ -121,6 +122,22 @@ def test_only_the_modes_that_are_asked_for_are_measured(tmp_path: Path) -> None:
     for receiver in results["receivers"].values():
         assert {mode for mode in MODES if receiver[mode]} == {"latent", "no_context"}
     assert results["text"] is None and results["latent"]["f1_ci"] and results["joint"]
+
+
+def test_answers_may_be_the_consensus_of_several_candidates() -> None:
+    found = {}
+    for count in (1, 4):
+        own = SMALL | {"modes": ["text", "latent"], "candidates": count, "latency_samples": 0}
+        config = small_config(evaluation=own)
+        system = small_system(config)
+        results, answers = evaluate(system, small_passages(3), config, quiet=True)
+        (row, _) = rate(system, answers.items, "fp16", config, None)
+        assert row["f1"] == results["receivers"]["a"]["latent"]["f1"]
+        found[count] = answers.by_mode["a"]
+    for mode in ("text", "latent"):
+        greedy, chosen = found[1][mode], found[4][mode]
+        assert [a.prediction for a in greedy] != [a.prediction for a in chosen]
+        assert [(a.nll, a.first_correct) for a in greedy] == [(a.nll, a.first_correct) for a in chosen]
 
 
 def test_latents_are_measured_as_the_codec_leaves_them_and_rates_are_of_real_bytes(tmp_path: Path) -> None:

@@ -172,10 +172,11 @@ def test_padding_and_company_in_a_batch_do_not_matter(name: str, options: dict, 
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
     tails = [receiver.prompt.tail("Where?"), receiver.prompt.tail("Who sold lamps there?"), receiver.prompt.tail("?")]
     with receiver.using(LATENT):
-        generated = receiver.generate(receiver.read_latents(z, counts), tails, 5)
-        for i, tail in enumerate(tails):
-            own = receiver.read_latents(z[i : i + 1, : counts[i]], counts[i : i + 1])
-            assert receiver.generate(own, [tail], 5)[0] == generated[i]
+        for several in (1, 3):
+            generated = receiver.generate(receiver.read_latents(z, counts), tails, 5, candidates=several)
+            for i, tail in enumerate(tails):
+                own = receiver.read_latents(z[i : i + 1, : counts[i]], counts[i : i + 1])
+                assert receiver.generate(own, [tail], 5, candidates=several)[0] == generated[i]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

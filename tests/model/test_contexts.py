@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentwire.backbone.padding import pad_left
 from latentwire.config import Config
 from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question
+from latentwire.model.consensus import consensus
 from latentwire.model.encoding import (
     SPAN_LENGTH,
+    ReceiverText,
     choose_questions,
     copy_spans,
     encode_for_receiver,
@@ -280,6 +283,41 @@ def test_generation_forgets_what_scoring_forgets() -> None:
             whole = torch.cat([ids, out[:, :taken]], 1)
             hidden = receiver.lm.continue_from(read(texts), whole, torch.ones_like(whole, dtype=torch.bool))
             assert receiver.lm.logits(hidden[:, -1]).argmax(-1).tolist() == out[:, taken].tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "model"), [*((family, {}) for family in FAMILIES), ("gemma3", {"sliding_window": 6})]
+)
+@torch.no_grad()
+def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(family: str, model: dict) -> None:
+    receiver = receiver_of(family, window=4, **model)
+    texts, lm, prompt = texts_of(receiver, "llama", 4), receiver.lm, receiver.prompt
+    tails = [prompt.tail(q) for q in ("Who?", "Where does the keeper of the green boat live?")]
+
+    def after(text: ReceiverText, ids: list[int]) -> Tensor:
+        hidden = lm.continue_from(receiver.read_own([text]), torch.tensor([ids]), torch.ones(1, len(ids)).bool())
+        return lm.logits(hidden[0, -1])
+
+    greedy = lm.generate(receiver.read_own(texts), *pad_left(tails, 0), 6, [])
+    prompt.stop = [int(greedy[0, 3]), int(greedy[1, 0])]  # one that comes late, and one with which an answer begins
+    found, ended = receiver.candidates(receiver.read_own(texts), tails, 6, 4), 0
+    for text, tail, own in zip(texts, tails, found, strict=True):
+        for first, candidate in zip(after(text, tail).topk(4).indices.tolist(), own, strict=True):
+            tokens = [first]
+            while len(tokens) < 6 and tokens[-1] not in prompt.stop:
+                tokens.append(int(after(text, tail + tokens).argmax()))
+            end = tokens[-1] in prompt.stop
+            ended += end
+            assert candidate.text == prompt.read(tokens[:-1] if end else tokens)
+            nll = receiver.score(receiver.read_own([text]), [(tail, tokens)]).nll
+            assert candidate.logp == pytest.approx(-nll.item(), abs=2e-3)
+    assert 2 <= ended < 8 and found[1][0].text == ""
+    chosen = receiver.generate(receiver.read_own(texts), tails, 6, candidates=4)
+    assert chosen == [consensus(own) for own in found]
+    short = receiver.candidates(receiver.read_own(texts), tails, 1, 2)  # answers of a single token
+    for text, tail, own in zip(texts, tails, short, strict=True):
+        best = after(text, tail).log_softmax(-1).topk(2)
+        assert [c.logp for c in own] == pytest.approx(best.values.tolist(), abs=1e-3)
 
 
 def test_so_many_questions_are_drawn_and_each_has_its_turn() -> None:

@@ -14,6 +14,7 @@ from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, ModelError, WireError
 from latentwire.core.names import LATENT, TEXT
+from latentwire.model.consensus import consensus
 from latentwire.model.system import LatentWire
 from tests.systems import saved_run, small_config, small_passages, small_system
 
@@ -116,6 +117,18 @@ def test_messages_are_answered_together_as_they_are_alone(system: LatentWire) ->
     assert [reply.source for replies in together for reply in replies] == ["latents", "latents", "latents", "text"]
     for wire, own, replies in zip(wires, questions, together, strict=True):
         assert replies == [receiver.answer(wire, question, 6) for question in own]
+
+
+def test_an_answer_may_be_the_consensus_of_several(system: LatentWire) -> None:
+    receiver, wire = system.receivers["b"], system.sender.encode(TEXTS[0])
+    questions = [QUESTION, "How many lamps?", "Who?", "When was it built?", "What colour is the door?"]
+    with torch.no_grad(), receiver.using(LATENT):
+        context = receiver.read_message(wire).repeat([len(questions)])
+        made = receiver.candidates(context, [receiver.prompt.tail(q) for q in questions], 6, 5)
+    replies = receiver.answer_batch([wire], [questions], 6, candidates=5)[0]
+    assert [reply.text for reply in replies] == [consensus(own) for own in made]
+    assert replies != receiver.answer_batch([wire], [questions], 6)[0]
+    assert receiver.answer(wire, QUESTION, 6, candidates=5) == replies[0]
 
 
 def test_answers_are_seen_while_they_grow_and_may_be_ended(system: LatentWire) -> None:

@@ -71,6 +71,12 @@ class EvaluationConfig(Section):
         25, description="Questions generated at once.", json_schema_extra=flag("eval_batch_size")
     )
     max_new_tokens: PositiveInt = Field(24, description="Longest answer.")
+    candidates: PositiveInt = Field(
+        1,
+        description="Answers made for each question, begun with its likeliest first tokens, of which the one that is "
+        "closest to all is taken (minimum Bayes risk); 1: the greedy answer.",
+        json_schema_extra=flag("eval_candidates"),
+    )
     bootstrap: PositiveInt = Field(2000, description="Resamples behind each 95 % interval.")
     codec: str = Field(
         "fp16",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torchmetrics.functional.text import squad
 
-from latentwire.evaluation.metrics import exact_match, f1_score
+from latentwire.core.metrics import exact_match, f1_score
 
 CASES = [
     ("the red Lamp", ["red lamp"]),
