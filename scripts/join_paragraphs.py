@@ -38,8 +38,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     source: Annotated[str, typer.Argument(metavar="FILE")],
     out: Annotated[str, typer.Argument(metavar="OUT")],
-    paragraphs: Annotated[int, typer.Option(help="So many become one; what is left over is not taken.")] = 3,
-    questions: Annotated[int, typer.Option(help="Most questions on each.")] = 4,
+    paragraphs: Annotated[int, typer.Option(min=1, help="So many become one; what is left over is not taken.")] = 3,
+    questions: Annotated[int, typer.Option(min=0, help="Most questions on each.")] = 4,
     seed: Annotated[int, typer.Option(help="Which questions.")] = 0,
 ) -> None:
     """Join neighbouring paragraphs of FILE's articles."""

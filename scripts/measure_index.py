@@ -114,7 +114,7 @@ def main(
         corpus = write_corpus(out / "corpus.jsonl", passages, load_texts(text_path), paragraphs)
         with redirect_stdout(sys.stderr):  # standard output is for the figures
             made = index(out / "corpus.jsonl", out / "index", ckpt, codec)
-        names = receivers or list(load_config_of(find_checkpoint(Path(ckpt))).model.receivers)
+        names = receivers or list(load_config_of(find_checkpoint(Path(ckpt))).model.chosen)
         found, started = Index(out / "index"), time.perf_counter()
         asked = [
             Asked(question, number, [int(hit.id) for hit in found.search(question.text, max(BEST))])

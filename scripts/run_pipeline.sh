@@ -19,18 +19,18 @@ python -m latentwire.cli.train --config "$config" --out_dir "$run" ${held_out:+-
 case " ${args[*]-} " in *" --dry-run "*) exit ;; esac
 export=(python -m latentwire.cli.export --ckpt "$run" --out_dir "$out" ${DATA_LICENCE:+--data_licence "$DATA_LICENCE"})
 "${export[@]}"
-# An exported checkpoint names a local model by the last part of its path; here it still lies where it was.
-mapfile -t models < <(
+# An exported checkpoint knows nothing of this machine: where local models and the held-out file lie, and its devices.
+mapfile -t here < <(
     python - "$run/config.json" "$out/checkpoint.json" <<'PYTHON'
 import json, sys
 here, there = (json.load(open(name)) for name in sys.argv[1:])
-for section in ("model", "encoder"):
-    for key, value in here[section].items():
-        if there["config"][section].get(key, value) != value:
-            print(f"--override={section}.{key}={json.dumps(value)}")
+for section in ("model", "encoder", "system", "data"):
+    for key in ["eval_path"] if section == "data" else here[section]:
+        if there["config"][section].get(key) != here[section][key]:
+            print(f"--override={section}.{key}={json.dumps(here[section][key])}")
 PYTHON
 )
 python -m latentwire.cli.eval --ckpt "$out" --out_dir "$run/exported" ${held_out:+--data_path "$held_out"} \
-    ${models[@]+"${models[@]}"}
+    ${here[@]+"${here[@]}"}
 "${export[@]}" --results "$run/exported/eval.json"
 python scripts/compare_baselines.py --latent "$run/exported/eval.json" --text "$run/eval.json"

@@ -68,7 +68,7 @@ def check_target(out: Path, source: Path) -> None:
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise CheckpointError(f"--out: {out} holds the checkpoint that is read; name another folder")
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    own = {INDEX, CARD, RESULTS, EXPORTED_LOG, *(read_info(out)["files"] if INDEX in there else ())}
+    own = {INDEX, CARD, RESULTS, EXPORTED_LOG, *read_info(out)["files"]} if INDEX in there else set()
     if foreign := sorted(there - own):
         raise CheckpointError(f"--out: {out} holds {foreign[0]}, which is no part of an export; name another folder")
 
@@ -147,19 +147,25 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(value: Any) -> Any:
-    """Paths of this machine, anywhere in a JSON value, by their last part; the project's own stay as they are."""
+    """Paths of this machine, anywhere in a JSON value or a word of a command, by their last part; the project's own
+    stay as they are."""
     if isinstance(value, dict):
         return {key: _named(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_named(item) for item in value]
-    if not isinstance(value, str) or value.startswith(("configs/", "checkpoints/")):
+    if not isinstance(value, str):
         return value
     key, sign, rest = value.partition("=")
-    if sign and "/" not in key:  # an override
-        try:
-            paths = json.loads(rest)
-        except ValueError:
-            paths = rest
-        return f"{key}={json.dumps(_named(paths)) if isinstance(paths, list) else _named(rest)}"
-    is_path = "/" in value and (value.startswith(("/", "./", "../", "~")) or Path(value).exists())
-    return Path(value).name if is_path else value
+    if sign and "/" not in key:  # an override, or an option with its value
+        return f"{key}={_named(rest)}"
+    if value.startswith(("{", "[")):
+        with suppress(ValueError):
+            return json.dumps(_named(json.loads(value)))
+    parts = [value] if Path(value).exists() else value.split(",")
+    return ",".join(Path(part).name if _is_path(part) else part for part in parts)
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word is a path that says something of this machine."""
+    own = word.startswith(("configs/", "checkpoints/"))
+    return "/" in word and not own and (word.startswith(("/", "./", "../", "~")) or Path(word).exists())

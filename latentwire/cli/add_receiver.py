@@ -78,13 +78,15 @@ def add_receiver(
     facts = (dataset or trained.data.dataset) == "facts"
     if (eval_path or facts) and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
-    config = load_config_of(folder, changes | parse_overrides(overrides))
+    own = parse_overrides(overrides)
+    config = load_config_of(folder, changes | own)
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
     given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
     given |= {"text_path": text_path, "samples": samples, "steps": steps}
     words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
     words += [word for change in overrides or [] for word in ("--override", change)]
-    measured = bool(config.evaluation.samples and (config.data.eval_path or config.data.dataset == "facts"))
+    asked = bool(config.data.eval_path) or config.data.dataset == "facts" or "evaluation.samples" in own
+    measured = bool(config.evaluation.samples) and asked
     return train(config, Path(out_dir), words=words, fresh=fresh, evaluates=measured)
 
 

@@ -113,6 +113,8 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
             str(checkpoint),
             "--out_dir",
             str(folder),
+            "--tuned_cache",
+            str(folder.with_name("tuned")),
             "--fresh",
         ]
     )

@@ -14,6 +14,8 @@ ORIGIN, INPUTS = "origin.json", "inputs.json"
 FAILED = "failed.json"
 """Of a run of an ablation that ended in an error: what that was."""
 RESULTS, TABLE, PREDICTIONS, PASSAGES = "eval.json", "eval.csv", "predictions.jsonl", "passages.jsonl"
+PREDICTION_KEYS = ("id", "question", "answers", "passage", "joint")
+"""What a line of predictions.jsonl has beside what the receivers answered, by their names."""
 """Of an evaluation, in a folder of its own or in the run's."""
 INDEX, CARD, EXPORTED_LOG = "checkpoint.json", "README.md", "training.jsonl"
 """Of a checkpoint, the latter two of one that is passed on."""

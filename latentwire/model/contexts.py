@@ -304,7 +304,9 @@ class ContextReader:
         with self.reading(context):
             asked, hidden = lm.read_on(context, ids, mask)
         with lm.autocast():
-            logp, first = lm.logits(hidden[:, -1]).log_softmax(-1).topk(count)
+            logits = lm.logits(hidden[:, -1])
+        count = min(count, logits.shape[-1])
+        logp, first = logits.log_softmax(-1).topk(count)
         tokens, logp = first.view(-1, 1), logp.view(-1, 1)
         if max_new_tokens > 1:
             asked, scores = asked.repeat([count] * len(tails)), list[Tensor]()

@@ -96,6 +96,7 @@ def build_index(
     The sender is loaded only if there is something to encode. engine: who encodes; all files are written here.
     progress: called with the number of documents that are done after each file.
     """
+    parts = list(_parts(documents, out))  # before anything is written, as a later one may be refused
     words: list[list[str]] = []
     sizes: dict[int, int] = {}
     encoded = 0
@@ -104,7 +105,7 @@ def build_index(
         """The files that have to be written anew."""
         nonlocal encoded
         before: dict[bytes, bytes] = {}
-        for number, rows in enumerate(_parts(documents, out)):
+        for number, rows in enumerate(parts):
             words.extend(_words([row.text for row in rows]))
             path, here = _part(out, number), dict[bytes, bytes]()
             found = _sizes(path, rows, made_with)
@@ -128,7 +129,7 @@ def build_index(
     if not sizes:
         raise DataError(f"{out}: there is no document to index")
     info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
-    if not (out / ABOUT).is_file() or read_json(out / ABOUT) != info:
+    if not _is_whole(out, info):
         (out / ABOUT).unlink(missing_ok=True)
         for left in {*(out / "wires").glob("*.parquet")} - {_part(out, number) for number in sizes}:
             left.unlink()
@@ -224,6 +225,22 @@ def _save_words(words: list[list[str]], out: Path) -> None:
         statistics.save(folder, show_progress=False)
 
 
+def _load_words(out: Path) -> bm25s.BM25:
+    """The word statistics of an index; DataError where they cannot be read."""
+    try:
+        return bm25s.BM25.load(out / "bm25", mmap=True, show_progress=False)
+    except Exception as error:  # whatever may stand in these files in place of what the package wrote
+        raise DataError(f"{out / 'bm25'}: its word statistics could not be read: {error}") from error
+
+
+def _is_whole(out: Path, info: dict[str, Any]) -> bool:
+    """Whether an index is finished and has this index.json."""
+    try:
+        return (out / ABOUT).is_file() and read_json(out / ABOUT) == info and bool(_load_words(out))
+    except DataError:
+        return False
+
+
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
@@ -237,10 +254,7 @@ class Index:
         self.info = read_object(self.folder / ABOUT, DataError)
         if not {"documents", "sender"} <= self.info.keys():
             raise DataError(f"{self.folder / ABOUT}: not that of an index")
-        try:
-            self._statistics = bm25s.BM25.load(self.folder / "bm25", mmap=True, show_progress=False)
-        except Exception as error:  # whatever may stand in these files in place of what the package wrote
-            raise DataError(f"{self.folder / 'bm25'}: its word statistics could not be read: {error}") from error
+        self._statistics = _load_words(self.folder)
 
     def __len__(self) -> int:
         return int(self.info["documents"])

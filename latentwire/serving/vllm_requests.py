@@ -35,7 +35,7 @@ SALT = "latentwire-"
 """What the salts of messages begin with; the hash follows."""
 PLACEHOLDER = 0
 """The token that stands for every position of a message. The model never sees it."""
-MAX_BYTES = 1 << 20
+MAX_BYTES = 3 << 20
 
 
 def salt_of(message: bytes) -> str:

@@ -515,10 +515,23 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     config = json.loads((out / "checkpoint.json").read_text())["config"]
     assert not {"device", "require_cuda"} & set(config["system"])
     assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
-    info["manifest"]["command"] = ['data.data_path=["/a/one.json", "/a/two.json"]', "curriculum.train_only=null"]
+    info["manifest"]["command"] = [
+        'data.data_path=["/a/one.json", "/a/two.json"]',
+        'model.receivers={"a": "/a/llama", "b": "org/name"}',
+        '--override=model.receivers={"a": "/a/llama"}',
+        "one.json,/a/two.json",
+        "/a/one.json,/a/two.json",
+        "curriculum.train_only=null",
+        "anchor.text={not JSON}",
+    ]
     assert portable(info)["manifest"]["command"] == [
         'data.data_path=["one.json", "two.json"]',
+        'model.receivers={"a": "llama", "b": "org/name"}',
+        '--override=model.receivers={"a": "llama"}',
+        "one.json,two.json",
+        "one.json,two.json",
         "curriculum.train_only=null",
+        "anchor.text={not JSON}",
     ]
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     files = measured["manifest"]["checkpoint"]
@@ -538,6 +551,10 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         (tmp_path / "other.json").write_text(text)
         assert "other.json" in fails(export_main, [*words, "--results", str(tmp_path / "other.json")], capsys)
     assert (out / "README.md").read_text() == card  # and the export that was there is whole
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    assert "which is no part of an export" in fails(export_main, [*words[:3], str(tmp_path / "notes")], capsys)
+    assert (tmp_path / "notes" / "README.md").read_text() == "mine"
 
 
 def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(

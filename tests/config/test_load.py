@@ -110,6 +110,8 @@ def test_receivers_by_shorthand_and_by_name() -> None:
     assert load_config(None, [], {"model.qwen_id": "Q"}).model.chosen == {"qwen": "Q"}
     with pytest.raises(ConfigError, match=r"model\.receivers: .*plain name"):
         load_config(None, ['model.receivers={"../x": "y"}'])
+    with pytest.raises(ConfigError, match=r"model\.receivers: .*'question' is what a line of predictions\.jsonl has"):
+        load_config(None, ['model.receivers={"question": "y"}'])
 
 
 def test_every_key_has_one_flag_and_no_two_share_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,20 @@ def test_what_fails_before_anything_is_encoded_leaves_the_index(system: LatentWi
 
     with pytest.raises(ModelError, match="not there"):
         build_index([*CORPUS, Document("new", "words")], out, load, MADE_WITH)
+    with pytest.raises(DataError, match="two documents have the id 'd5'"):  # the first part would be written anew
+        build_index([Document("d0", "words"), *CORPUS[1:], CORPUS[5]], out, lambda: system.sender, MADE_WITH)
     assert state(out) == before and len(Index(out)) == 6
 
 
+def test_word_statistics_that_are_gone_are_made_again(system: LatentWire, tmp_path: Path) -> None:
+    build_index(CORPUS, tmp_path / "x", lambda: system.sender, MADE_WITH)
+    shutil.rmtree(tmp_path / "x" / "bm25")
+    assert build_index(CORPUS, tmp_path / "x", lambda: system.sender, MADE_WITH)["encoded"] == 0
+    assert len(Index(tmp_path / "x").search("lamps", 6)) == 6
+
+
 def test_a_build_that_was_stopped_goes_on(system: LatentWire, tmp_path: Path) -> None:
-    def stopped() -> Iterator[Document]:
-        yield from CORPUS[:5]
+    def stopped(done: int) -> None:
         raise KeyboardInterrupt
 
     out, loaded = tmp_path / "x", []
@@ -98,7 +106,7 @@ def test_a_build_that_was_stopped_goes_on(system: LatentWire, tmp_path: Path) ->
         return system.sender
 
     with pytest.raises(KeyboardInterrupt):
-        build_index(stopped(), out, load, MADE_WITH)
+        build_index(CORPUS[:5], out, load, MADE_WITH, progress=stopped)
     with pytest.raises(DataError, match="no finished index there"):
         Index(out)
     first = state(out)

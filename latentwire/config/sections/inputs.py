@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from latentwire.config.sections.base import Section, flag
+from latentwire.core.names import PREDICTION_KEYS, PREDICTIONS
 
 
 class ModelConfig(Section):
@@ -39,6 +40,8 @@ class ModelConfig(Section):
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"{name!r} is not a plain name (letters, digits, '.', '_', '-')")
+            if name in PREDICTION_KEYS:
+                raise ValueError(f"{name!r} is what a line of {PREDICTIONS} has under that name; choose another one")
         return value
 
     @property
