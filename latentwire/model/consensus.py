@@ -15,6 +15,9 @@ from latentwire.core.metrics import exact_match, f1_score
 SHARPNESS = 0.5
 """Power of the probabilities. Greedy candidates are likelier than what stands for them among all answers."""
 
+ODDS = 20
+"""A first token that is so many times less likely than the likeliest begins no candidate: none of these was chosen."""
+
 
 class Candidate(NamedTuple):
     """A possible answer, and the log-probability of its tokens."""

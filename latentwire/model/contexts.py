@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.schedule import tokens_at
 from latentwire.losses.terms import Terms
-from latentwire.model.consensus import Candidate, consensus
+from latentwire.model.consensus import ODDS, Candidate, consensus
 from latentwire.model.encoding import (
     QuestionBlock,
     ReceiverText,
@@ -297,24 +299,24 @@ class ContextReader:
     def candidates(
         self, context: Context, tails: Sequence[list[int]], max_new_tokens: int, count: int
     ) -> list[list[Candidate]]:
-        """Several answers for each row of a context: its `count` likeliest first tokens, each continued greedily (Wang
-        and Zhou 2024, arXiv 2402.10200). The context's cache is used up."""
+        """Up to `count` answers for each row of a context: its likeliest first tokens, the best first, each continued
+        greedily (Wang and Zhou 2024, arXiv 2402.10200). The context's cache is used up."""
         lm, stop = self.lm, self.prompt.stop
         ids, mask = pad_left(tails, lm.pad_id, lm.device)
         with self.reading(context):
             asked, hidden = lm.read_on(context, ids, mask)
         with lm.autocast():
             logits = lm.logits(hidden[:, -1])
-        count = min(count, logits.shape[-1])
-        logp, first = logits.log_softmax(-1).topk(count)
-        tokens, logp = first.view(-1, 1), logp.view(-1, 1)
+        best, first = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
+        likely = best >= best[:, :1] - math.log(ODDS)
+        counts, tokens, logp = likely.sum(1).tolist(), first[likely][:, None], best[likely][:, None]
         if max_new_tokens > 1:
-            asked, scores = asked.repeat([count] * len(tails)), list[Tensor]()
+            asked, scores = asked.repeat(counts), list[Tensor]()
             with self.reading(asked):
                 more = lm.generate(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, stop, scores=scores)
             tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, torch.stack(scores, 1)], 1)
         ended = torch.isin(tokens, torch.tensor(stop, device=tokens.device)).cumsum(1) > 0
         logp[:, 1:][ended[:, :-1]] = 0  # behind an answer's end
         texts = [self.prompt.read(row[~end].tolist()) for row, end in zip(tokens, ended, strict=True)]
-        made = list(map(Candidate, texts, logp.sum(1).tolist()))
-        return [made[k : k + count] for k in range(0, len(made), count)]
+        made = iter(map(Candidate, texts, logp.sum(1).tolist()))
+        return [list(islice(made, own)) for own in counts]

@@ -314,7 +314,13 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(family: s
     assert 2 <= ended < 8 and found[1][0].text == ""
     chosen = receiver.generate(receiver.read_own(texts), tails, 6, candidates=4)
     assert chosen == [consensus(own) for own in found]
-    assert len(receiver.candidates(receiver.read_own(texts), tails, 1, 10**6)[0]) == lm.model.config.vocab_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentwire.model.contexts.ODDS", 1.5)
+        likely = receiver.candidates(receiver.read_own(texts), tails, 1, 10**6)  # more than there are tokens
+    for text, tail, own in zip(texts, tails, likely, strict=True):
+        probability = after(text, tail).softmax(-1)
+        assert len(own) == pytest.approx(int((probability > probability.max() / 1.5).sum()), abs=1)
+        assert len(own) < len(probability) - 1
     short = receiver.candidates(receiver.read_own(texts), tails, 1, 2)  # answers of a single token
     for text, tail, own in zip(texts, tails, short, strict=True):
         best = after(text, tail).log_softmax(-1).topk(2)
