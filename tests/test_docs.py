@@ -208,7 +208,7 @@ def test_the_api_reference_is_that_of_the_docstrings(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "write_api_docs.py", tmp_path / "api.md"], check=True)
     written = (ROOT / "docs" / "api.md").read_text()
     assert written == (tmp_path / "api.md").read_text(), "run: python scripts/write_api_docs.py"
-    assert "answer(message: Message, question: str, max_new_tokens: int = 24) -> Reply" in written
+    assert "answer(message: Message, question: str, max_new_tokens: int = 24, candidates: int = 1) -> Reply" in written
 
 
 @pytest.mark.parametrize("name", ["index.md", "python.md", "hub.md"])

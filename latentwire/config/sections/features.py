@@ -45,18 +45,15 @@ PROJECTIONS = {
 class LoraConfig(Section):
     """LoRA (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
 
-    r: PositiveInt = Field(8, description="Rank.", json_schema_extra=flag("lora_r"))
-    alpha: PositiveFloat = Field(
-        16.0, description="Scale; the update is multiplied by alpha / r.", json_schema_extra=flag("lora_alpha")
-    )
-    dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.", json_schema_extra=flag("lora_dropout")
-    )
+    flag_prefix = "lora_"
+
+    r: PositiveInt = Field(8, description="Rank.")
+    alpha: PositiveFloat = Field(16.0, description="Scale; the update is multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the LoRA input.")
     targets: list[str] | Literal["all-linear"] = Field(
         "all-linear",
         description="Names of the linear layers that get LoRA; also attn, mlp, and attn_firstN:12 for those of the "
         "first 12 layers.",
-        json_schema_extra=flag("lora_targets"),
     )
     first_n: PositiveInt | None = Field(
         None, description="Only the first N layers.", json_schema_extra=flag("lora_firstN")
@@ -66,7 +63,6 @@ class LoraConfig(Section):
         description="In training, add the update to the weights first: one product a layer in place of three, which is "
         "faster on a GPU, and a third more arithmetic, which is slower on a CPU. The sums stay in memory until the "
         "backward pass: as much as the weights that LoRA is on.",
-        json_schema_extra=flag("lora_merge"),
     )
 
     @model_validator(mode="after")
@@ -102,54 +98,53 @@ class LoraConfig(Section):
 class PrefixConfig(Section):
     """Prefix tuning (Li & Liang 2021, arXiv 2101.00190)."""
 
-    len: PositiveInt = Field(8, description="Positions.", json_schema_extra=flag("prefix_len"))
+    flag_prefix = "prefix_"
+
+    len: PositiveInt = Field(8, description="Positions.")
     projection: bool = Field(
         False,
         description="Make the slots by an MLP from one embedding each.",
-        json_schema_extra=flag("prefix_projection"),
     )
-    hidden: PositiveInt = Field(
-        256, description="Width of the embeddings and of the MLP.", json_schema_extra=flag("prefix_hidden")
-    )
+    hidden: PositiveInt = Field(256, description="Width of the embeddings and of the MLP.")
 
 
 class LatentAdaptersConfig(Attending):
     """Gated cross-attention to the latents (Flamingo, Alayrac et al. 2022, arXiv 2204.14198)."""
 
+    flag_prefix = "latent_adapter_"
+
     layers: list[PositiveInt] | None = Field(
         None,
         min_length=1,
         description="Layers behind whose output one stands, counted from 1; default: four, evenly spaced.",
-        json_schema_extra=flag("latent_adapter_layers"),
     )
-    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("latent_adapter_heads"))
-    width: PositiveInt = Field(
-        256, description="Width of all heads together.", json_schema_extra=flag("latent_adapter_width")
-    )
+    heads: PositiveInt = Field(4, description="Attention heads.")
+    width: PositiveInt = Field(256, description="Width of all heads together.")
 
 
 class CoprocessorConfig(Attending):
     """Cache augmentation (Liu et al. 2024, arXiv 2412.17747)."""
 
-    len: PositiveInt = Field(8, description="Positions added.", json_schema_extra=flag("coprocessor_len"))
-    layers: PositiveInt = Field(1, description="Transformer layers.", json_schema_extra=flag("coprocessor_layers"))
-    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("coprocessor_heads"))
-    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("coprocessor_width"))
+    flag_prefix = "coprocessor_"
+
+    len: PositiveInt = Field(8, description="Positions added.")
+    layers: PositiveInt = Field(1, description="Transformer layers.")
+    heads: PositiveInt = Field(4, description="Attention heads.")
+    width: PositiveInt = Field(256, description="Width.")
 
 
 class GistHeadConfig(Attending):
     """Reconstruction of prompt embeddings from the latents, for training only."""
 
-    weight: PositiveFloat = Field(0.1, description="Weight of the loss.", json_schema_extra=flag("gist_weight"))
-    target_len: PositiveInt = Field(
-        48, description="Tokens of the text that are rebuilt.", json_schema_extra=flag("gist_target_len")
-    )
+    flag_prefix = "gist_"
+
+    weight: PositiveFloat = Field(0.1, description="Weight of the loss.")
+    target_len: PositiveInt = Field(48, description="Tokens of the text that are rebuilt.")
     mask_ratio: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
         description="Share of them that is hidden from the head.",
-        json_schema_extra=flag("gist_mask_ratio"),
     )
-    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("gist_heads"))
-    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("gist_width"))
+    heads: PositiveInt = Field(4, description="Attention heads.")
+    width: PositiveInt = Field(256, description="Width.")

@@ -150,43 +150,42 @@ class EncoderConfig(Section):
 class QueriesConfig(Attending):
     """Learned queries of the encoders byte, simple-st and stq. A text of M latents takes the first M of them."""
 
+    flag_prefix = "query_"
+
     bank: PositiveInt = Field(
         64,
         description="Queries there are where encoder.latent_len does not say so: the most latents of a text.",
-        json_schema_extra=flag("query_bank"),
     )
-    width: PositiveInt = Field(
-        256, description="Width of the queries and all behind them.", json_schema_extra=flag("query_width")
-    )
-    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("query_heads"))
-    layers: PositiveInt = Field(
-        1, description="Layers of cross-attention (byte, stq).", json_schema_extra=flag("query_layers")
-    )
+    width: PositiveInt = Field(256, description="Width of the queries and all behind them.")
+    heads: PositiveInt = Field(4, description="Attention heads.")
+    layers: PositiveInt = Field(1, description="Layers of cross-attention (byte, stq).")
 
 
 class ByteConfig(Section):
     """The transformer over bytes of the encoder byte; its width and heads are those of the queries."""
 
-    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("byte_layers"))
-    max_len: PositiveInt = Field(
-        2048, description="Most bytes of a text; attention costs their square.", json_schema_extra=flag("byte_max_len")
-    )
+    flag_prefix = "byte_"
+
+    layers: PositiveInt = Field(2, description="Transformer layers.")
+    max_len: PositiveInt = Field(2048, description="Most bytes of a text; attention costs their square.")
 
 
 class LatentRefinerConfig(Attending):
     """A small transformer that smooths the latents before they are sent (features.use_latent_refiner)."""
 
-    layers: PositiveInt = Field(2, description="Transformer layers.", json_schema_extra=flag("refiner_layers"))
-    heads: PositiveInt = Field(4, description="Attention heads.", json_schema_extra=flag("refiner_heads"))
-    width: PositiveInt = Field(256, description="Width.", json_schema_extra=flag("refiner_width"))
-    ff: PositiveInt = Field(512, description="Width of the feed-forward parts.", json_schema_extra=flag("refiner_ff"))
-    dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Dropout, in training.", json_schema_extra=flag("refiner_dropout")
-    )
+    flag_prefix = "refiner_"
+
+    layers: PositiveInt = Field(2, description="Transformer layers.")
+    heads: PositiveInt = Field(4, description="Attention heads.")
+    width: PositiveInt = Field(256, description="Width.")
+    ff: PositiveInt = Field(512, description="Width of the feed-forward parts.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout, in training.")
 
 
 class CodecConfig(Section):
     """Learned codecs: codebooks for the latents of the trained sender, and training with the codes in the loop."""
+
+    flag_prefix = "codec_"
 
     learned: list[Literal["rvq", "fsq"]] = Field(
         [],
@@ -196,30 +195,18 @@ class CodecConfig(Section):
     bits: PositiveFloat = Field(
         48.0,
         description="Bits a latent. rvq: of its indices; fsq: of its levels behind the entropy coder.",
-        json_schema_extra=flag("codec_bits"),
     )
-    width: PositiveInt = Field(
-        256, description="Dimensions that are coded, after rotation.", json_schema_extra=flag("codec_width")
-    )
-    layers: PositiveInt = Field(
-        4, le=255, description="Payload layers, coarse to fine.", json_schema_extra=flag("codec_layers")
-    )
-    index_bits: PositiveInt = Field(
-        8, le=12, description="rvq: bits of an index into a codebook.", json_schema_extra=flag("codec_index_bits")
-    )
+    width: PositiveInt = Field(256, description="Dimensions that are coded, after rotation.")
+    layers: PositiveInt = Field(4, le=255, description="Payload layers, coarse to fine.")
+    index_bits: PositiveInt = Field(8, le=12, description="rvq: bits of an index into a codebook.")
     epochs: PositiveInt = Field(
         20, description="rvq: passes of k-means over the latents.", json_schema_extra=flag("codec_fit_epochs")
     )
-    passages: PositiveInt = Field(
-        1000, description="Training passages whose latents are looked at.", json_schema_extra=flag("codec_passages")
-    )
-    float_share: Share = Field(
-        0.25, description="Share of the steps without quantisation.", json_schema_extra=flag("codec_float_share")
-    )
+    passages: PositiveInt = Field(1000, description="Training passages whose latents are looked at.")
+    float_share: Share = Field(0.25, description="Share of the steps without quantisation.")
     drop_layers: Share = Field(
         0.5,
         description="Share of the others in which only some payload layers arrive.",
-        json_schema_extra=flag("codec_drop_layers"),
     )
 
     @field_validator("learned")
@@ -237,20 +224,15 @@ class LatentsConfig(Section):
     not there for the receiver: it reads a shorter message.
     """
 
-    keep_start: float = Field(
-        1.0, gt=0.0, le=1.0, description="Share at the first step.", json_schema_extra=flag("latent_keep_start")
-    )
-    keep_end: float = Field(
-        1.0, gt=0.0, le=1.0, description="Share at the last step.", json_schema_extra=flag("latent_keep_end")
-    )
-    keep_power: PositiveFloat = Field(
-        1.0, description="1: evenly; more: late; less: early.", json_schema_extra=flag("latent_keep_power")
-    )
+    flag_prefix = "latent_"
+
+    keep_start: float = Field(1.0, gt=0.0, le=1.0, description="Share at the first step.")
+    keep_end: float = Field(1.0, gt=0.0, le=1.0, description="Share at the last step.")
+    keep_power: PositiveFloat = Field(1.0, description="1: evenly; more: late; less: early.")
     keep_which: Literal["prefix", "subset"] = Field(
         "prefix",
         description="prefix: the first latents, a number drawn between that share and all (nested dropout); subset: "
         "that share, drawn at random.",
-        json_schema_extra=flag("latent_keep_which"),
     )
 
     @property
