@@ -9,7 +9,7 @@ from typing import Any
 from latentwire.checkpoint.hub import NAME, fetch, hub_name
 from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config, config_from_dict
-from latentwire.core.errors import CheckpointError
+from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.names import CODEBOOKS, INDEX
 
@@ -38,7 +38,15 @@ def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Co
     info = read_info(folder)
     if "config" not in info:
         raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
-    return config_from_dict(info["config"], str(folder), {"evaluation.rivals": []} | dict(changes or {}))
+    config = config_from_dict(info["config"], str(folder), {"evaluation.rivals": []} | dict(changes or {}))
+    if config.encoder.latent_private_len and changes:
+        trained = config_from_dict(info["config"], str(folder), {}).model.chosen.keys()
+        if trained != config.model.chosen.keys():
+            raise ConfigError(
+                f"model.receivers: {folder} sets latents aside for each of its receivers, so it needs all of them: "
+                f"{', '.join(trained)}"
+            )
+    return config
 
 
 def codebooks_of(folder: Path) -> set[str]:

@@ -16,6 +16,13 @@ SPAN = "\nText:"
 CONTENT_MARK = "\x02"
 
 
+def line_ends(tokenizer: Any) -> list[int]:
+    """Tokens that end a line behind something else, such as ".\\n" of Llama 3 and Qwen."""
+    found = {token: i for token, i in tokenizer.get_vocab().items() if "\n" in token or "\u010a" in token}  # byte-level
+    texts = {i: tokenizer.convert_tokens_to_string([token]).lstrip() for token, i in found.items()}
+    return [i for i, text in texts.items() if "\n" in text]
+
+
 class PromptFormat:
     """Token ids of prompts for one tokenizer.
 
@@ -50,7 +57,7 @@ class PromptFormat:
         else:
             self.head = bos if anchor.bos == "before" else []
             self.after, self.behind = "", []
-            self.stop, self.ends = sorted({*eos, self._ids("\n")[-1]}), eos
+            self.stop, self.ends = sorted({*eos, self._ids("\n")[-1], *line_ends(tokenizer)}), eos
         self.end_ids = eos if self.chat else []
 
     def _ids(self, text: str, template: bool = False) -> list[int]:

@@ -29,7 +29,8 @@ class StepLog:
     def on_step(self, record: dict[str, Any]) -> None:
         name, loss = record["receiver"], record["loss"]
         if "skipped" in record:
-            tqdm.write(f"step {record['step']}: loss {loss} of {name}: step skipped", file=sys.stderr)
+            wrong = record["not_finite"]
+            tqdm.write(f"step {record['step']}: NaN or inf in the {wrong} of {name}: step skipped", file=sys.stderr)
         else:
             self.smooth[name] = 0.95 * self.smooth.get(name, loss) + 0.05 * loss
         measured = any(key.startswith(LOSS_GRAD_NORM) for key in record)

@@ -10,28 +10,25 @@ from torch import Tensor, nn
 from latentwire.backbone.padding import row_mask
 
 
-class SelfAttention(nn.Module):
-    """Layers in which the vectors of a row see each other, and where they stand; a norm behind the last."""
-
-    def __init__(self, width: int, heads: int, ff: int, layers: int, dropout: float = 0.0):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, heads, ff, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
+def self_blocks(width: int, heads: int, ff: int, layers: int, dropout: float = 0.0) -> nn.ModuleList:
+    """Layers in which the vectors of a row see each other; `contextualize` runs them."""
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(
+            width, heads, ff, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
         )
-        self.norm = nn.LayerNorm(width)
+        for _ in range(layers)
+    )
 
-    def forward(self, states: Tensor, counts: Sequence[int]) -> Tensor:
-        """states: (batch, T, width) right-padded, counts[i] of them in row i; gives (batch, T, width)."""
-        length, width = states.shape[1:]
-        states = states + sinusoids(torch.arange(length, device=states.device), width)
-        padding = ~row_mask(counts, length, states.device)
-        for layer in self.layers:
-            states = layer(states, src_key_padding_mask=padding)
-        out: Tensor = self.norm(states)
-        return out
+
+def contextualize(blocks: nn.ModuleList, states: Tensor, counts: Sequence[int]) -> Tensor:
+    """What `self_blocks` make of states (batch, T, width), right-padded, counts[i] of them in row i, which also learn
+    where they stand."""
+    length, width = states.shape[1:]
+    states = states + sinusoids(torch.arange(length, device=states.device), width)
+    padding = ~row_mask(counts, length, states.device)
+    for block in blocks:
+        states = block(states, src_key_padding_mask=padding)
+    return states
 
 
 def query_block(width: int, heads: int) -> nn.TransformerDecoderLayer:
@@ -42,7 +39,7 @@ def query_block(width: int, heads: int) -> nn.TransformerDecoderLayer:
 
 
 def query_blocks(width: int, heads: int, layers: int) -> nn.ModuleList:
-    """Several of them, each with weights of its own from the start (`nn.TransformerDecoder` has copies of one)."""
+    """Several of them, each with weights of its own from the start."""
     return nn.ModuleList(query_block(width, heads) for _ in range(layers))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config.schema import Config
-from latentwire.encoder.blocks import SelfAttention
+from latentwire.encoder.blocks import contextualize, self_blocks
 from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler
 from latentwire.encoder.text import SenderText
 
@@ -28,7 +28,8 @@ class ByteEncoder(QueryEncoder):
         self.device = torch.device(device)
         self.max_len = section.max_len
         self.embedding = nn.Embedding(256, width)
-        self.blocks = SelfAttention(width, config.queries.heads, 2 * width, section.layers)
+        self.blocks = self_blocks(width, config.queries.heads, 2 * width, section.layers)
+        self.norm = nn.LayerNorm(width)
         self.pooler = QueryPooler(width, config)
         self.head = LatentHead(config)
 
@@ -49,4 +50,4 @@ class ByteEncoder(QueryEncoder):
     def forward(self, features: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         lengths = [len(f) for f in features]
         states = self.embedding(nn.utils.rnn.pad_sequence(list(features), batch_first=True).long())
-        return self.head(self.pooler(self.blocks(states, lengths), lengths, counts))
+        return self.head(self.pooler(self.norm(contextualize(self.blocks, states, lengths)), lengths, counts))

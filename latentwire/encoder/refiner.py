@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.config.schema import Config
-from latentwire.encoder.blocks import SelfAttention
+from latentwire.encoder.blocks import contextualize, self_blocks
 
 
 class LatentRefiner(nn.Module):
@@ -23,7 +23,8 @@ class LatentRefiner(nn.Module):
         super().__init__()
         section, d_z = config.latent_refiner, config.encoder.d_z
         self.inner = nn.Linear(d_z, section.width)
-        self.blocks = SelfAttention(section.width, section.heads, section.ff, section.layers, section.dropout)
+        self.blocks = self_blocks(section.width, section.heads, section.ff, section.layers, section.dropout)
+        self.norm = nn.LayerNorm(section.width)
         self.outer = nn.Linear(section.width, d_z)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
@@ -31,4 +32,4 @@ class LatentRefiner(nn.Module):
     def forward(self, z: Tensor, counts: Sequence[int]) -> Tensor:
         """z: (batch, M, d_z) right-padded, counts[i] latents in row i. Dropout works where gradients are on."""
         self.train(torch.is_grad_enabled())
-        return z + self.outer(self.blocks(self.inner(z), counts))
+        return z + self.outer(self.norm(contextualize(self.blocks, self.inner(z), counts)))

@@ -315,8 +315,9 @@ class ContextReader:
             with self.reading(asked):
                 more = lm.generate(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, stop, scores=scores)
             tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, torch.stack(scores, 1)], 1)
-        ended = torch.isin(tokens, torch.tensor(stop, device=tokens.device)).cumsum(1) > 0
-        logp[:, 1:][ended[:, :-1]] = 0  # behind an answer's end
-        texts = [self.prompt.read(row[~end].tolist()) for row, end in zip(tokens, ended, strict=True)]
+        ends = torch.isin(tokens, torch.tensor(stop, device=tokens.device)).long()
+        behind = ends.cumsum(1) - ends > 0  # an answer's end
+        logp[behind] = 0
+        texts = [self.prompt.read(row[~gone].tolist()) for row, gone in zip(tokens, behind, strict=True)]
         made = iter(map(Candidate, texts, logp.sum(1).tolist()))
         return [list(islice(made, own)) for own in counts]

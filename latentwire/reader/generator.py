@@ -51,6 +51,10 @@ class Generator(nn.Module):
         self.linear.zero_()[:rank] = values[:rank].sqrt()[:, None] * right[:rank]
         self.down.zero_()[: len(weight), :rank] = left[:, :rank] * values[:rank].sqrt()
 
+    def linear_map(self, n: int) -> Tensor:
+        """What `set_linear` left of a map of the first n latent dimensions: (n, d_out)."""
+        return self.linear[:n] if self.down is None else self.down[:n] @ self.linear
+
     @torch.no_grad()
     def forget(self, last: int) -> None:
         """Make nothing of the last so many dimensions of latents."""

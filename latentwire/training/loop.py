@@ -120,8 +120,8 @@ class Trainer:
             with self.memory.phase("backward"):
                 (output.loss * (weight / self.accumulation)).backward()
         record = self._record(self.processes.gathered(seen))
-        finite = math.isfinite(record["loss"])
-        if finite:
+        wrong = "" if math.isfinite(record["loss"]) else "loss"
+        if not wrong:
             for g in self.groups:
                 self.processes.add_up(g.parameters)
             norms = {g.name: _total_norm([p.grad for p in g.parameters if p.grad is not None]) for g in self.groups}
@@ -130,14 +130,14 @@ class Trainer:
             )
             record["grad_norm"] = float(total)
             record |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-            finite = math.isfinite(record["grad_norm"])
-        if finite:
+            wrong = "" if math.isfinite(record["grad_norm"]) else "gradient"
+        if not wrong:
             with self.memory.phase("optimizer"):
                 self.optimizer.step()
             self.bad_steps = 0
         else:
             self.bad_steps += 1
-            record["skipped"] = True
+            record |= {"skipped": True, "not_finite": wrong}
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         seconds = time.perf_counter() - started
@@ -213,8 +213,9 @@ class Trainer:
             callback.on_step(record)
         if self.bad_steps >= self.config.optimizer.max_bad_steps:
             raise TrainingError(
-                f"{self.module.name}: the loss of receiver {record['receiver']!r} was NaN or inf {self.bad_steps} "
-                f"times in a row, up to step {self.step}; {self._last_good()}. A lower optimizer.lr may help"
+                f"{self.module.name}: {self.bad_steps} steps in a row were skipped, the last one, step {self.step}, as "
+                f"the {record['not_finite']} of receiver {record['receiver']!r} was NaN or inf; {self._last_good()}. A "
+                "lower optimizer.lr may help"
             )
         before, passes = (n * self.accumulation // self.module.steps_per_epoch for n in (self.step - 1, self.step))
         for passed in range(before + 1, passes + 1):

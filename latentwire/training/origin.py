@@ -121,10 +121,11 @@ class Origin:
     def _check_receivers(self, ours: Config) -> None:
         """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""
         names, only = set(ours.model.chosen), ours.curriculum.train_only
-        if names - self.known and ours.encoder.latent_private_len:
+        if names != self.known and ours.encoder.latent_private_len:
+            why = "and has none for a new one" if names - self.known else "so none of them can be left out"
             raise ConfigError(
-                f"encoder.latent_private_len: the sender of {self.folder} sets latents aside for each of its receivers "
-                "and has none for a new one"
+                f"encoder.latent_private_len: the sender of {self.folder} sets latents aside for each of its "
+                f"receivers, {why}"
             )
         if only is None:
             return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from latentwire.backbone.anatomy import describe
 from latentwire.backbone.load import load_config
+from latentwire.checkpoint.parts import load_codebooks
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES
 from latentwire.core.errors import ConfigError
@@ -28,12 +29,13 @@ from latentwire.training.loop import Callback
 from latentwire.training.material import Material
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
+from latentwire.training.quantizers import most_layers
 from latentwire.training.requirements import check_requirements
 from latentwire.training.solving import find_codebooks, learn_salience, order_heads, recount_codes, solve_closed_form
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import begin_adapter
-from latentwire.training.tuning import baselines_of, tune
+from latentwire.training.tuning import baselines_of, keep_baseline, tune
 from latentwire.training.work import Work
 from latentwire.wire.codecs import LearnedCodec
 from latentwire.wire.default import default_codec
@@ -85,6 +87,9 @@ class Run:
         main_first(partial(order_heads, work, new))
         lora = self.config.features.use_lora
         baselines = {name: list(baselines_of(work, receiver)) for name, receiver in receivers.items()} if lora else {}
+        for name, own in baselines.items():
+            for reads in own:
+                keep_baseline(work, receivers[name], reads)
         if lora and self.config.losses.distils:  # the teachers
             for receiver in receivers.values():
                 tune(work, receiver, TEXT)
@@ -150,16 +155,19 @@ class Run:
             for kind in own.learned:
                 if kind not in origin.codebooks:
                     raise ConfigError(f"codec.learned: {origin.folder} has no codebook of {kind!r}")
-            there = origin.codebooks
+            books = load_codebooks(origin.folder)
+            layers = {name: len(book.layers) for name, book in books.items()}
         else:
             made = "codec" in self.stages or (not self.fresh and self.folder.is_done("codebooks"))
-            there = set(own.learned) if made else set()
+            layers = {name: most_layers(name, own) for name in own.learned if made}
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
-        if codec.name not in there:
+        if codec.name not in layers:
             raise ConfigError(f"evaluation.codec: {codec.name!r} needs a codebook, and there will be none here")
-        if codec.layers > own.layers:
-            raise ConfigError(f"evaluation.codec: {codec} has more layers than codec.layers = {own.layers}")
+        if codec.layers > layers[codec.name]:
+            raise ConfigError(
+                f"evaluation.codec: {codec} has more than the {layers[codec.name]} layers of its codebook"
+            )
 
     def _end_to_end(self, work: Work) -> bool:
         """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""

@@ -74,14 +74,24 @@ class Columns:
     dims: list[int] | None = None
 
 
+def rvq_columns(config: CodecConfig) -> int:
+    """Codebooks of residual vector quantisation, each with an index of `index_bits` of all `bits`."""
+    return max(1, round(config.bits / config.index_bits))
+
+
+def most_layers(kind: str, config: CodecConfig) -> int:
+    """The most payload layers that a codebook of this configuration will have."""
+    return min(config.layers, rvq_columns(config)) if kind == "rvq" else config.layers
+
+
 def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
     """Codewords of width k = y's.
 
     k-means one codebook after the other, by exponential moving averages, with codewords that nothing is near moved to
     where there is something (van den Oord et al., arXiv 1711.00937; Dhariwal et al., arXiv 2005.00341).
     """
-    columns = max(1, round(config.bits / config.index_bits))
-    size, batch, layers = min(1 << config.index_bits, len(y)), min(BATCH, len(y)), min(config.layers, columns)
+    columns, layers = rvq_columns(config), most_layers("rvq", config)
+    size, batch = min(1 << config.index_bits, len(y)), min(BATCH, len(y))
     vq = ResidualVQ(
         dim=y.shape[1],
         num_quantizers=columns,

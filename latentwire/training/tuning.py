@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.backbone.load import TOKENIZER_FILES, files_digest
-from latentwire.checkpoint.parts import adapter_stem
+from latentwire.checkpoint.parts import adapter_stem, part_of
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.config.schema import Config
 from latentwire.config.sections.latents import EncoderConfig
@@ -53,6 +53,15 @@ def tune(work: Work, receiver: Receiver, reads: str) -> None:
         work.refuse_to_go_on(kind, f" of {receiver.name!r}")
     elif reads == TEXT and work.config.losses.distils and {"slot_tuning", "end_to_end"} & set(work.stages):
         raise ConfigError(f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well")
+
+
+def keep_baseline(work: Work, receiver: Receiver, reads: str) -> None:
+    """Give a receiver the LoRA that the run's last/ has for it, unless baselines are tuned now: it may have come from a
+    cache that is gone, and last/ is written anew."""
+    stem = adapter_stem(receiver.name, reads)
+    if "baselines" not in work.stages and (work.folder.last / f"{stem}.safetensors").is_file():
+        state = part_of(load_folder(work.folder.last, [stem])[stem], "lora")
+        receiver.add_adapter(reads).load_state_dict(state)
 
 
 def baselines_of(work: Work, receiver: Receiver) -> Iterator[str]:

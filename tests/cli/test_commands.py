@@ -687,6 +687,8 @@ def test_fresh_removes_an_old_run_only_when_the_new_one_can_start(
 def test_a_finished_run_needs_no_cache(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     before = json.loads((models / "run" / "last" / "checkpoint.json").read_text())["files"]
     shutil.copytree(models / "run", tmp_path / "run")
+    for tuned in (tmp_path / "run" / "stages").glob("baseline-*"):  # as if they had come from the cache
+        shutil.rmtree(tuned)
     train_main(arguments(models, out_dir=tmp_path / "run", tuned_cache=tmp_path / "empty", stages="end_to_end"))
     assert json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())["files"] == before
 

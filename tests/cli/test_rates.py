@@ -140,8 +140,11 @@ def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
         train_main([*words, "--stages", "codec"])
     with pytest.raises(ConfigError, match="needs a codebook, and there will be none here"):
         train_main([*words, "--codec", "fsq"])
-    with pytest.raises(ConfigError, match=r"more layers than codec\.layers = 4"):
+    with pytest.raises(ConfigError, match=r"fsq:layers=5 has more than the 4 layers of its codebook"):
         train_main([*words, "--learned_codecs", "fsq", "--codec", "fsq:layers=5"])
+    few = ["--codec_bits", "6", "--codec_index_bits", "3", "--codec", "rvq:layers=3"]  # two indices
+    with pytest.raises(ConfigError, match=r"rvq:layers=3 has more than the 2 layers of its codebook"):
+        train_main([*words, "--learned_codecs", "rvq", *few])
     with pytest.raises(ConfigError, match="names a codec twice"):
         train_main([*words, "--learned_codecs", "fsq,fsq"])
     with pytest.raises(WireError, match="unknown"):

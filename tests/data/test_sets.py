@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config import Config
@@ -245,6 +247,23 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     after = prompt(bos="after", text=" In short:")
     assert after.head == [] and after.tail("Who?") == [2, *anchored.tail("Who?")]
     assert after.span() == [2, *anchored.span()]
+
+
+def test_an_answer_ends_with_its_line_also_where_that_is_no_token_of_its_own() -> None:
+    """Llama 3's and Qwen's pre-tokenizers join punctuation and the line breaks behind it."""
+    own = Tokenizer(models.BPE())
+    joined = Regex(r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+| ?\p{L}+|\p{N}|\s+")
+    split = pre_tokenizers.Split(joined, "isolated")
+    own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    own.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet, min_frequency=2)
+    own.train_from_iterator(["Paris.\n", "(1990)\n", "U.S.\n\n", " a\n"] * 9, trainer)
+    prompt = PromptFormat(PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<eos>"), Config().anchor, None)
+    for answer in ("Paris", "U.S.", "(1990)", "Paris."):
+        ids = prompt.answer(answer)
+        assert ids[-1] in prompt.stop and not set(ids[:-1]) & set(prompt.stop), answer
+        assert prompt.read(ids) == answer
 
 
 def test_special_tokens_that_a_text_spells_out_are_text() -> None:

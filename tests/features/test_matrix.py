@@ -224,7 +224,8 @@ def test_compatible_pairs_train_together(one: str, other: str, slots: bool, fami
 
 def test_layers_of_a_coprocessor_begin_with_weights_of_their_own() -> None:
     (receiver,) = system_with("llama", "coprocessor", slots=False, layers=2).receivers.values()
-    first, second = (block.state_dict() for block in receiver.features["coprocessor"].blocks)
+    first, second = (block.state_dict() for block in receiver.features["coprocessor"].blocks.layers)
+    assert next(iter(receiver.features["coprocessor"].blocks.state_dict())).startswith("layers.0.")  # as files have it
     random = [key for key, tensor in first.items() if tensor.ndim == 2]
     assert len(random) > 3 and not any(torch.equal(first[key], second[key]) for key in random)
 

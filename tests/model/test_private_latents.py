@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config.layout import LatentLayout
-from latentwire.core.errors import WireError
+from latentwire.core.errors import ConfigError, WireError
 from latentwire.core.names import LATENT
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
+from latentwire.training.origin import Origin
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.wire.message import Wire
 from tests.features.test_matrix import dead_parameters
 from tests.systems import small_config, small_passages, small_system
+from tests.tiny import save_tiny
 
 SHARED, PRIVATE = 3, 2
 
@@ -46,6 +50,23 @@ def test_a_receiver_sees_its_own_slice_and_not_the_other_s() -> None:
         changed[0, place] += 1.0
         for name, receiver in system.receivers.items():
             assert torch.equal(nll(receiver, changed), before[name]) != (name in seen_by), (place, name)
+
+
+def test_a_checkpoint_is_not_read_with_some_of_its_receivers_as_if_these_were_all(tmp_path: Path) -> None:
+    models = {}
+    for name, family in (("a", "llama"), ("b", "qwen3")):
+        save_tiny(family, tmp_path / name)
+        models[name] = str(tmp_path / name)
+    encoder = {"type": "byte", "latent_shared_len": SHARED, "latent_private_len": PRIVATE, "model": models["a"]}
+    config = small_config(encoder=encoder, model={"dtype": "float32", "receivers": models})
+    save_checkpoint(tmp_path / "made", LatentWire.build(config))
+    kept = Receiver.from_pretrained(tmp_path / "made", "b", {"model.receivers": models})
+    assert kept.own == LatentLayout(7, SHARED, PRIVATE, ("a", "b")).own("b")
+    with pytest.raises(ConfigError, match=r"model\.receivers: .*made sets latents aside .* needs all of them: a, b"):
+        Receiver.from_pretrained(tmp_path / "made", "b", {"model.receivers": {"b": models["b"]}})
+    left = {"checkpoint": {"init_from": str(tmp_path / "made")}, "model": {"receivers": {"b": models["b"]}}}
+    with pytest.raises(ConfigError, match="so none of them can be left out"):
+        Origin.of(small_config(encoder=encoder | {"latent_shared_len": SHARED + PRIVATE}, **left))
 
 
 @pytest.mark.parametrize("kind", ["byte", "simple-st", "stq"])

@@ -8,7 +8,7 @@ from torch import nn
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
-from latentwire.encoder.blocks import query_blocks
+from latentwire.encoder.blocks import query_block, query_blocks
 from latentwire.features.base import ReadingFeature, register
 from latentwire.features.prefix import starting_slots
 
@@ -27,7 +27,8 @@ class Coprocessor(ReadingFeature):
         self.shape = lm.anatomy.slot_shape
         self.queries = nn.Parameter(torch.randn(section.len, section.width) / section.width**0.5)
         self.memory = nn.Linear(config.encoder.d_z, section.width)
-        self.blocks = query_blocks(section.width, section.heads, section.layers)
+        self.blocks = nn.TransformerDecoder(query_block(section.width, section.heads), section.layers)
+        self.blocks.layers = query_blocks(section.width, section.heads, section.layers)  # not copies of one
         self.out = nn.Linear(section.width, lm.anatomy.slot_size, bias=False)
         nn.init.zeros_(self.out.weight)
         self.start = nn.Parameter(starting_slots(lm, section.len))
@@ -35,7 +36,6 @@ class Coprocessor(ReadingFeature):
     def extend(self, lm: LanguageModel, context: Context) -> Context:
         latents, mask = context.latents, context.latent_mask
         assert latents is not None and mask is not None
-        found, memory = self.queries.expand(len(latents), *self.queries.shape), self.memory(latents.float())
-        for block in self.blocks:
-            found = block(found, memory, memory_key_padding_mask=~mask)
+        queries = self.queries.expand(len(latents), *self.queries.shape)
+        found = self.blocks(queries, self.memory(latents.float()), memory_key_padding_mask=~mask)
         return lm.append(context, self.start + self.out(found).unflatten(-1, self.shape))

@@ -16,7 +16,7 @@ A companion's dimensions of the latents (`encoder.companion`) are fitted afterwa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -247,5 +247,6 @@ def hand_out(factors: Factors, receivers: Mapping[str, Receiver], x: Tensor, y: 
         reader.generator.scale.copy_(own.scale)
         reader.generator.shift.copy_(own.mean_y)
         reader.fitted()
-        scores[name] = r_squared(own, x, y[:, part])
+        made = reader.generator.linear_map(len(own.generator)).to(own.generator)  # perhaps of a lower rank
+        scores[name] = r_squared(replace(own, generator=made), x, y[:, part])
     return scores
