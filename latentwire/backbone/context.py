@@ -28,7 +28,11 @@ class Context:
 
     def repeat(self, counts: Sequence[int]) -> Context:
         """Repeat row i counts[i] times: one context for several questions. The original stays as it is."""
-        index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self.mask.device)
+        return self.rows(torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)))
+
+    def rows(self, index: Tensor) -> Context:
+        """The rows of these numbers (n,), in this order. The original stays as it is."""
+        index = index.to(self.mask.device)
         cache = rearranged(self.cache, lambda t: t[index.to(t.device)])
         latents, latent_mask = (None if t is None else t[index] for t in (self.latents, self.latent_mask))
         return Context(cache, self.mask[index], latents, latent_mask)

@@ -42,6 +42,9 @@ from latentwire.model.encoding import (
 from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
 from latentwire.reader.build import build_reader
 
+TOGETHER = 8
+"""Tokens after which answers that have ended leave the batch of those that are generated together."""
+
 
 @dataclass
 class AnswerScores:
@@ -283,17 +286,53 @@ class ContextReader:
         """
         if candidates > 1:
             return [consensus(own) for own in self.candidates(context, tails, max_new_tokens, candidates)]
-        ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
+        lm = self.lm
+        ids, mask = pad_left(tails, lm.pad_id, lm.device)
+        if watch is None:
+            return [self.prompt.read(row) for row in self._go_on(context, ids, mask, max_new_tokens)[0].tolist()]
 
         def seen(new: Tensor) -> list[bool]:
-            assert watch is not None
             # A character may be cut off in its middle: its bytes can be tokens of their own.
             so_far = [self.prompt.read(tokens).rstrip("\ufffd") for tokens in new.tolist()]
             return [watch(row, text) for row, text in enumerate(so_far)]
 
         with self.reading(context):
-            out = self.lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, watch and seen)
+            out = lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, seen)
         return [self.prompt.read(row) for row in out.tolist()]
+
+    @torch.no_grad()
+    def _go_on(
+        self, context: Context, ids: Tensor, mask: Tensor, most: int, scored: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Greedy tokens (batch, new) behind left-padded ones (batch, Q), and their log-probabilities if asked for.
+
+        Rows that have ended leave the batch, a few tokens later: most answers are short, and few are long.
+        """
+        lm, going = self.lm, torch.arange(len(ids), device=ids.device)
+        tokens, logp = ids.new_full((len(ids), most), lm.pad_id), torch.zeros(len(ids), most, device=ids.device)
+        if ids.shape[1] > 1:
+            with self.reading(context):
+                context, _ = lm.read_on(context, ids[:, :-1], mask[:, :-1])
+        last, done = ids[:, -1:], 0
+        while len(going) and done < most:
+            scores: list[Tensor] = []
+            with self.reading(context):
+                new = lm.generate(
+                    context,
+                    last,
+                    torch.ones_like(last),
+                    min(TOGETHER, most - done),
+                    self.prompt.stop,
+                    scores=scores if scored else None,
+                )
+            part = slice(done, done := done + new.shape[1])
+            tokens[going, part] = new
+            if scored:
+                logp[going, part] = torch.stack(scores, 1)
+            goes = (~torch.isin(new, torch.tensor(self.prompt.stop, device=new.device)).any(1)).nonzero()[:, 0]
+            context.mask = torch.cat([context.mask, torch.ones_like(new, dtype=torch.bool)], 1)
+            context, going, last = context.rows(goes), going[goes], new[goes, -1:]
+        return tokens[:, :done], logp[:, :done]
 
     @torch.no_grad()
     def candidates(
@@ -301,7 +340,7 @@ class ContextReader:
     ) -> list[list[Candidate]]:
         """Up to `count` answers for each row of a context: its likeliest first tokens, the best first, each continued
         greedily (Wang and Zhou 2024, arXiv 2402.10200). The context's cache is used up."""
-        lm, stop = self.lm, self.prompt.stop
+        lm = self.lm
         ids, mask = pad_left(tails, lm.pad_id, lm.device)
         with self.reading(context):
             asked, hidden = lm.read_on(context, ids, mask)
@@ -310,12 +349,11 @@ class ContextReader:
         best, first = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
         likely = best >= best[:, :1] - math.log(ODDS)
         counts, tokens, logp = likely.sum(1).tolist(), first[likely][:, None], best[likely][:, None]
+        asked = asked.repeat(counts)
         if max_new_tokens > 1:
-            asked, scores = asked.repeat(counts), list[Tensor]()
-            with self.reading(asked):
-                more = lm.generate(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, stop, scores=scores)
-            tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, torch.stack(scores, 1)], 1)
-        ends = torch.isin(tokens, torch.tensor(stop, device=tokens.device)).long()
+            more, scores = self._go_on(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, scored=True)
+            tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, scores], 1)
+        ends = torch.isin(tokens, torch.tensor(self.prompt.stop, device=tokens.device)).long()
         behind = ends.cumsum(1) - ends > 0  # an answer's end
         logp[behind] = 0
         texts = [self.prompt.read(row[~gone].tolist()) for row, gone in zip(tokens, behind, strict=True)]

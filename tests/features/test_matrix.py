@@ -162,7 +162,10 @@ def test_saved_and_loaded_it_reads_the_same(name: str, options: dict, family: st
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=ids)
 @torch.no_grad()
-def test_padding_and_company_in_a_batch_do_not_matter(name: str, options: dict, family: str) -> None:
+def test_padding_and_company_in_a_batch_do_not_matter(
+    name: str, options: dict, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
     system = system_with(family, name, **options)
     receiver = system.receivers["a"]
     shake(receiver)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from latentwire.backbone.context import Context
 from latentwire.backbone.padding import pad_left
 from latentwire.config import Config
 from latentwire.config.sections.training import LossesConfig
@@ -289,7 +291,9 @@ def test_generation_forgets_what_scoring_forgets() -> None:
     ("family", "model"), [*((family, {}) for family in FAMILIES), ("gemma3", {"sliding_window": 6})]
 )
 @torch.no_grad()
-def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(family: str, model: dict) -> None:
+def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(
+    family: str, model: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receiver = receiver_of(family, window=4, **model)
     texts, lm, prompt = texts_of(receiver, "llama", 4), receiver.lm, receiver.prompt
     tails = [prompt.tail(q) for q in ("Who?", "Where does the keeper of the green boat live?")]
@@ -300,6 +304,7 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(family: s
 
     greedy = lm.generate(receiver.read_own(texts), *pad_left(tails, 0), 6, [])
     prompt.stop = [int(greedy[0, 3]), int(greedy[1, 0])]  # one that comes late, and one with which an answer begins
+    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
     found, ended = receiver.candidates(receiver.read_own(texts), tails, 6, 4), 0
     for text, tail, own in zip(texts, tails, found, strict=True):
         for first, candidate in zip(after(text, tail).topk(4).indices.tolist(), own, strict=True):
@@ -313,17 +318,44 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(family: s
     assert 2 <= ended < 8 and found[1][0].text == prompt.read([int(greedy[1, 0])])
     chosen = receiver.generate(receiver.read_own(texts), tails, 6, candidates=4)
     assert chosen == [consensus(own) for own in found]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentwire.model.contexts.ODDS", 1.5)
-        likely = receiver.candidates(receiver.read_own(texts), tails, 1, 10**6)  # more than there are tokens
-    for text, tail, own in zip(texts, tails, likely, strict=True):
-        probability = after(text, tail).softmax(-1)
-        assert len(own) == pytest.approx(int((probability > probability.max() / 1.5).sum()), abs=1)
-        assert len(own) < len(probability) - 1
     short = receiver.candidates(receiver.read_own(texts), tails, 1, 2)  # answers of a single token
     for text, tail, own in zip(texts, tails, short, strict=True):
         best = after(text, tail).log_softmax(-1).topk(2)
         assert [c.logp for c in own] == pytest.approx(best.values.tolist(), abs=1e-3)
+    monkeypatch.setattr("latentwire.model.contexts.ODDS", 1.5)
+    likely = receiver.candidates(receiver.read_own(texts), tails, 1, 10**6)  # more than there are tokens
+    for text, tail, own in zip(texts, tails, likely, strict=True):
+        probability = after(text, tail).softmax(-1)
+        assert len(own) == pytest.approx(int((probability > probability.max() / 1.5).sum()), abs=1)
+        assert len(own) < len(probability) - 1
+
+
+@pytest.mark.parametrize(
+    ("family", "model"), [*((family, {}) for family in FAMILIES), ("gemma3", {"sliding_window": 6})]
+)
+@torch.no_grad()
+def test_answers_that_have_ended_leave_the_batch_and_the_others_go_on(
+    family: str, model: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = receiver_of(family, window=4, **model)
+    texts, prompt, lm = texts_of(receiver, "llama", 4) * 2, receiver.prompt, receiver.lm
+    tails = [prompt.tail(q) for q in ("Who?", "Where does the keeper of the green boat live?", "When was it?", "Why?")]
+    free = lm.generate(receiver.read_own(texts), *pad_left(tails, 0), 11, [])
+    prompt.stop = [int(free[0, 2]), int(free[1, 6])]
+    whole = lm.generate(receiver.read_own(texts), *pad_left(tails, 0), 11, prompt.stop)
+    sizes: list[int] = []
+
+    def counted(context: Context, ids: Tensor, *rest: Any, **more: Any) -> Tensor:
+        sizes.append(len(ids))
+        return generate(context, ids, *rest, **more)
+
+    generate = lm.generate
+    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    monkeypatch.setattr(lm, "generate", counted)
+    assert receiver.generate(receiver.read_own(texts), tails, 11) == [prompt.read(row) for row in whole.tolist()]
+    ends = [next((n for n, token in enumerate(row) if token in prompt.stop), 99) for row in free.tolist()]
+    assert sizes == [sum(end >= 2 * n for end in ends) for n in range(len(sizes))] and sizes[0] > sizes[-1] > 0
+    assert len(sizes) == 6 or max(ends) < 10
 
 
 def test_so_many_questions_are_drawn_and_each_has_its_turn() -> None:
