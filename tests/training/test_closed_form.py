@@ -226,6 +226,15 @@ def test_ridge_does_not_depend_on_the_units_of_a_feature() -> None:
     torch.testing.assert_close(other.encoder @ other.generator * units[:, None], one.encoder @ one.generator)
 
 
+def test_held_out_scores_are_those_of_the_generators_as_they_are() -> None:
+    scores = {}
+    for rank in (None, 2):
+        system = small_system(small_config(deep_prefix={"rank": rank, "hidden": 0}), ("llama",))
+        passages = [system.prepare(p) for p in small_passages(12)]
+        scores[rank] = fit(system, passages, held_out=3, ridge=1e-3)["a"]
+    assert scores[2] < scores[None] - 0.02
+
+
 def test_importance_is_the_squared_gradient_and_finds_the_slots_that_are_read() -> None:
     system = small_system(small_config(), ("llama",))
     receiver = system.receivers["a"]

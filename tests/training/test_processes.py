@@ -23,6 +23,7 @@ from latentwire.cli.run_ablation import main as ablation_main
 from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.train import main as train_main
 from latentwire.training import processes
+from latentwire.training.fitting import fit
 from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import ParameterGroup, StepOutput
@@ -216,6 +217,16 @@ def test_what_only_one_process_meets_ends_all_alike(tmp_path: Path) -> None:
 
     main, other = in_two_processes(_with_an_error, tmp_path)
     assert main == other == ("ConfigError: config.json: another value", "main main other ")
+
+
+def test_whether_a_stage_was_done_is_the_main_process_s_word(tmp_path: Path) -> None:
+    """It may have left it done while another still was on its way there: both then take part in what comes next."""
+    joined: list[object] = []
+    processes = SimpleNamespace(agreed=lambda value: False, by_main=joined.append)
+    folder = SimpleNamespace(is_done=lambda name: True, done=lambda name: tmp_path)
+    work: Any = SimpleNamespace(processes=processes, folder=folder, steps=lambda *stage: 0)
+    fit(work, Number(), small_config().curriculum.end_to_end)
+    assert len(joined) == 1
 
 
 def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
