@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
@@ -18,7 +18,7 @@ from latentwire.core.errors import ConfigError
 def add_receiver(
     name: Annotated[str, typer.Option(metavar="NAME", help="What the receiver is to be called.")],
     model: Annotated[str, typer.Option(metavar="ID", help="Built-in alias, Hub id, local folder or .gguf file.")],
-    out_dir: Annotated[str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="The run's folder.")],
+    out_dir: Annotated[str, output_folder("The run's folder.")],
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     dataset: Annotated[Dataset | None, typer.Option(help="Default: as the others.")] = None,
     data_path: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug
+from latentwire.cli.options import Debug, output_folder
 from latentwire.cli.run import CHECKPOINT
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ConfigError
@@ -17,9 +17,7 @@ from latentwire.core.names import EXPORTED_LOG
 
 def average(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help=f"Two or more: {CHECKPOINT}")],
-    out_dir: Annotated[
-        str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where the new checkpoint goes.")
-    ],
+    out_dir: Annotated[str, output_folder("Where the new checkpoint goes.")],
     debug: Debug = False,
 ) -> dict[str, Any]:
     """Average the weights of checkpoints that went on from the same weights; the mean often reads better than each.

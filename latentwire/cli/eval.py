@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.options import Checkpoint, Dataset, Debug, OnlyReceivers, Overrides, names_of
+from latentwire.cli.options import Checkpoint, Dataset, Debug, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_overrides
 from latentwire.core.atomic import make_folder
@@ -33,13 +33,7 @@ def command(
     ] = None,
     out_dir: Annotated[
         str | None,
-        typer.Option(
-            "-o",
-            "--out_dir",
-            "--out",
-            metavar="DIR",
-            help="Where the results go; default: the folder given as --ckpt.",
-        ),
+        output_folder("Where the results go; default: the folder given as --ckpt."),
     ] = None,
     fresh_eval: Annotated[
         bool, typer.Option("--fresh_eval", help="Evaluate again where out_dir already holds these very results.")

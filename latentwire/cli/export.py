@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Checkpoint, Debug, OnlyReceivers, names_of
+from latentwire.cli.options import Checkpoint, Debug, OnlyReceivers, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError
@@ -18,9 +18,7 @@ from latentwire.report.results import checked, read_results
 
 def command(
     ckpt: Checkpoint,
-    out_dir: Annotated[
-        str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where the exported checkpoint goes.")
-    ],
+    out_dir: Annotated[str, output_folder("Where the exported checkpoint goes.")],
     results: Annotated[
         str | None, typer.Option(metavar="FILE", help="eval.json of the exported checkpoint, for its card.")
     ] = None,

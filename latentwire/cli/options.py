@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+def output_folder(help: str) -> Any:
+    """The option that names the folder which a verb writes."""
+    return typer.Option("-o", "--out_dir", "--out", metavar="DIR", help=help)
+
+
 def names_of(*words: str | None) -> list[str]:
     """The names in words that may hold several each, separated by commas."""
     return [name for word in words if word for name in word.split(",") if name]
@@ -40,4 +45,5 @@ __all__ = [
     "OnlyReceivers",
     "Overrides",
     "names_of",
+    "output_folder",
 ]

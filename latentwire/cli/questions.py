@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ def questions(
     data_path: Annotated[
         str, typer.Option("--data_path", metavar="A,B", help="Files in SQuAD's format, to learn asking from.")
     ],
-    out_dir: Annotated[str, typer.Option("-o", "--out_dir", "--out", metavar="DIR", help="Where they go.")],
+    out_dir: Annotated[str, output_folder("Where they go.")],
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     receiver: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which receiver asks; default: the first one.")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug
+from latentwire.cli.options import Debug, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
@@ -29,13 +29,7 @@ def command(
     config_path: Annotated[str, typer.Option("--config", metavar="FILE", help="JSON file of the ablation.")],
     out_dir: Annotated[
         str | None,
-        typer.Option(
-            "-o",
-            "--out_dir",
-            "--out",
-            metavar="DIR",
-            help="Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.",
-        ),
+        output_folder("Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--override", metavar="KEY=VALUE", help="Change one key in every run.")

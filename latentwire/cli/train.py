@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import ConfigFile, Overrides
+from latentwire.cli.options import ConfigFile, Overrides, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
@@ -38,9 +38,7 @@ def command(
     tag: Annotated[str | None, typer.Option(metavar="NAME", help="Added to the run's name.")] = None,
     out_dir: Annotated[
         str | None,
-        typer.Option(
-            "-o", "--out_dir", "--out", metavar="DIR", help="The run's folder; default: <checkpoint.runs_dir>/<name>."
-        ),
+        output_folder("The run's folder; default: <checkpoint.runs_dir>/<name>."),
     ] = None,
     stages: Annotated[
         str | None,
