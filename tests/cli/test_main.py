@@ -148,7 +148,7 @@ def test_an_answer_gives_a_terminal_no_orders(
 ) -> None:
     out = str(story.with_suffix(".lw"))
     latentwire(["encode", str(story), "--text", "only", "-o", out])
-    monkeypatch.setattr(Receiver, "answer_batch", lambda *asked: [[Reply("a\x1b[2J", "text")]])
+    monkeypatch.setattr(Receiver, "answer_batch", lambda *asked, **more: [[Reply("a\x1b[2J", "text")]])
     capsys.readouterr()
     latentwire(["decode", out, "--ckpt", str(models / "run"), "--receiver", "llama", "--question", "Who?"])
     assert capsys.readouterr().out == "a\ufffd[2J\n"

@@ -128,7 +128,7 @@ def refusals(body: dict[str, Any], wire: Wire) -> list[tuple[dict[str, Any], str
     assert z is not None
     return [
         (body | {"kv_transfer_params": {KEY: 7}}, "a string is needed"),
-        (body | {"kv_transfer_params": {KEY: "a" * 2_000_000}}, "longer than the 1,048,576 bytes"),
+        (body | {"kv_transfer_params": {KEY: "a" * 6_000_000}}, "longer than the 3,145,728 bytes"),
         (body | {"kv_transfer_params": {KEY: "?" + base64.b64encode(data).decode()}}, "not base64"),
         (body | {"kv_transfer_params": {KEY: "ä"}}, "not base64"),
         (body | {"kv_transfer_params": {KEY: ""}}, "0 texts"),
