@@ -348,14 +348,20 @@ class ContextReader:
             logits = lm.logits(hidden[:, -1])
         best, first = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
         likely = best >= best[:, :1] - math.log(ODDS)
-        counts, tokens, logp = likely.sum(1).tolist(), first[likely][:, None], best[likely][:, None]
-        asked = asked.repeat(counts)
-        if max_new_tokens > 1:
-            more, scores = self._go_on(asked, tokens, torch.ones_like(tokens), max_new_tokens - 1, scored=True)
-            tokens, logp = torch.cat([tokens, more], 1), torch.cat([logp, scores], 1)
-        ends = torch.isin(tokens, torch.tensor(self.prompt.stop, device=tokens.device)).long()
+        tokens, logp, counts = first[likely][:, None], best[likely][:, None], likely.sum(1)
+        stop, owner = torch.tensor(self.prompt.stop, device=ids.device), likely.nonzero()[:, 0]
+        goes = (~torch.isin(tokens[:, 0], stop)).nonzero()[:, 0]
+        if max_new_tokens > 1 and len(goes):
+            given = tokens[goes]
+            more, scores = self._go_on(
+                asked.rows(owner[goes]), given, torch.ones_like(given), max_new_tokens - 1, scored=True
+            )
+            width = (0, more.shape[1])
+            tokens, logp = F.pad(tokens, width, value=lm.pad_id), F.pad(logp, width)
+            tokens[goes, 1:], logp[goes, 1:] = more, scores
+        ends = torch.isin(tokens, stop).long()
         behind = ends.cumsum(1) - ends > 0  # an answer's end
         logp[behind] = 0
         texts = [self.prompt.read(row[~gone].tolist()) for row, gone in zip(tokens, behind, strict=True)]
         made = iter(map(Candidate, texts, logp.sum(1).tolist()))
-        return [list(islice(made, own)) for own in counts]
+        return [list(islice(made, own)) for own in counts.tolist()]
