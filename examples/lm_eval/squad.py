@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 
 from latentwire.config.sections.inputs import DataConfig
+from latentwire.core.metrics import exact_match, f1_score
 from latentwire.data import load_passages
-from latentwire.evaluation.metrics import exact_match, f1_score
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "questions.json"
 

@@ -254,7 +254,6 @@ class LanguageModel:
             # `generate` counts sliding windows in places of the cache: padding behind the context would count too.
             context, _ = self.read_on(context, ids[:, :-1], mask[:, :-1])
             ids, mask = ids[:, -1:], mask[:, -1:]
-        cached = context.mask.shape[1]
         criteria = StoppingCriteriaList([] if stop_when is None else [_Stopping(stop_when, ids.shape[1])])
         processors = LogitsProcessorList([] if scores is None else [_Scoring(scores)])
         self.take_turn()
@@ -262,7 +261,7 @@ class LanguageModel:
             out = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.cat([context.mask.long(), mask.long()], 1),
-                past_key_values=context.cache if cached else None,
+                past_key_values=context.cache,
                 generation_config=GenerationConfig(
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=self.pad_id
                 ),

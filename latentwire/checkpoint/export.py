@@ -161,11 +161,18 @@ def _named(value: Any) -> Any:
     if value.startswith(("{", "[")):
         with suppress(ValueError):
             return json.dumps(_named(json.loads(value)))
-    parts = [value] if Path(value).exists() else value.split(",")
+    parts = [value] if _exists(value) else value.split(",")
     return ",".join(Path(part).name if _is_path(part) else part for part in parts)
 
 
 def _is_path(word: str) -> bool:
     """Whether a word is a path that says something of this machine."""
     own = word.startswith(("configs/", "checkpoints/"))
-    return "/" in word and not own and (word.startswith(("/", "./", "../", "~")) or Path(word).exists())
+    return "/" in word and not own and (word.startswith(("/", "./", "../", "~")) or _exists(word))
+
+
+def _exists(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):  # longer than any path, or with a NUL in it
+        return False

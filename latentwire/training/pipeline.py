@@ -88,7 +88,7 @@ class Run:
         lora = self.config.features.use_lora
         baselines = {name: list(baselines_of(work, receiver)) for name, receiver in receivers.items()} if lora else {}
         for name, own in baselines.items():
-            for reads in own:
+            for reads in dict.fromkeys([TEXT, *own]):
                 keep_baseline(work, receivers[name], reads)
         if lora and self.config.losses.distils:  # the teachers
             for receiver in receivers.values():

@@ -51,6 +51,8 @@ def tune(work: Work, receiver: Receiver, reads: str) -> None:
             save_tuned(kept, receiver, reads, key)
     elif reads == LATENT:
         work.refuse_to_go_on(kind, f" of {receiver.name!r}")
+    elif reads in receiver.adapters:
+        return  # as last/ has it
     elif reads == TEXT and work.config.losses.distils and {"slot_tuning", "end_to_end"} & set(work.stages):
         raise ConfigError(f"--stages: distillation needs the text-tuned {receiver.name!r}: do {kind} first or as well")
 

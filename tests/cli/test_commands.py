@@ -518,6 +518,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     info["manifest"]["command"] = [
         'data.data_path=["/a/one.json", "/a/two.json"]',
         'model.receivers={"a": "/a/llama", "b": "org/name"}',
+        "anchor.text=" + "x" * 300,
         '--override=model.receivers={"a": "/a/llama"}',
         "one.json,/a/two.json",
         "/a/one.json,/a/two.json",
@@ -527,6 +528,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     assert portable(info)["manifest"]["command"] == [
         'data.data_path=["one.json", "two.json"]',
         'model.receivers={"a": "llama", "b": "org/name"}',
+        "anchor.text=" + "x" * 300,
         '--override=model.receivers={"a": "llama"}',
         "one.json,two.json",
         "one.json,two.json",
@@ -724,7 +726,17 @@ def test_distillation_tunes_its_teacher_first(models: Path, tmp_path: Path, caps
     taught = [r for r in rows if r["stage"].startswith(("slot", "end"))]
     assert taught and all(r["kd"] > 0 and r["loss"] == pytest.approx(r["answer_ce"] + r["kd"]) for r in taught)
     assert not any("kd" in r for r in rows if r["stage"].startswith("baseline"))
-    assert (tmp_path / "run" / "last" / "baselines" / "llama-text.safetensors").is_file()
+    teacher = tmp_path / "run" / "last" / "baselines" / "llama-text.safetensors"
+    before = teacher.read_bytes()
+    shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    for tuned in (tmp_path / "copied" / "stages").glob("baseline-*"):  # as if it had come from a cache that is gone
+        shutil.rmtree(tuned)
+    train_main(
+        arguments(
+            models, out_dir=tmp_path / "copied", stages="end_to_end", **distil | {"tuned_cache": tmp_path / "none"}
+        )
+    )
+    assert (tmp_path / "copied" / "last" / "baselines" / "llama-text.safetensors").read_bytes() == before
     # Another teacher is another slot tuning; the same one is found again.
     capsys.readouterr()
     train_main(arguments(models, out_dir=tmp_path / "again", stages="slot_tuning,baselines", **distil))

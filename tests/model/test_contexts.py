@@ -356,6 +356,9 @@ def test_answers_that_have_ended_leave_the_batch_and_the_others_go_on(
     ends = [next((n for n, token in enumerate(row) if token in prompt.stop), 99) for row in free.tolist()]
     assert sizes == [sum(end >= 2 * n for end in ends) for n in range(len(sizes))] and sizes[0] > sizes[-1] > 0
     assert len(sizes) == 6 or max(ends) < 10
+    prompt.stop = []
+    whole = generate(receiver.read_text([[]]), *pad_left([[5]], 0), 11, [])  # one token behind nothing at all
+    assert receiver.generate(receiver.read_text([[]]), [[5]], 11) == [prompt.read(whole[0].tolist())]
 
 
 def test_so_many_questions_are_drawn_and_each_has_its_turn() -> None:
