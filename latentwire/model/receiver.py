@@ -74,7 +74,7 @@ class Receiver(ContextReader):
         """Answers to questions[i] on the text behind messages[i]; each message is read once.
 
         candidates: 1 for greedy answers; of more, which differ in their first token, the one closest to all is taken
-        (`latentwire.model.consensus`), which latents gain most by.
+        (`latentwire.model.consensus`).
 
         Where the latents are not for this reader, it reads the text that the message carries, and says so in the
         reply; WireError where it carries none. `watch` sees greedy answers grow and may end them.
