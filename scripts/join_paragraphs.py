@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentwire.cli.run import as_program
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, write_json
 
@@ -31,10 +32,6 @@ def joined(paragraphs: list[dict[str, Any]], most: int, rng: random.Random) -> d
     return {"context": context, "qas": rng.sample(asked, min(most, len(asked)))}
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command()
 def main(
     source: Annotated[str, typer.Argument(metavar="FILE")],
     out: Annotated[str, typer.Argument(metavar="OUT")],
@@ -51,6 +48,9 @@ def main(
         count += len(runs)
     write_json(Path(out), {"version": "1.1", "data": articles})
     print(f"{out}: {count} passages, {sum(len(p['qas']) for a in articles for p in a['paragraphs'])} questions")
+
+
+app = as_program(main)
 
 
 if __name__ == "__main__":

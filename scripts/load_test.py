@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import httpx2
 import typer
 
+from latentwire.cli.run import as_program
 from latentwire.core.errors import LatentWireError
 from latentwire.wire.message import read_texts
 
@@ -170,10 +171,6 @@ def request_bodies(file: Path, questions: list[str], receiver: str | None, max_n
     ]
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command()
 def main(
     url: str,
     messages: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
@@ -194,6 +191,9 @@ def main(
         print(json.dumps(asyncio.run(measure(url, bodies, clients, seconds, factor, token)), indent=2))
     except (LatentWireError, httpx2.HTTPError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+app = as_program(main)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import typer
 from latentwire import Receiver, Wire
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.cli.index import index
+from latentwire.cli.run import as_program
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import LatentWireError
@@ -92,10 +93,6 @@ def measure(
     return out
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command()
 def main(
     out: Path,
     data_path: Annotated[str, typer.Option("--data_path", help="Questions, in SQuAD's format.")],
@@ -138,6 +135,9 @@ def main(
     except LatentWireError as error:
         raise SystemExit(f"error: {error}") from None
     print(json.dumps(report, indent=2))
+
+
+app = as_program(main)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import typer
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.padding import pad_left
+from latentwire.cli.run import as_program
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import LatentWireError
@@ -139,10 +140,6 @@ def compare(url: str, client: Client, asked: list[Asked], clients: int) -> dict[
     }
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-@app.command()
 def main(
     url: str,
     ckpt: Annotated[str, typer.Option(help="Checkpoint or run.")],
@@ -169,6 +166,9 @@ def main(
         print(json.dumps(result | {"here_one_by_one": here}, indent=2, ensure_ascii=False))
     except (LatentWireError, httpx2.HTTPError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+app = as_program(main)
 
 
 if __name__ == "__main__":

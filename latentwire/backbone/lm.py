@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,12 +35,11 @@ from latentwire.backbone.load import (
     load_tokenizer,
     resolve_attention,
     resolve_dtype,
-    tokenize_with_offsets,
 )
 from latentwire.backbone.padding import positions_of
 from latentwire.backbone.rotary import rope, rotate
+from latentwire.backbone.text_model import TextTokenizer
 from latentwire.backbone.turns import Turns
-from latentwire.core.errors import ModelError
 
 StopWhen = Callable[[Tensor], Sequence[bool]]
 """Sees all new tokens (batch, new) after each one that is generated; says which rows need no more of them."""
@@ -62,17 +62,14 @@ class _Scoring(LogitsProcessor):
         return scores
 
 
-class LanguageModel:
+class LanguageModel(TextTokenizer):
     """A causal LM with its tokenizer. With `turns`, it shares the memory of its device with other models."""
 
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: Turns | None = None
     ):
-        if not tokenizer.is_fast:
-            raise ModelError(f"model {name!r}: a fast tokenizer is needed (windows are aligned by character offsets)")
-        self.name = name
+        super().__init__(name, tokenizer)
         self.model = model
-        self.tokenizer = tokenizer
         self.device = model.device
         self.turns = turns
         self.anatomy = describe(model.config, name)
@@ -84,7 +81,7 @@ class LanguageModel:
         )
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]
         cls,
         name: str,
         *,
@@ -137,14 +134,10 @@ class LanguageModel:
                 return int(token)
         return 0
 
-    @property
+    @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
         """Special tokens before and behind a text that is read for its hidden states."""
         return ([] if self.bos_id is None else [self.bos_id]), []
-
-    def tokenize_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """See `latentwire.backbone.load.tokenize_with_offsets`."""
-        return tokenize_with_offsets(self.tokenizer, text)
 
     def autocast(self) -> torch.autocast:
         """bf16 compute for what is kept in fp32 beside a bf16 model (LoRA); nothing for an fp32 model."""

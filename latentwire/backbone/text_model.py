@@ -7,6 +7,7 @@ causal LM: no family has to be known here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,7 +38,10 @@ class TextTokenizer:
             raise ModelError(f"model {name!r}: a fast tokenizer is needed (windows are aligned by character offsets)")
         self.name = name
         self.tokenizer = tokenizer
-        self.frame = _frame(tokenizer)
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        return _frame(self.tokenizer)
 
     @classmethod
     def load(cls, name: str) -> TextTokenizer:

@@ -31,10 +31,7 @@ def command(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Number of questions; default: evaluation.samples.")
     ] = None,
-    out_dir: Annotated[
-        str | None,
-        output_folder("Where the results go; default: the folder given as --ckpt."),
-    ] = None,
+    out_dir: Annotated[str | None, output_folder("Where the results go; default: the folder given as --ckpt.")] = None,
     fresh_eval: Annotated[
         bool, typer.Option("--fresh_eval", help="Evaluate again where out_dir already holds these very results.")
     ] = False,

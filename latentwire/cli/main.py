@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from latentwire import __version__
-from latentwire.cli.run import run_and_exit
+from latentwire.cli.run import as_program, run_and_exit
 
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Ask": {
@@ -71,9 +71,7 @@ class Verb(TyperCommand):
         found = getattr(import_module(f"latentwire.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
             return get_group(found)
-        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(self.name)(found)
-        return get_command(alone)
+        return get_command(as_program(found, self.name))
 
 
 class Verbs(TyperGroup):

@@ -30,6 +30,15 @@ def invoke(verb: str, args: Sequence[str] | None = None) -> Any:
     return main([verb, *(sys.argv[1:] if args is None else args)])
 
 
+def as_program(function: Callable[..., Any], name: str | None = None) -> typer.Typer:
+    """A function as a command of its own."""
+    import typer
+
+    program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    program.command(name)(function)
+    return program
+
+
 def command_line(module: str, context: typer.Context) -> list[str]:
     """A running verb as it would be typed; `module` is the file that it stands in."""
     return ["python", "-m", module, *context.obj]

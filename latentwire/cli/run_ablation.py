@@ -28,8 +28,7 @@ from latentwire.training.requirements import check_requirements
 def command(
     config_path: Annotated[str, typer.Option("--config", metavar="FILE", help="JSON file of the ablation.")],
     out_dir: Annotated[
-        str | None,
-        output_folder("Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>."),
+        str | None, output_folder("Folder of all its runs; default: <checkpoint.runs_dir>/<file's name>.")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--override", metavar="KEY=VALUE", help="Change one key in every run.")

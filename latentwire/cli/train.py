@@ -36,10 +36,7 @@ def command(
     config_path: ConfigFile = None,
     overrides: Overrides = None,
     tag: Annotated[str | None, typer.Option(metavar="NAME", help="Added to the run's name.")] = None,
-    out_dir: Annotated[
-        str | None,
-        output_folder("The run's folder; default: <checkpoint.runs_dir>/<name>."),
-    ] = None,
+    out_dir: Annotated[str | None, output_folder("The run's folder; default: <checkpoint.runs_dir>/<name>.")] = None,
     stages: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Stages to work on now (default: all); finished ones are always loaded."),

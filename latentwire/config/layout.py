@@ -26,6 +26,10 @@ class LatentLayout:
         """Latents that one receiver reads; None where that follows from a text's length."""
         return None if self.total is None else self.shared + self.private
 
+    def read_of(self, made: int) -> int:
+        """How many of a message's latents one receiver reads."""
+        return self.shared + self.private if self.private else made
+
     def own(self, name: str) -> list[int] | None:
         """Indices of the latents that a receiver reads; None for all of a message."""
         if not self.private:

@@ -329,10 +329,14 @@ class ContextReader:
             tokens[going, part] = new
             if scored:
                 logp[going, part] = torch.stack(scores, 1)
-            goes = (~torch.isin(new, torch.tensor(self.prompt.stop, device=new.device)).any(1)).nonzero()[:, 0]
+            goes = (~self._stops(new).any(1)).nonzero()[:, 0]
             context.mask = torch.cat([context.mask, torch.ones_like(new, dtype=torch.bool)], 1)
             context, going, last = context.rows(goes), going[goes], new[goes, -1:]
         return tokens[:, :done], logp[:, :done]
+
+    def _stops(self, tokens: Tensor) -> Tensor:
+        """Which tokens end an answer."""
+        return torch.isin(tokens, torch.tensor(self.prompt.stop, device=tokens.device))
 
     @torch.no_grad()
     def candidates(
@@ -349,8 +353,7 @@ class ContextReader:
         best, first = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
         likely = best >= best[:, :1] - math.log(ODDS)
         tokens, logp, counts = first[likely][:, None], best[likely][:, None], likely.sum(1)
-        stop, owner = torch.tensor(self.prompt.stop, device=ids.device), likely.nonzero()[:, 0]
-        goes = (~torch.isin(tokens[:, 0], stop)).nonzero()[:, 0]
+        owner, goes = likely.nonzero()[:, 0], (~self._stops(tokens[:, 0])).nonzero()[:, 0]
         if max_new_tokens > 1 and len(goes):
             given = tokens[goes]
             more, scores = self._go_on(
@@ -359,7 +362,7 @@ class ContextReader:
             width = (0, more.shape[1])
             tokens, logp = F.pad(tokens, width, value=lm.pad_id), F.pad(logp, width)
             tokens[goes, 1:], logp[goes, 1:] = more, scores
-        ends = torch.isin(tokens, stop).long()
+        ends = self._stops(tokens).long()
         behind = ends.cumsum(1) - ends > 0  # an answer's end
         logp[behind] = 0
         texts = [self.prompt.read(row[~gone].tolist()) for row, gone in zip(tokens, behind, strict=True)]

@@ -136,7 +136,7 @@ class Receiver(ContextReader):
         return self._latents_read(wires) + self.extra_positions
 
     def _latents_read(self, wires: Sequence[Wire]) -> int:
-        return sum(wire.latent_count if self.own is None else len(self.own) for wire in wires)
+        return sum(self.layout.read_of(wire.latent_count) for wire in wires)
 
     def read_message(self, message: Message, source: Source = "latents", tail: int = 0) -> Context:
         """Read one message, from its latents or its text; ModelError where that and `tail` tokens do not fit."""

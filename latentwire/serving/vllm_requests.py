@@ -95,7 +95,7 @@ class Admission:
         for wire in wires:
             if reason := wire.misfit(self.sender, self.d_z, self.layout.total):
                 raise WireError(reason)
-        return self.head_len + sum(wire.latent_count if self.own is None else len(self.own) for wire in wires)
+        return self.head_len + sum(self.layout.read_of(wire.latent_count) for wire in wires)
 
     def admit(self, params: Any, prompt: Any, salt: str | None) -> Admitted | None:
         """What a request asks for, None where it is an ordinary one; WireError, in one line, where it is refused.

@@ -61,7 +61,7 @@ def keep_baseline(work: Work, receiver: Receiver, reads: str) -> None:
     """Give a receiver the LoRA that the run's last/ has for it, unless baselines are tuned now: it may have come from a
     cache that is gone, and last/ is written anew."""
     stem = adapter_stem(receiver.name, reads)
-    if "baselines" not in work.stages and (work.folder.last / f"{stem}.safetensors").is_file():
+    if "baselines" not in work.stages and _is_in_last(work, receiver, reads):
         state = part_of(load_folder(work.folder.last, [stem])[stem], "lora")
         receiver.add_adapter(reads).load_state_dict(state)
 
@@ -74,10 +74,13 @@ def baselines_of(work: Work, receiver: Receiver) -> Iterator[str]:
     if not work.config.losses.distils:  # else it was the teacher
         yield TEXT
     yield TOKEN_BUDGET
-    kept = (work.folder.last / f"{adapter_stem(receiver.name, LLMLINGUA)}.safetensors").is_file()
-    kept = kept or work.folder.is_done(tuning_name(receiver, LLMLINGUA))
+    kept = _is_in_last(work, receiver, LLMLINGUA) or work.folder.is_done(tuning_name(receiver, LLMLINGUA))
     if kept or LLMLINGUA in work.config.evaluation.rivals:
         yield LLMLINGUA
+
+
+def _is_in_last(work: Work, receiver: Receiver, reads: str) -> bool:
+    return (work.folder.last / f"{adapter_stem(receiver.name, reads)}.safetensors").is_file()
 
 
 def _stage_of(work: Work, reads: str) -> tuple[str, TuningStage]:

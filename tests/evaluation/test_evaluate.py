@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentwire.core.errors import DataError, ModelError
-from latentwire.core.names import LATENT, TEXT, TOKEN_BUDGET
+from latentwire.core.names import LATENT, PREDICTION_KEYS, TEXT, TOKEN_BUDGET
 from latentwire.evaluation.answering import answer_batch, encode_items, given_to, rescore
 from latentwire.evaluation.efficiency import message_bytes
 from latentwire.evaluation.evaluate import evaluate
@@ -76,6 +76,7 @@ def test_everything_of_the_schema_is_measured_and_written(
     assert read["joint"]["gained"]["f1"] == pytest.approx(read["joint"]["f1"] - best)
     assert read["latent"]["f1"] == pytest.approx(sum(read["receivers"][n]["latent"]["f1"] for n in "ab") / 2)
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert all(row.keys() == {*PREDICTION_KEYS, *results["receivers"]} for row in rows)
     assert len(rows) == 8 and set(rows[0]["a"]) == set(MODES)
     assert len(list(csv.reader((tmp_path / "eval.csv").open()))) == 1 + 2 * len(MODES)
 
