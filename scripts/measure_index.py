@@ -27,7 +27,7 @@ from latentwire.cli.run import as_program
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import LatentWireError
-from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.intervals import estimate
 from latentwire.core.metrics import f1_score
 from latentwire.data.example import Passage, Question
 from latentwire.data.load import load_passages, load_texts
@@ -83,12 +83,8 @@ def measure(
         receiver = Receiver.from_pretrained(ckpt, name)
         for way, messages in ways.items():
             scores, seconds = answers(receiver, messages, asked)
-            low, high = bootstrap_ci(scores, clusters)
-            out.setdefault(name, {})[way] = {
-                "f1": round(fmean(scores), 4),
-                "f1_ci": [round(low, 4), round(high, 4)],
-                "answers_per_s": round(len(asked) / seconds, 2),
-            }
+            rate = {"answers_per_s": round(len(asked) / seconds, 2)}
+            out.setdefault(name, {})[way] = estimate("f1", scores, clusters) | rate
         receiver.close()
     return out
 

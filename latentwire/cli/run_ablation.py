@@ -18,10 +18,10 @@ from latentwire.cli.options import Debug, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
-from latentwire.core.errors import ConfigError, LatentWireError, TrainingError, named, one_line
-from latentwire.core.json_files import read_json, write_json
-from latentwire.core.names import FAILED, RESULTS
-from latentwire.report.ablation import PLAN, as_markdown, write_report
+from latentwire.core.errors import ConfigError, TrainingError, named, one_line
+from latentwire.core.json_files import write_json
+from latentwire.core.names import FAILED
+from latentwire.report.ablation import PLAN, as_markdown, is_evaluated, write_report
 from latentwire.training.requirements import check_requirements
 
 
@@ -70,7 +70,10 @@ def command(
             changes = " ".join(f"{key}={json.dumps(value)}" for key, value in run.changes.items())
             print(f"{run.name}: {changes}{' (done)' if is_done(folder / run.name, run) else ''}")
         return {"folder": str(folder), "runs": [run.name for run in chosen]}
-    runs = [{"name": r.name, "differs": r.differs, "against": r.against} for r in plan.runs]
+    runs = [
+        {"name": r.name, "differs": r.differs, "against": r.against, "config": r.config.model_dump(mode="json")}
+        for r in plan.runs
+    ]
     write_json(folder / PLAN, {"name": plan.name, "runs": runs})
     failed = {}
     for number, run in enumerate(chosen, 1):
@@ -115,11 +118,7 @@ def choose(runs: Sequence[PlannedRun], only: Sequence[str], shard: str | None) -
 
 def is_done(folder: Path, run: PlannedRun) -> bool:
     """Whether a run's folder holds the evaluation of this very configuration."""
-    try:
-        made_with = read_json(folder / RESULTS)["manifest"]["config"]
-    except (LatentWireError, KeyError, TypeError):
-        return False
-    return not (folder / FAILED).exists() and bool(made_with == run.config.model_dump(mode="json"))
+    return not (folder / FAILED).exists() and is_evaluated(folder, run.config.model_dump(mode="json"))
 
 
 def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -> str | None:

@@ -43,7 +43,7 @@ def serve(
     grace: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Time to finish when stopped. Default: --timeout.")
     ] = None,
-    max_body: Annotated[int, typer.Option("--max_body", min=1, metavar="BYTES", help="Longest body.")] = 1 << 20,
+    max_body: Annotated[int, typer.Option("--max_body", min=1, metavar="BYTES", help="Longest body.")] = 4 << 20,
     max_text_tokens: Annotated[int, typer.Option("--max_text_tokens", min=1, help="Longest text.")] = 8192,
     max_question: Annotated[
         int, typer.Option("--max_question", min=1, metavar="CHARACTERS", help="Longest question.")

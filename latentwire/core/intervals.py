@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import fsum
+from typing import Any
 
 
 def bootstrap_ci(
@@ -31,6 +33,26 @@ def bootstrap_ci(
         means[i] = sums[drawn].sum() / (sizes[drawn].sum() or np.nan)
     low, high = np.nanquantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def estimate(
+    name: str,
+    values: Sequence[float],
+    clusters: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    *,
+    resamples: int = 2000,
+) -> dict[str, float | list[float]]:
+    """A mean, or sum(values) / sum(weights), under its name, and its interval under `<name>_ci`: see `bootstrap_ci`."""
+    mean = fsum(values) / (len(values) if weights is None else fsum(weights))
+    low, high = bootstrap_ci(values, clusters, weights, resamples=resamples)
+    return {name: mean, f"{name}_ci": [min(low, mean), max(high, mean)]}  # both are sums, rounded differently
+
+
+def around(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """How far the intervals of these means reach below and above them, as plots want it: never below nothing."""
+    apart = [(row[name] - row[f"{name}_ci"][0], row[f"{name}_ci"][1] - row[name]) for row in rows]
+    return [max(0.0, below) for below, _ in apart], [max(0.0, above) for _, above in apart]
 
 
 def with_interval(mean: float, interval: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.intervals import estimate
 from latentwire.core.metrics import exact_match, f1_score, normalize_answer
 
 
@@ -24,10 +24,8 @@ def measure(answers: Sequence[ScoredAnswer], clusters: Sequence[int], resamples:
     nll, tokens, first = ([float(getattr(a, key)) for a in answers] for key in ("nll", "tokens", "first_correct"))
     return {
         **_f1_and_em([a.f1 for a in answers], [a.em for a in answers], clusters, resamples),
-        "first_token_acc": statistics.fmean(first),
-        "first_token_acc_ci": list(bootstrap_ci(first, clusters, resamples=resamples)),
-        "nll_per_token": sum(nll) / sum(tokens),
-        "nll_per_token_ci": list(bootstrap_ci(nll, clusters, tokens, resamples=resamples)),
+        **estimate("first_token_acc", first, clusters, resamples=resamples),
+        **estimate("nll_per_token", nll, clusters, tokens, resamples=resamples),
         "latency_s": None,
     }
 
@@ -36,12 +34,7 @@ def _f1_and_em(
     f1: Sequence[float], em: Sequence[float], clusters: Sequence[int], resamples: int
 ) -> dict[str, float | list[float]]:
     """Means of one value a question, each with its interval."""
-    return {
-        "f1": statistics.fmean(f1),
-        "f1_ci": list(bootstrap_ci(f1, clusters, resamples=resamples)),
-        "em": statistics.fmean(em),
-        "em_ci": list(bootstrap_ci(em, clusters, resamples=resamples)),
-    }
+    return estimate("f1", f1, clusters, resamples=resamples) | estimate("em", em, clusters, resamples=resamples)
 
 
 def kept(
@@ -54,16 +47,14 @@ def kept(
     out: dict[str, Any] = {}
     for key, value in {"f1": "f1", "em": "em", "nll_per_token": "nll"}.items():
         ours, theirs = ([getattr(answer, value) for answer in answers] for answers in (latent, text))
-        there = sum(theirs) > 0
-        out[key] = sum(ours) / sum(theirs) if there else None
-        out[f"{key}_ci"] = list(bootstrap_ci(ours, clusters, theirs, resamples=resamples)) if there else None
+        nothing = {key: None, f"{key}_ci": None}
+        out |= estimate(key, ours, clusters, theirs, resamples=resamples) if sum(theirs) > 0 else nothing
     return out
 
 
 def gained(ours: Sequence[float], theirs: Sequence[float], clusters: Sequence[int], resamples: int) -> dict[str, Any]:
     """The mean difference of one value a question, with its 95 % interval."""
-    apart = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return {"f1": statistics.fmean(apart), "f1_ci": list(bootstrap_ci(apart, clusters, resamples=resamples))}
+    return estimate("f1", [a - b for a, b in zip(ours, theirs, strict=True)], clusters, resamples=resamples)
 
 
 def joint_measures(

@@ -13,13 +13,14 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from latentwire.core.atomic import write_bytes, write_text
-from latentwire.core.intervals import with_interval
-from latentwire.core.json_files import read_json, read_jsonl, write_json, write_jsonl
+from latentwire.core.errors import LatentWireError
+from latentwire.core.intervals import around, with_interval
+from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
 from latentwire.report.paired import differences
 
@@ -37,7 +38,8 @@ FORMATS = ("{:.3f}", "{:.3f}", "{:.3f}", "{:.2f}x", "{:.0f}", "{:,}", "{:.2f}")
 def write_report(folder: Path) -> dict[str, Any]:
     """Write history, tables and plot of the runs as far as they have come; returns what table.json holds."""
     plan = read_json(folder / PLAN)
-    table = {"schema": SCHEMA, "name": plan["name"], "runs": [collect(folder, run) for run in plan["runs"]]}
+    configs = {run["name"]: run.get("config") for run in plan["runs"]}
+    table = {"schema": SCHEMA, "name": plan["name"], "runs": [collect(folder, run, configs) for run in plan["runs"]]}
     names = [run["run"] for run in table["runs"]]
     write_jsonl(folder / "history.jsonl", history(folder, names))
     write_json(folder / "table.json", table)
@@ -48,9 +50,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     return table
 
 
-def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
+def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -> dict[str, Any]:
     """One run: how far it came, and what was measured of each receiver that reads latents.
 
+    configs: that of each run; what one of another configuration left there is not its own.
     A receiver's `difference` is that from the run which the plan sets this one against: see `paired.differences`.
     """
     run = folder / planned["name"]
@@ -59,7 +62,7 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
     row["against"] = against = planned.get("against")
     if (run / FAILED).is_file():
         return row | {"status": "failed", "error": read_json(run / FAILED)["error"]}
-    if not (run / RESULTS).is_file():
+    if not is_evaluated(run, configs[planned["name"]]):
         return row
     results = read_json(run / RESULTS)
     if not all(receiver["latent"] for receiver in results["receivers"].values()):  # evaluated again, without latents
@@ -67,7 +70,8 @@ def collect(folder: Path, planned: dict[str, Any]) -> dict[str, Any]:
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
-    apart = differences(run, folder / against) if against else {}
+    compared = against and is_evaluated(folder / against, configs[against])
+    apart = differences(run, folder / against) if compared else {}
     steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
@@ -168,6 +172,15 @@ def _apart(difference: dict[str, Any] | None, key: str) -> str:
     return f"{difference[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
+    """Whether a run's folder holds an evaluation, and of this very configuration where one is given."""
+    try:
+        made_with = mapping_at(read_json(run / RESULTS), "manifest")["config"]
+    except (LatentWireError, KeyError):
+        return False
+    return config is None or bool(made_with == config)
+
+
 def _words(differs: dict[str, Any]) -> str:
     return ", ".join(f"`{key}` = `{json.dumps(value)}`" for key, value in differs.items()) or "nothing"
 
@@ -181,12 +194,10 @@ def plot(table: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(7, 1.2 + 0.4 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(names):
-        rows = [(y, run["receivers"][name]) for y, run in enumerate(runs) if name in run["receivers"]]
-        f1 = [m["f1"] for _, m in rows]
-        below = [m["f1"] - m["f1_ci"][0] for _, m in rows]
-        above = [m["f1_ci"][1] - m["f1"] for _, m in rows]
+        there = [(y, run["receivers"][name]) for y, run in enumerate(runs) if name in run["receivers"]]
         shift = 0.12 * (k - (len(names) - 1) / 2)  # or the intervals would hide each other
-        axes.errorbar(f1, [y + shift for y, _ in rows], xerr=[below, above], fmt="o", capsize=3, label=name)
+        f1, rows = [m["f1"] for _, m in there], [y + shift for y, _ in there]
+        axes.errorbar(f1, rows, xerr=around([m for _, m in there], "f1"), fmt="o", capsize=3, label=name)
     axes.set_yticks(range(len(runs)), [run["run"] for run in runs])
     axes.invert_yaxis()
     axes.set_xlabel("F1 of answers read from the message, 95 % interval")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.intervals import estimate
 from latentwire.core.json_files import read_json, read_jsonl
 from latentwire.core.names import PREDICTIONS, RESULTS
 
@@ -40,9 +40,4 @@ def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
 def _difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]], passages: list[int]) -> dict[str, Any]:
     f1 = [a["f1"] - b["f1"] for a, b in pairs]
     nll, tokens = [a["nll"] - b["nll"] for a, b in pairs], [a["tokens"] for a, _ in pairs]
-    return {
-        "f1": sum(f1) / len(f1),
-        "f1_ci": list(bootstrap_ci(f1, passages)),
-        "nll_per_token": sum(nll) / sum(tokens),
-        "nll_per_token_ci": list(bootstrap_ci(nll, passages, tokens)),
-    }
+    return estimate("f1", f1, passages) | estimate("nll_per_token", nll, passages, tokens)

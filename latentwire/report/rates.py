@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from latentwire.core.intervals import around
+
 MARKS = {"utf8_bytes": "UTF-8", "zstd_bytes": "zstd -19", "packed_ids_bytes": "token ids", "lm_bytes": "lossless by LM"}
 
 
@@ -22,11 +24,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
         own = [row for row in rows if row["receiver"] == receiver]
         for kind in kinds:
             line = sorted((r for r in own if r["codec"].partition(":")[0] == kind), key=lambda r: r["bytes"])
-            f1 = [r["f1"] for r in line]
-            # Means and intervals are summed up in different ways, so that one may stick out by a rounding error.
-            below = [max(0.0, r["f1"] - r["f1_ci"][0]) for r in line]
-            interval = [below, [max(0.0, r["f1_ci"][1] - r["f1"]) for r in line]]
-            axes.errorbar([r["bytes"] for r in line], f1, yerr=interval, fmt="o-", capsize=3, label=kind)
+            size, f1 = ([r[key] for r in line] for key in ("bytes", "f1"))
+            axes.errorbar(size, f1, yerr=around(line, "f1"), fmt="o-", capsize=3, label=kind)
         for key, name in MARKS.items():
             if own[0].get(key):
                 axes.axvline(own[0][key], color="grey", linestyle=":", linewidth=1)

@@ -77,8 +77,11 @@ def test_a_run_of_another_configuration_is_not_taken_for_done(
 ) -> None:
     main(words)
     trainer.runs.clear()
+    table = main([*words, "--override", "data.samples=9", "--only", "r=4"])
+    assert trainer.runs == ["r=4"]
+    assert [run["status"] for run in table["runs"]] == ["unfinished", "done", "unfinished"]  # not of seven samples
     main([*words, "--override", "data.samples=9"])
-    assert trainer.runs == ["r=2", "r=4", "r=8"]
+    assert trainer.runs == ["r=4", "r=2", "r=8"]
 
 
 def test_ctrl_c_ends_it_and_is_no_failure(tmp_path: Path, trainer: Trainer, words: list[str]) -> None:

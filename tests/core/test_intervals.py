@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.intervals import around, bootstrap_ci, estimate
 from latentwire.core.measures import kept_in_words
 
 
@@ -25,6 +25,17 @@ def test_the_mean_of_weighted_values_is_a_ratio_of_sums() -> None:
 def test_draws_without_weight_are_left_out() -> None:
     low, high = bootstrap_ci([1.0, 0.0, 0.0], weights=[2.0, 0.0, 0.0])  # some draws hold no text with an answer at all
     assert low == high == 0.5
+
+
+def test_an_interval_reaches_to_its_mean_whatever_was_rounded() -> None:
+    values = [0.1, 0.2, 0.3]
+    assert bootstrap_ci(values, [0, 0, 0])[0] > sum(values) / 3 - 1e-9  # one passage: every draw is the mean, or nearly
+    row = estimate("f1", values, [0, 0, 0])
+    assert row["f1_ci"][0] <= row["f1"] <= row["f1_ci"][1] and row["f1"] == pytest.approx(0.2)
+    assert estimate("r", [1.0, 2.0], weights=[2.0, 4.0]) == {"r": 0.5, "r_ci": [0.5, 0.5]}
+    off = {"f1": 0.2, "f1_ci": [0.2 + 1e-16, 0.25]}  # as a file of another hand may have it
+    below, above = around([off, {"f1": 0.5, "f1_ci": [0.4, 0.75]}], "f1")
+    assert below == [0.0, pytest.approx(0.1)] and above == pytest.approx([0.05, 0.25])
 
 
 def test_what_is_kept_is_said_with_its_intervals() -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from latentwire.cli.ask import ask
 from latentwire.cli.index import index as index_verb
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.serve import serve
+from latentwire.serving.engine import Limits
 from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
 from tests.cli.test_commands import ROOT
@@ -51,6 +53,13 @@ def test_the_options_that_the_pages_name_exist() -> None:
     assert named - flags(serve) == {"--question", "--clients", "--seconds"}  # the load tester's
     measuring = {word for option in get_command(measure_index).params for word in option.opts}
     assert set(re.findall(r"--[a-z_]+", page("corpora.md"))) <= flags(index_verb, ask) | measuring
+
+
+def test_the_limits_on_the_page_are_those_of_the_command_and_of_the_engine() -> None:
+    named = re.findall(r"^\| `--(\w+)` \| ([\d.]+) \|", page("serving.md"), re.MULTILINE)
+    defaults = {name: signature(serve).parameters[name].default for name, _ in named}
+    assert {name: float(value) for name, value in named} == defaults
+    assert Limits(*defaults.values()) == Limits()
 
 
 def test_the_page_on_serving_can_be_followed(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
