@@ -10,8 +10,8 @@ from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.config import Config
-from latentwire.core.errors import CheckpointError
+from latentwire.config import Config, some_receivers
+from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.names import BASELINES, CODEBOOKS, LATENT, READERS
 from latentwire.wire.codebook import FORMS, Codebook, form_of, remember
 
@@ -23,12 +23,15 @@ def reader_stem(receiver: str) -> str:
     return f"{READERS}{receiver}"
 
 
-def model_of(folder: Path, config: Config, receiver: str) -> str:
-    """The model of a checkpoint's receiver; CheckpointError where it has no such one."""
-    models = config.model.chosen
-    if receiver not in models or f"{reader_stem(receiver)}.safetensors" not in read_info(folder)["files"]:
-        raise CheckpointError(f"{folder} has no receiver {receiver!r} (it has: {', '.join(models)})")
-    return models[receiver]
+def receiver_of(folder: Path, config: Config, receiver: str) -> tuple[str, str]:
+    """The name, which may be cut short, and the model of a checkpoint's receiver; CheckpointError where it has none."""
+    try:
+        ((name, model),) = some_receivers(config.model, [receiver], str(folder)).items()
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if f"{reader_stem(name)}.safetensors" not in read_info(folder)["files"]:
+        raise CheckpointError(f"{folder} has no receiver {name!r}: its file is not among the checkpoint's")
+    return name, model
 
 
 def adapter_stem(receiver: str, adapter: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
@@ -72,7 +72,7 @@ def add_receiver(
     for stage in ("slot_tuning", "baselines"):  # the run that made it took its own over from an earlier one
         if getattr(trained.curriculum, stage).max_steps == 0:
             changes[f"curriculum.{stage}.max_steps"] = getattr(usual, stage).max_steps
-    of_data: dict[str, Any] = {"data.data_path": data_path and data_path.split(","), "data.eval_path": eval_path}
+    of_data: dict[str, Any] = {"data.data_path": names_of(data_path), "data.eval_path": eval_path}
     of_data |= {"data.text_path": text_path, "data.samples": samples}
     changes |= {key: value for key, value in of_data.items() if value}
     facts = (dataset or trained.data.dataset) == "facts"

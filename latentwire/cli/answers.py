@@ -40,12 +40,12 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
 
     folder = find_checkpoint(Path(ckpt))
     config = load_config_of(folder, parse_overrides(overrides))
-    some_receivers(config.model, names, f"--receiver: {folder}")
+    chosen = some_receivers(config.model, names, f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)
     from latentwire.checkpoint.system import load_checkpoint
 
-    return load_checkpoint(folder, config, names)
+    return load_checkpoint(folder, config, list(chosen))
 
 
 def read_text(name: str) -> str:

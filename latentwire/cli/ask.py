@@ -121,9 +121,9 @@ def _ask_index(
     chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
     if index.info.get("text", "none") == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
         raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")
-    from latentwire.model.receiver import Receiver
+    from latentwire.model.pretrained import load_receivers
 
-    receivers = {name: Receiver.from_pretrained(checkpoint, name, changes) for name in chosen}
+    receivers = load_receivers(checkpoint, chosen, changes)
     out = []
     for question in asked:
         rows: list[dict[str, Any]] = []

@@ -105,9 +105,8 @@ def command(
         changes["evaluation.samples"] = samples
     if rivals:
         changes["evaluation.rivals"] = names_of(rivals)
-    wanted = names_of(*(receivers or ()))
-    some_receivers(trained.model, wanted, f"--receivers: {folder}")
     config = load_config_of(folder, changes)
+    wanted = list(some_receivers(config.model, names_of(*(receivers or ())), f"--receivers: {folder}"))
     out = Path(out_dir or ckpt)
     if suite:
         from latentwire.cli.suite import Suite, run_suite
@@ -131,7 +130,7 @@ def command(
         made, now = mapping_at(made_with, "config"), config.model_dump(mode="json")
         same = not any(differences(made, now, ("evaluation.rivals",)))
         same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
-        same = same and mapping_at(results, "receivers").keys() == some_receivers(config.model, wanted, ckpt).keys()
+        same = same and mapping_at(results, "receivers").keys() == set(wanted)
         if same and made_with.get("checkpoint") == files and made_with.get("data") == data_fingerprint(passages):
             if not quiet:
                 print(f"{done} holds these results already; --fresh_eval evaluates again")

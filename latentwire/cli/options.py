@@ -32,7 +32,7 @@ def output_folder(help: str) -> Any:
 
 def names_of(*words: str | None) -> list[str]:
     """The names in words that may hold several each, separated by commas."""
-    return [name for word in words if word for name in word.split(",") if name]
+    return [name.strip() for word in words if word for name in word.split(",") if name.strip()]
 
 
 __all__ = [

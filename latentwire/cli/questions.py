@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
@@ -52,7 +52,7 @@ def questions(
     from latentwire.training.questioner import MadeQuestion, Questioner, kept
 
     folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
-    of_data = {"data.dataset": "squad", "data.data_path": data_path.split(","), "data.text_path": None}
+    of_data = {"data.dataset": "squad", "data.data_path": names_of(data_path), "data.text_path": None}
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)
     config = load_config_of(folder, changes)

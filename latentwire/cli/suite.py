@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentwire.config import Config, some_receivers
+from latentwire.config import Config
 from latentwire.config.load import differences
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
@@ -63,7 +63,6 @@ def run_suite(
     modes = [mode for mode in HARNESS_MODES if mode in config.evaluation.modes]
     if not modes:
         raise ConfigError(f"evaluation.modes: none of {', '.join(HARNESS_MODES)}, which the harness can measure")
-    wanted = list(some_receivers(config.model, receivers, str(folder)))
     fields = tuple(suite.context_fields or CONTEXT_FIELDS)
     settings = asdict(suite) | {"context_fields": list(fields), "codec": config.evaluation.codec}
     settings |= {"lm_eval": lm_eval.__version__, "files": _files(suite)}
@@ -72,7 +71,7 @@ def run_suite(
     results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
     path = out / "lm_eval.json"
     known = results["receivers"] = {} if fresh else known_results(path, results)
-    left = [name for name in wanted if not set(modes) <= set(known.get(name, {}))]
+    left = [name for name in receivers if not set(modes) <= set(known.get(name, {}))]
     if not left:
         if not quiet:
             print(f"{path} holds these results already; --fresh_eval evaluates again")

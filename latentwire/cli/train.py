@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import ConfigFile, Overrides, output_folder
+from latentwire.cli.options import ConfigFile, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
@@ -55,7 +55,7 @@ def command(
     Example: latentwire train --config configs/smoke/lora.json --samples 64
     """
     config = load_config(config_path, overrides, (DEBUG if debug else {}) | flags)
-    chosen = list(STAGES) if stages is None else [s for s in stages.split(",") if s]
+    chosen = list(STAGES) if stages is None else names_of(stages)
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")

@@ -73,12 +73,19 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Con
 
 
 def some_receivers(model: ModelConfig, names: Sequence[str], where: str) -> dict[str, str]:
-    """The named receivers, all where none is; ConfigError, beginning with `where`, for another."""
+    """The named receivers with their models, all where none is named; ConfigError, beginning with `where`, for another.
+
+    A name may be cut short as long as one receiver alone begins so.
+    """
     known = model.chosen
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{where} has no receiver {name!r} (it has: {', '.join(known)})")
-    return {name: known[name] for name in names or known}
+    chosen = []
+    for name in names or known:
+        fitting = [name] if name in known else [other for other in known if other.startswith(name)]
+        if len(fitting) != 1:
+            several = f"several receivers that begin with {name!r}" if fitting else f"no receiver {name!r}"
+            raise ConfigError(f"{where} has {several} (it has: {', '.join(known)})")
+        chosen += fitting
+    return {name: known[name] for name in chosen}
 
 
 def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

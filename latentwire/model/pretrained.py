@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, model_of
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, receiver_of
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.core.names import LATENT, TEXT
 from latentwire.encoder.registry import build_encoder
@@ -30,13 +30,21 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     return sender
 
 
+def load_receivers(
+    folder: str | Path, names: Iterable[str], changes: Mapping[str, Any] | None = None
+) -> dict[str, Receiver]:
+    """Some receivers of a checkpoint, which take turns on the device where `system.sequential_models` asks for it."""
+    turns = Turns() if load_config_of(find_checkpoint(Path(folder)), changes).system.sequential_models else None
+    return {name: load_receiver(folder, name, changes, turns) for name in names}
+
+
 def load_receiver(
     folder: str | Path, name: str, changes: Mapping[str, Any] | None = None, turns: Turns | None = None
 ) -> Receiver:
     """See `Receiver.from_pretrained`. `turns` are those of several that are loaded one by one."""
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
-    model = model_of(folder, config, name)
+    name, model = receiver_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
     codebooks_in(state)
     receiver = Receiver(name, load_lm(model, config, prepare_device(config), turns), config)

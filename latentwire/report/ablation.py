@@ -70,8 +70,8 @@ def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
-    compared = against and is_evaluated(folder / against, configs[against])
-    apart = differences(run, folder / against) if compared else {}
+    there = against and is_evaluated(folder / against, configs[against])
+    apart = differences(run, folder / against) if against and there else {}
     steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]

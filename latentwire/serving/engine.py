@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.config import some_receivers
 from latentwire.core.errors import ConfigError, LatentWireError
-from latentwire.model.pretrained import load_receiver
+from latentwire.model.pretrained import load_receivers
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
 from latentwire.serving.batching import Batcher
@@ -171,10 +170,9 @@ def ends_of(
     if names and role == "sender":
         raise ConfigError("--receiver: does nothing with --role sender, which loads none")
     chosen = [] if role == "sender" else list(some_receivers(config.model, names or [], f"--receiver: {folder}"))
-    turns = Turns() if config.system.sequential_models else None
-    return partial(_load, folder, role != "receiver", chosen, changes, turns)
+    return partial(_load, folder, role != "receiver", chosen, changes)
 
 
-def _load(folder: Path, sends: bool, names: list[str], changes: Mapping[str, Any] | None, turns: Turns | None) -> Ends:
+def _load(folder: Path, sends: bool, names: list[str], changes: Mapping[str, Any] | None) -> Ends:
     sender = Sender.from_pretrained(folder, changes) if sends else None
-    return Ends(sender, {name: load_receiver(folder, name, changes, turns) for name in names})
+    return Ends(sender, load_receivers(folder, names, changes))

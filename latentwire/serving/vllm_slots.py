@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentwire.backbone.rotary import Skeleton
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
-from latentwire.checkpoint.parts import adapter_stem, load_part, model_of, part_of, reader_stem
+from latentwire.checkpoint.parts import adapter_stem, load_part, part_of, reader_stem, receiver_of
 from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError
@@ -39,11 +39,11 @@ class Served:
         """CheckpointError where there is no such receiver, ConfigError where its features cannot be served."""
         folder = find_checkpoint(Path(checkpoint))
         config = load_config_of(folder)
-        model = model_of(folder, config, receiver)
-        for name, on in config.features:
-            if on and name not in SERVED:
-                raise ConfigError(f"features.{name}: what it adds to a message cannot be given to vLLM")
-        return cls(folder, config, receiver, model)
+        name, model = receiver_of(folder, config, receiver)
+        for feature, on in config.features:
+            if on and feature not in SERVED:
+                raise ConfigError(f"features.{feature}: what it adds to a message cannot be given to vLLM")
+        return cls(folder, config, name, model)
 
     @property
     def slots(self) -> bool:

@@ -191,8 +191,7 @@ class Origin:
         if not only and theirs.encoder.keep is not None:
             free |= {f"encoder.{key}" for key in ("window", "keep_by", "keep_from", "keep_order")}
         if only and not set(only) & self.known:
-            bound = theirs.features.use_lora or theirs.features.use_sender_lora  # tensors of that rank are kept
-            free |= {"features.use_lora"} if bound else {"features.use_lora", "lora"}
+            free |= {"features.use_lora"}
         for dotted, trained, asked in unlike_forms(theirs, ours):
             if not {dotted, dotted.split(".")[0]} & free:
                 raise ConfigError(
@@ -201,13 +200,17 @@ class Origin:
 
 
 def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
-    """What keeps two configurations' tensors from meaning the same: dotted keys, with the values of both."""
+    """What keeps two configurations' tensors from meaning the same: dotted keys, with the values of both.
+
+    Options of LoRA count where the first one has tensors of it, which the other would go on with.
+    """
     both_have_one = one.encoder.companion is not None and other.encoder.companion is not None
+    has_lora = one.features.use_lora or one.features.use_sender_lora
     unlike = differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
     for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
         if dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one):
             continue  # the same model may lie elsewhere
-        if dotted.endswith(".dropout"):
+        if dotted.endswith(".dropout") or (dotted.startswith("lora.") and not has_lora):
             continue  # no tensor means anything else by it
         if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
             section, key = dotted.split(".")

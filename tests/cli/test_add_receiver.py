@@ -237,7 +237,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(
     config = json.loads((tmp_path / "odd" / "config.json").read_text())
     (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     assert "architecture 'gpt2' is not supported (supported: " in message(model=tmp_path / "odd")
-    assert "data.data_path: gone.json: no such file" in message(dataset="squad", data_path="gone.json")
+    assert "data.data_path: gone.json: no such file" in message(dataset="squad", data_path=" gone.json, more.json")
     assert "no checkpoint there" in message(ckpt=tmp_path)
     shutil.copytree(models / "run" / "last", tmp_path / "half")
     index = tmp_path / "half" / "checkpoint.json"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.backbone.lm import LanguageModel
 from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS
 from latentwire.cli.main import main as latentwire
@@ -287,7 +288,11 @@ def test_the_page_on_commands_can_be_followed(
 
 
 def test_a_corpus_is_asked(
-    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path,
+    trained: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = [STORY.strip(), "Tomas sells blue boats in Kestrel.", "Edda paints the bridge of Mosk."]
     (tmp_path / "notes.txt").write_text("\n".join(lines))
@@ -307,6 +312,12 @@ def test_a_corpus_is_asked(
     asked = ["--receiver", "qwen", "--question", "Who sells boats?"]
     (decoded,) = latentwire(["decode", str(tmp_path / "two.lw"), *asked, *run])
     assert decoded["answers"][0]["answer"] == found["answers"][1]["answer"]
+    taken: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "take_turn", lambda lm: taken.append(lm.turns))
+        in_turn = [*run, "--override", "system.sequential_models=true"]
+        assert latentwire(["ask", "--index", index, "Who sells boats?", *in_turn])["questions"] == [found]
+    assert taken and set(taken) == {taken[0]} != {None}  # the models of all receivers share one place
     both = latentwire(["ask", "--index", index, "Who sells boats or lamps?", "--documents", "2", *asked[:2], *run])
     assert {hit["id"] for hit in both["questions"][0]["answers"][0]["documents"]} == {"1", "2"}
     assert "no finished index there" in fails(latentwire, ["ask", "--index", str(tmp_path), "Who?", *run], capsys)

@@ -22,6 +22,8 @@ from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
+from latentwire.config import some_receivers
+from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError, WireError
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.train import main as train_main
@@ -93,7 +95,7 @@ def test_a_text_goes_through_files(
     assert shown.out.split("\n")[:-1] == [printable(a["answer"]) for end in ends for a in end[0]["answers"]]
     assert not shown.err
     assert {a["source"] for end in ends for a in end[0]["answers"]} == {"latents"}
-    words = ["decode", str(out), "--ckpt", str(models / "run"), "--receiver", "qwen", *ASK, "--candidates", "4"]
+    words = ["decode", str(out), "--ckpt", str(models / "run"), "--receiver", "qw", *ASK, "--candidates", "4"]
     several = Receiver.from_pretrained(models / "run", "qwen").answer_batch(
         [Wire.from_bytes(out.read_bytes())], [ASK[1::2]], candidates=4
     )
@@ -257,6 +259,14 @@ def test_a_message_for_another_reader_is_refused_before_models_are_loaded(
         assert f"{tmp_path / 'x.lw'}: the message " in line and reason in line and "carries no text" in line
     (tmp_path / "x.lw").write_bytes(Wire.of([[1.0] * 16]).to_bytes())
     assert "has no receiver 'lama'" in fails(latentwire, ["decode", str(tmp_path / "x.lw"), *ask, "lama"], capsys)
+
+
+def test_the_name_of_a_receiver_may_be_cut_short() -> None:
+    model = ModelConfig(receivers={"gemma3-270m": "g", "gemma3-1b": "h", "smollm2": "s", "smol": "t"})
+    assert some_receivers(model, ["smoll", "gemma3-2"], "x") == {"smollm2": "s", "gemma3-270m": "g"}
+    assert some_receivers(model, ["smol"], "x") == {"smol": "t"}  # a whole name is no beginning of another
+    with pytest.raises(ConfigError, match=r"^x has several receivers that begin with 'gemma' \(it has: gemma3-270m, g"):
+        some_receivers(model, ["gemma"], "x")
 
 
 def test_a_message_is_not_written_to_a_terminal(

@@ -159,6 +159,14 @@ def test_what_does_not_go_with_a_companion_that_comes_later(
         Origin.of(config_from_dict(raw, "test", {}))
 
 
+def test_options_of_lora_are_a_matter_of_form_where_there_is_some() -> None:
+    one, other = small_config(lora={"r": 8}), small_config(lora={"r": 4})
+    assert list(unlike_forms(one, other)) == []
+    one = small_config(lora={"r": 8}, features={"use_lora": True})
+    other = small_config(lora={"r": 4}, features={"use_lora": True})
+    assert list(unlike_forms(one, other)) == [("lora.r", 8, 4)]
+
+
 def test_dropout_is_no_matter_of_form() -> None:
     one, other = small_config(deep_prefix={"dropout": 0.0}), small_config(deep_prefix={"dropout": 0.1, "rank": 4})
     assert [key for key, *_ in unlike_forms(one, other)] == ["deep_prefix.rank"]
