@@ -22,7 +22,8 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.files import label, with_extra
+from latentwire.cli.extras import extras
+from latentwire.cli.files import label
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
@@ -113,7 +114,8 @@ def _ask_index(
 ) -> dict[str, Any]:
     """Answers from the messages of a corpus, found by the words of each question. No sender is loaded."""
     check_questions(asked)
-    indexing = with_extra()
+    with extras():
+        from latentwire.serving import index as indexing
     index = indexing.Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 

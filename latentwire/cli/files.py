@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from latentwire.core.errors import ConfigError, DataError, WireError
+from latentwire.core.errors import DataError, WireError
 
 if TYPE_CHECKING:
     from latentwire.wire.codecs import Codec
@@ -69,16 +68,3 @@ def codec_of(spec: str, folder: Path) -> Codec:
         raise WireError(f"codec {codec.name}: {folder} has no codebook for it")
     codec.with_book(books[codec.name])
     return codec
-
-
-def with_extra(name: str = "index") -> Any:
-    """The module `serving.<name>`; ConfigError where what it needs is not installed."""
-    try:
-        return importlib.import_module(f"latentwire.serving.{name}")
-    except ModuleNotFoundError as error:
-        extra = {"bm25s": "index", "pyarrow": "index", "ray": "ray"}.get(error.name or "")
-        if extra is None:
-            raise
-        raise ConfigError(
-            f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[{extra}]'"
-        ) from None

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.files import codec_of, with_extra
+from latentwire.cli.extras import extras
+from latentwire.cli.files import codec_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
@@ -62,10 +63,13 @@ def index(
         raise ConfigError(f"--lines: every row of {documents} is a document already")
     if (text_key or id_key) and documents.is_file() and not rows:
         raise ConfigError(f"{'--text_key' if text_key else '--id_key'}: {documents} is a text, which has no keys")
-    build_index = with_extra().build_index
+    with extras():
+        from latentwire.serving.index import build_index
     if workers and engine != "ray":
         raise ConfigError("--workers: only with --engine ray")
-    on_ray = with_extra("on_ray") if engine == "ray" else None
+    if engine == "ray":
+        with extras():
+            from latentwire.serving.on_ray import ray_engine
     folder = find_checkpoint(Path(ckpt))
     changes = parse_overrides(overrides)
     config = load_config_of(folder, changes)
@@ -90,7 +94,7 @@ def index(
             partial(Sender.from_pretrained, folder.resolve(), changes),
             made_with,
             with_text=text == "beside",
-            engine=on_ray.ray_engine(workers, config.system.device) if on_ray else map,
+            engine=ray_engine(workers, config.system.device) if engine == "ray" else map,
             progress=bar.update,
         )
     info["seconds"] = time.perf_counter() - started

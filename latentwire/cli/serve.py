@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from latentwire.cli.extras import extras
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
 from latentwire.config.load import parse_overrides
-from latentwire.core.errors import ConfigError, DataError, LatentWireError
+from latentwire.core.errors import DataError, LatentWireError
 
 TOKEN = "LATENTWIRE_TOKEN"
 
@@ -60,18 +61,11 @@ def serve(
     Example: latentwire serve --role receiver --receiver gemma3-270m --port 8000
     """
     token = _token(token_file)
-    try:
+    with extras():
         import uvicorn
 
         from latentwire.serving.engine import Engine, Limits, ends_of
         from latentwire.serving.http import create_app
-    except ModuleNotFoundError as error:
-        if error.name not in ("uvicorn", "fastapi", "prometheus_client"):
-            raise
-        raise ConfigError(
-            f"{error.name} is not installed; get it with, in the checkout: pip install -e '.[serve]'"
-        ) from None
-
     load = ends_of(ckpt, role, receiver, parse_overrides(overrides))
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)
     listener = _listen(host, port)

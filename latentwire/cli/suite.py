@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from latentwire.cli.extras import extras
 from latentwire.config import Config
 from latentwire.config.load import differences
 from latentwire.core.atomic import make_folder
@@ -46,17 +47,11 @@ def run_suite(
 
     Both are written after every mode. What lm_eval.json has already, made with the very same, is not measured again.
     """
-    try:
+    with extras():
         import lm_eval
 
         from latentwire.evaluation.harness import CONTEXT_FIELDS, HARNESS_MODES, HarnessLM, Messages
         from latentwire.evaluation.suite import load_tasks, print_table, run_tasks, sample_rows
-    except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
-            raise
-        raise ConfigError(
-            "lm_eval is not installed; get it with, in the checkout: pip install -e '.[lm-eval]'"
-        ) from None
     from latentwire.checkpoint.system import load_checkpoint
     from latentwire.evaluation.modes import modes_for
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from latentwire.cli.answers import printable
+from latentwire.cli.extras import EXTRAS, extras
 from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
@@ -259,6 +260,21 @@ def test_a_message_for_another_reader_is_refused_before_models_are_loaded(
         assert f"{tmp_path / 'x.lw'}: the message " in line and reason in line and "carries no text" in line
     (tmp_path / "x.lw").write_bytes(Wire.of([[1.0] * 16]).to_bytes())
     assert "has no receiver 'lama'" in fails(latentwire, ["decode", str(tmp_path / "x.lw"), *ask, "lama"], capsys)
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert set(EXTRAS.values()) <= tomllib.load(file)["project"]["optional-dependencies"].keys()
+    for module, extra in EXTRAS.items():
+        monkeypatch.setitem(sys.modules, module, None)
+        with (
+            pytest.raises(ConfigError, match=rf"^{module} is not installed; .* pip install -e '\.\[{extra}\]'$"),
+            extras(),
+        ):
+            importlib.import_module(module)
+    with pytest.raises(ModuleNotFoundError), extras():  # not one of them: a mistake of ours
+        importlib.import_module("latentwire.none")
+    assert "uvicorn is not installed" in fails(latentwire, ["serve"], capsys)
 
 
 def test_the_name_of_a_receiver_may_be_cut_short() -> None:
