@@ -26,26 +26,20 @@ OF_RECEIVERS = (READERS, BASELINES)
 """Files with these beginnings belong to one receiver; the others are the sender's."""
 
 
-def save_checkpoint(
-    folder: Path,
-    system: LatentWire,
-    command: Sequence[str] = (),
-    beside: Path | None = None,
-    before: Path | None = None,
-) -> None:
+def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (), before: Path | None = None) -> None:
     """Write a checkpoint in bf16; the training states keep fp32.
 
-    beside: the checkpoint whose sender the system's receivers were trained for. Its sender and its other receivers are
-    taken over as they are, so that the fingerprint stays and messages that were sent before are still read.
-    before: the checkpoint that the system was begun from; files of what has not changed are taken over as well.
+    before: the checkpoint that the system was begun from; files of what has not changed are taken over as they are.
+    With curriculum.train_only these are its sender and all receivers that are not in the system, so that the
+    fingerprint stays and messages that were sent before are still read.
     """
     config, state = system.config.model_dump(mode="json"), system.state_dict()
     copied: dict[str, Path] = {}
-    if beside is not None:
-        there = read_info(beside)
+    if before is not None and system.config.curriculum.train_only:
+        there = read_info(before)
         state = {stem: group for stem, group in state.items() if stem.startswith(OF_RECEIVERS)}
         others = {n: file for n, file in there["files"].items() if n.removesuffix(".safetensors") not in state}
-        copied = {name: checked_file(beside, name, file) for name, file in others.items()}
+        copied = {name: checked_file(before, name, file) for name, file in others.items()}
         config["encoder"] = there["config"]["encoder"]
         config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
     if before is not None:
@@ -66,7 +60,7 @@ def take_baselines(folder: Path, last: Path) -> None:
         return
     copied = {name: checked_file(folder, name, file) for name, file in info.pop("files").items() if name not in new}
     copied |= {name: checked_file(last, name, file) for name, file in new.items()}
-    save_folder(folder, {}, info, copied=copied, beside=True)
+    save_folder(folder, {}, info, copied=copied, keep_others=True)
 
 
 def _equal(group: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -39,7 +39,7 @@ def save_folder(
     dtype: torch.dtype | None = None,
     pack: bool = False,
     copied: Mapping[str, Path] = MappingProxyType({}),
-    beside: bool = False,
+    keep_others: bool = False,
 ) -> None:
     """Write {file stem: tensors} and what describes them; floating tensors are stored as `dtype` if one is given.
 
@@ -47,8 +47,8 @@ def save_folder(
     are taken over byte by byte.
 
     `info["files"]` is added: {file: {bytes, sha256}}. A folder that was there is replaced only when all is written;
-    what else lay in it, such as an evaluation, stays where the files that both have are the same, or, with `beside`, in
-    any case.
+    what else lay in it, such as an evaluation, stays where the files that both have are the same, or, with
+    `keep_others`, in any case.
     """
     with atomic_dir(folder) as temporary:
         files = {}
@@ -67,7 +67,7 @@ def save_folder(
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
             files[f"{stem}.safetensors"] = _described(path)
         write_json(temporary / INDEX, {"format": FORMAT, **info, "files": files})
-        _keep_beside(folder, temporary, files, beside)
+        _keep_beside(folder, temporary, files, keep_others)
 
 
 def _keep_beside(folder: Path, new: Path, files: Mapping[str, Any], always: bool) -> None:

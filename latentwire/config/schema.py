@@ -82,7 +82,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _has_effect(self) -> Config:
-        """An option that could do nothing is refused."""
+        """Options of what is off, and others that could do nothing beside them, are refused."""
         adapter, stage, slots = self.adapter, self.curriculum.end_to_end, self.features.use_deep_prefix
         for key in adapter.changed if slots else ():
             raise ValueError(

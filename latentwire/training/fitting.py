@@ -26,10 +26,8 @@ def fit(work: Work, module: TrainModule, stage: TuningStage, callbacks: Sequence
     if not total:
         work.processes.by_main(partial(_leave_done, work.folder, module, {"step": 0}))
         return
-    hint, folder = "The same command goes on from there.", work.folder.stage(module.name)
-    trainer = Trainer(
-        module, work.config, folder, total, lr_scale=stage.lr_scale, callbacks=callbacks, resume_hint=hint
-    )
+    folder = work.folder.stage(module.name)
+    trainer = Trainer(module, work.config, folder, total, lr_scale=stage.lr_scale, callbacks=callbacks)
     trainer.restore()
     if trainer.step:
         print(f"{module.name}: goes on from step {trainer.step}", flush=True)

@@ -71,14 +71,12 @@ class Trainer:
         *,
         lr_scale: float = 1.0,
         callbacks: Sequence[Callback] = (),
-        resume_hint: str = "",
     ):
         self.module = module
         self.config = config
         self.folder = folder
         self.total_steps = total_steps
         self.callbacks = list(callbacks)
-        self.resume_hint = resume_hint
         self.step = 0
         self.bad_steps = 0
         self.accumulation = config.optimizer.accumulation
@@ -202,7 +200,8 @@ class Trainer:
                     self._one_step()
                     if any(self.processes.gathered([stop.requested])):
                         self.save()
-                        raise Interrupted(f"stopped at step {self.step} and saved to {self.folder}. {self.resume_hint}")
+                        where = f"stopped at step {self.step} and saved to {self.folder}"
+                        raise Interrupted(f"{where}. The same command goes on from there.")
             finally:
                 for callback in self.callbacks:
                     callback.on_end()

@@ -64,7 +64,7 @@ class Questioner:
             raise TrainingError("data: no training passage is short enough for data.max_context_tokens")
         seed_everything(self.config.system.seed)
         module = SlotTuning(self.receiver, texts, self.config, ASKING)
-        trainer = Trainer(module, self.config, self.folder, steps, resume_hint="The same command goes on from there.")
+        trainer = Trainer(module, self.config, self.folder, steps)
         trainer.restore()
         log = StepLog(lambda record: None, self.config.diagnostics.log_every, steps, trainer.step, module.name)
         trainer.callbacks.append(log)

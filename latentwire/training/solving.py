@@ -43,6 +43,18 @@ class SinglePart(NamedTuple):
         self.module.load_state_dict(state[self.name])
 
 
+def once(
+    work: Work, name: str, load: Callable[[State], object], make: Callable[[], tuple[State, dict[str, Any]]]
+) -> None:
+    """Load what a run has found before under this name, or find it: `make` gives its tensors and what is said of it."""
+    done = work.folder.done(name)
+    if work.folder.is_done(name):
+        print(f"{name}: done before", flush=True)
+        load(load_folder(done))
+    else:
+        save_folder(done, *make())
+
+
 def learn_salience(work: Work) -> None:
     """By what tokens are chosen: nothing can be read before that is known, whichever stages are worked on."""
     encoder = work.system.sender.encoder
@@ -54,17 +66,21 @@ def learn_salience(work: Work) -> None:
 def order_heads(work: Work, receivers: dict[str, Receiver]) -> None:
     """Which heads show which tokens, for those of these receivers where deep_prefix.ranked asks for it."""
     for name in (name for name in receivers if name in work.config.deep_prefix.ranked):
-        stage, reader = f"heads/{name}", receivers[name].reader
-        assert isinstance(reader, SlotReader)
-        done = work.folder.done(stage)
-        if work.folder.is_done(stage):
-            reader.phases_of.copy_(load_folder(done)["heads"]["phases_of"])
-            continue
-        texts = work.material.of(receivers[name])[: work.config.curriculum.closed_form.importance_passages]
-        top = largest(rank_heads(receivers[name], texts))
+        _order_heads_of(work, receivers[name])
+
+
+def _order_heads_of(work: Work, receiver: Receiver) -> None:
+    stage, reader = f"heads/{receiver.name}", receiver.reader
+    assert isinstance(reader, SlotReader)
+
+    def rank() -> tuple[State, dict[str, Any]]:
+        texts = work.material.of(receiver)[: work.config.curriculum.closed_form.importance_passages]
+        top = largest(rank_heads(receiver, texts))
         work.folder.record({"stage": stage, "layer.head": top})
         print(f"{stage}: share of layer.head in what answers hang on: {top}", flush=True)
-        save_folder(done, {"heads": {"phases_of": reader.phases_of}}, {"layer.head": top})
+        return {"heads": {"phases_of": reader.phases_of}}, {"layer.head": top}
+
+    once(work, stage, lambda state: reader.phases_of.copy_(state["heads"]["phases_of"]), rank)
 
 
 def solve_closed_form(work: Work, new: dict[str, Receiver]) -> None:
@@ -107,18 +123,18 @@ def _start_readers(work: Work) -> None:
     """What readers start from where an encoder has no closed form; a part of the end-to-end stage."""
     if "end_to_end" not in work.stages or work.folder.is_done(EndToEnd.name):
         return
-    done = work.folder.done("reader_start")
-    if work.folder.is_done("reader_start"):
-        work.system.load_state_dict(load_folder(done))
-        return
-    kind = work.config.encoder.type
-    print(
-        f"closed_form: left out, as it solves encoder.type = 'backbone' and not {kind!r}; readers start from the "
-        "statistics of what they have to make",
-        flush=True,
-    )
-    standardise(work.system, islice(work.material.for_closed_form(), STATISTICS_PASSAGES))
-    save_folder(done, work.system.state_dict(), {})
+    kind, system = work.config.encoder.type, work.system
+
+    def start() -> tuple[State, dict[str, Any]]:
+        print(
+            f"closed_form: left out, as it solves encoder.type = 'backbone' and not {kind!r}; readers start from the "
+            "statistics of what they have to make",
+            flush=True,
+        )
+        standardise(system, islice(work.material.for_closed_form(), STATISTICS_PASSAGES))
+        return system.state_dict(), {}
+
+    once(work, "reader_start", system.load_state_dict, start)
 
 
 def _solve(
@@ -133,15 +149,9 @@ def _solve(
 
     measure: what it returns; part: all that it changes, where that is not most of the system.
     """
-    fitted = part or work.system
-    done = work.folder.done(name)
-    if work.folder.is_done(name):
-        print(f"{name}: done before", flush=True)
-        fitted.load_state_dict(load_folder(done))
-        return
-    stage, started = work.config.curriculum.closed_form, time.perf_counter()
-    work.folder.track(name)
-    seen = 0
+    fitted, stage = part or work.system, work.config.curriculum.closed_form
+    sums = work.folder.done(name).parent / "sums"
+    started, seen = time.perf_counter(), 0
 
     def report(rows: int) -> None:
         nonlocal seen
@@ -149,15 +159,18 @@ def _solve(
         if seen // 2000 != (seen - rows) // 2000:
             print(f"{name}: {seen} rows, {time.perf_counter() - started:.0f} s", flush=True)
 
-    if work.config.diagnostics.profile_memory:
-        reset_peak()
-    sums = done.parent / "sums"
-    scores = fit(passages=passages, held_out=stage.held_out, ridge=stage.ridge, report=report, state=sums)
-    seconds = round(time.perf_counter() - started, 1)
-    took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
-    work.folder.record({"stage": name, measure: scores} | took)
-    print(f"{name}: held-out {MEASURES[measure]} {scores}, {seconds} s", flush=True)
-    save_folder(done, fitted.state_dict(), {measure: scores})
+    def solve() -> tuple[State, dict[str, Any]]:
+        work.folder.track(name)
+        if work.config.diagnostics.profile_memory:
+            reset_peak()
+        scores = fit(passages=passages, held_out=stage.held_out, ridge=stage.ridge, report=report, state=sums)
+        seconds = round(time.perf_counter() - started, 1)
+        took = {"seconds": seconds, "memory_mb": peak_memory_mb()}
+        work.folder.record({"stage": name, measure: scores} | took)
+        print(f"{name}: held-out {MEASURES[measure]} {scores}, {seconds} s", flush=True)
+        return fitted.state_dict(), {measure: scores}
+
+    once(work, name, fitted.load_state_dict, solve)
     shutil.rmtree(sums, ignore_errors=True)
 
 
@@ -179,15 +192,15 @@ def recount_codes(work: Work) -> None:
 
 def _keep_codebooks(work: Work, stage: str, find: Callable[..., dict[str, dict[str, float]]]) -> None:
     """Codebooks as `find` leaves them, or left them before."""
-    found = work.folder.done(stage)
-    if work.folder.is_done(stage):
-        work.system.sender.codebooks |= codebooks_in(load_folder(found))
-        return
-    started = time.perf_counter()
-    scores = find(work.system, work.material.prepared, work.config)
-    work.folder.record({"stage": stage, **scores, "seconds": round(time.perf_counter() - started, 1)})
-    for name, bits in scores["bits_per_latent"].items():
-        kept = f" keep {scores['kept'][name]:.3f} of the variance" if "kept" in scores else ""
-        print(f"{stage} of {name}: {bits:.1f} bits a latent{kept}", flush=True)
-    state = {stem: t for stem, t in work.system.state_dict().items() if stem.startswith(CODEBOOKS)}
-    save_folder(found, state, scores)
+    system = work.system
+
+    def make() -> tuple[State, dict[str, Any]]:
+        started = time.perf_counter()
+        scores = find(system, work.material.prepared, work.config)
+        work.folder.record({"stage": stage, **scores, "seconds": round(time.perf_counter() - started, 1)})
+        for name, bits in scores["bits_per_latent"].items():
+            kept = f" keep {scores['kept'][name]:.3f} of the variance" if "kept" in scores else ""
+            print(f"{stage} of {name}: {bits:.1f} bits a latent{kept}", flush=True)
+        return {stem: t for stem, t in system.state_dict().items() if stem.startswith(CODEBOOKS)}, scores
+
+    once(work, stage, lambda state: system.sender.codebooks.update(codebooks_in(state)), make)

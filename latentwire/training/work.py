@@ -47,8 +47,7 @@ class Work:
         if not self.processes.is_main:
             return
         before = self.origin.folder if self.origin else None
-        beside = before if self.config.curriculum.train_only else None
-        save_checkpoint(folder, self.system, self.command, beside, before)
+        save_checkpoint(folder, self.system, self.command, before)
 
     def complete_epochs(self) -> None:
         """Give the checkpoints of epochs what they are compared with, which is tuned only at the end."""

@@ -64,9 +64,9 @@ def trainer(module: EndToEnd, folder: Path, steps: int, **more: object) -> tuple
 def test_a_resumed_run_takes_the_same_steps(tmp_path: Path) -> None:
     whole, expected = trainer(stage(), tmp_path / "whole", 8)
     whole.fit()
-    first, _ = trainer(stage(), tmp_path / "cut", 8, resume_hint="Go on like this.")
+    first, _ = trainer(stage(), tmp_path / "cut", 8)
     first.callbacks.append(Stopper(first, at=6))
-    with pytest.raises(Interrupted, match=r"stopped at step 6 and saved to .*Go on like this"):
+    with pytest.raises(Interrupted, match=r"stopped at step 6 and saved to .*The same command goes on from there"):
         first.fit()
     second, rest = trainer(stage(), tmp_path / "cut", 8)
     second.fit()

@@ -212,7 +212,11 @@ def test_what_only_one_process_meets_ends_all_alike(tmp_path: Path) -> None:
     assert main[1] > 0
 
     main, other = in_two_processes(_with_a_signal, tmp_path / "stopped")
-    assert main == other == (2, f"stopped at step 2 and saved to {tmp_path / 'stopped'}. ")
+    assert (
+        main
+        == other
+        == (2, f"stopped at step 2 and saved to {tmp_path / 'stopped'}. The same command goes on from there.")
+    )
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["step_000002"]
 
     main, other = in_two_processes(_with_an_error, tmp_path)
