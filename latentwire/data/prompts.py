@@ -104,3 +104,10 @@ class PromptFormat:
         """The answer in generated ids: decoded up to its first line break."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip().split("\n")[0].strip()
+
+    def length(self, ids: list[int]) -> int:
+        """How many of generated ids `read` looks at: up to the one that ends the answer, or its first line."""
+        end = next((n for n, token in enumerate(ids, 1) if token in self.stop), len(ids))
+        while end and "\n" in self.tokenizer.decode(ids[: end - 1], skip_special_tokens=True).lstrip():
+            end -= 1
+        return end

@@ -362,9 +362,7 @@ class ContextReader:
             width = (0, more.shape[1])
             tokens, logp = F.pad(tokens, width, value=lm.pad_id), F.pad(logp, width)
             tokens[goes, 1:], logp[goes, 1:] = more, scores
-        ends = self._stops(tokens).long()
-        behind = ends.cumsum(1) - ends > 0  # an answer's end
-        logp[behind] = 0
-        texts = [self.prompt.read(row[~gone].tolist()) for row, gone in zip(tokens, behind, strict=True)]
-        made = iter(map(Candidate, texts, logp.sum(1).tolist()))
+        read = [row[: self.prompt.length(row)] for row in tokens.tolist()]
+        own = row_mask(list(map(len, read)), tokens.shape[1], tokens.device)
+        made = iter(map(Candidate, map(self.prompt.read, read), logp.masked_fill(~own, 0).sum(1).tolist()))
         return [list(islice(made, own)) for own in counts.tolist()]

@@ -82,12 +82,14 @@ class Receiver(ContextReader):
         parts = [[message] if isinstance(message, Wire) else list(message) for message in messages]
         notes = [self.why_text(wires) for wires in parts]
         replies: list[list[Reply]] = [[] for _ in parts]
-        sources: tuple[Source, ...] = ("latents", "text")
-        for source in sources:
-            chosen = [i for i, note in enumerate(notes) if (note is None) == (source == "latents") and questions[i]]
-            tails = [[self.prompt.tail(question) for question in questions[i]] for i in chosen]
+        asked = [i for i in range(len(parts)) if questions[i]]
+        runs: list[tuple[Source, list[int]]] = [("latents", [i for i in asked if notes[i] is None])]
+        # Texts one by one: attention takes the square of a length in memory, for each row of a batch.
+        runs += [("text", [i]) for i in asked if notes[i] is not None]
+        for source, chosen in runs:
             if not chosen:
                 continue
+            tails = [[self.prompt.tail(question) for question in questions[i]] for i in chosen]
             flat = [tail for own in tails for tail in own]
             rows = [(i, j) for i, own in zip(chosen, tails, strict=True) for j in range(len(own))]
             with self.using(LATENT if source == "latents" else TEXT):
@@ -161,7 +163,8 @@ class Receiver(ContextReader):
         return torch.cat([read.to(self.lm.dtype), self.lm.embed(tail)], 1)[0]
 
     def _text_row(self, wires: Sequence[Wire], opening: Sequence[int] = ()) -> list[int]:
-        text = "".join(wire.text or "" for wire in wires)
+        parts = [part for wire in wires for part in (wire.text or "", "" if wire.frame.more else "\n")]
+        text = "".join(parts[:-1])  # texts that are read as one do not run into each other
         return [*self.prompt.head, *opening, *self.lm.tokenize_with_offsets(text)[0]]
 
     def _latents(self, wires: Sequence[Wire]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -328,6 +329,25 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(
         probability = after(text, tail).softmax(-1)
         assert len(own) == pytest.approx(int((probability > probability.max() / 1.5).sum()), abs=1)
         assert len(own) < len(probability) - 1
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@torch.no_grad()
+def test_what_nobody_reads_of_a_candidate_does_not_count(chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line may end without a stop token: in "\\n\\n" as one token, and in a chat, where lines end no answer."""
+    receiver = receiver_of("gemma3", 4, {"anchor": {"chat_template": chat}})
+    texts, prompt = texts_of(receiver, "llama", 4)[:1], receiver.prompt
+    tail = prompt.tail("Who?")
+    tokens = receiver.lm.generate(receiver.read_own(texts), *pad_left([tail], 0), 8, [])[0].tolist()
+    end = next(n for n in range(1, 8) if tokens[n] != tokens[0])  # taken for an empty line from now on
+    written = {tokens[end]: "\n\n"}
+    monkeypatch.setattr(
+        prompt, "tokenizer", SimpleNamespace(decode=lambda ids, **_: "".join(written.get(i, "x") for i in ids))
+    )
+    assert not set(tokens) & set(prompt.stop)
+    best = receiver.candidates(receiver.read_own(texts), [tail], 8, 2)[0][0]
+    nll = receiver.score(receiver.read_own(texts), [(tail, tokens[: end + 1])]).nll
+    assert best.text == "x" * end and best.logp == pytest.approx(-nll.item(), abs=2e-3)
 
 
 @pytest.mark.parametrize(

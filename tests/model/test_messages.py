@@ -233,3 +233,14 @@ def test_a_receiver_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path)
     for load in (lambda: Sender.from_pretrained(tmp_path), lambda: Receiver.from_pretrained(tmp_path, "a")):
         with pytest.raises(CheckpointError, match="no checkpoint there"):
             load()
+
+
+def test_texts_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight long texts in one batch would take eight times the memory of one, which is the square of its length."""
+    receiver = small_system(small_config(), ("llama",)).receivers["a"]
+    wires, asked = [Wire.of(text=p.context) for p in small_passages(3)], [["Who?", "Where?"]] * 3
+    read, sizes = receiver.read_text, []
+    monkeypatch.setattr(receiver, "read_text", lambda rows: (sizes.append(len(rows)), read(rows))[1])
+    together = receiver.answer_batch(wires, asked, 4)
+    assert sizes == [1, 1, 1]
+    assert together == [receiver.answer_batch([wire], [["Who?", "Where?"]], 4)[0] for wire in wires]

@@ -20,6 +20,7 @@ from latentwire.data.documents import Document, read_documents
 from latentwire.model.system import LatentWire
 from latentwire.serving import index as indexing
 from latentwire.serving.index import Index, answer_from, build_index
+from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
 from tests.cli.test_commands import fails
 from tests.systems import saved_run, small_config, small_passages, small_system
@@ -71,6 +72,19 @@ def test_documents_are_found_by_their_words_and_answered_from_their_messages(
     assert answer_from(index, receiver, "Zanzibar?") == (None, [])
     for path in (tmp_path / "x").rglob("*"):  # no text is in it
         assert path.is_dir() or b"sells" not in path.read_bytes() or path.name == "vocab.index.json"
+
+
+def test_texts_of_several_documents_do_not_run_into_each_other(
+    system: LatentWire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system.sender, "chunk", 8)
+    stranger, receiver = MADE_WITH | {"text": "beside"}, system.receivers["a"]
+    build_index(CORPUS, tmp_path / "x", lambda: system.sender, stranger, with_text=True)
+    hits = Index(tmp_path / "x").search("Where do Edda and Mira live?", 2)
+    assert len(hits[0].message) > 1
+    row = receiver._text_row([wire for hit in hits for wire in hit.message])
+    both = "\n".join(document.text for hit in hits for document in CORPUS if document.id == hit.id)
+    assert row == receiver._text_row([Wire.of(text=both)])
 
 
 def test_what_fails_before_anything_is_encoded_leaves_the_index(system: LatentWire, tmp_path: Path) -> None:
