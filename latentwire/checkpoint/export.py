@@ -10,13 +10,13 @@ from typing import Any
 
 from latentwire.checkpoint.hub import fetch_beside
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
-from latentwire.checkpoint.parts import CODEBOOKS, State, adapter_stem, reader_stem
+from latentwire.checkpoint.parts import State, adapter_stem, reader_stem
 from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config
 from latentwire.config.load import some_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json, read_jsonl
-from latentwire.core.names import ADAPTERS, CARD, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
+from latentwire.core.names import ADAPTERS, CARD, CODEBOOKS, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
 
 HERE = {
     "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),

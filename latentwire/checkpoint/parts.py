@@ -12,7 +12,7 @@ from latentwire.checkpoint.index import codebooks_of
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config, some_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
-from latentwire.core.names import BASELINES, CODEBOOKS, LATENT, READERS
+from latentwire.core.names import BASELINES, CODEBOOKS, LATENT, READERS, file_of
 from latentwire.wire.codebook import FORMS, Codebook, form_of, remember
 
 State = dict[str, dict[str, Tensor]]
@@ -29,7 +29,7 @@ def receiver_of(folder: Path, config: Config, receiver: str) -> tuple[str, str]:
         ((name, model),) = some_receivers(config.model, [receiver], str(folder)).items()
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    if f"{reader_stem(name)}.safetensors" not in read_info(folder)["files"]:
+    if file_of(reader_stem(name)) not in read_info(folder)["files"]:
         raise CheckpointError(f"{folder} has no receiver {name!r}: its file is not among the checkpoint's")
     return name, model
 

@@ -19,7 +19,7 @@ from latentwire.checkpoint.parts import adapter_stem, codebook_stems, reader_ste
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.core.names import ADAPTERS, BASELINES, READERS
+from latentwire.core.names import ADAPTERS, BASELINES, READERS, file_of, stem_of
 from latentwire.model.system import LatentWire, check_devices
 
 OF_RECEIVERS = (READERS, BASELINES)
@@ -38,13 +38,13 @@ def save_checkpoint(folder: Path, system: LatentWire, command: Sequence[str] = (
     if before is not None and system.config.curriculum.train_only:
         there = read_info(before)
         state = {stem: group for stem, group in state.items() if stem.startswith(OF_RECEIVERS)}
-        others = {n: file for n, file in there["files"].items() if n.removesuffix(".safetensors") not in state}
+        others = {n: file for n, file in there["files"].items() if stem_of(n) not in state}
         copied = {name: checked_file(before, name, file) for name, file in others.items()}
         config["encoder"] = there["config"]["encoder"]
         config["features"]["use_lora"] |= there["config"]["features"]["use_lora"]
     if before is not None:
         for name in read_info(before)["files"]:
-            stem = name.removesuffix(".safetensors")
+            stem = stem_of(name)
             if stem in state and _equal(state[stem], load_folder(before, [stem])[stem]):
                 del state[stem]
                 copied[name] = before / name  # which has just been checked
@@ -83,7 +83,7 @@ def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[s
 def _stems_of(folder: Path, only: Sequence[str] | None) -> list[str] | None:
     """The files that the sender and some receivers need; None, all, also where one of these was not trained."""
     there = read_info(folder)["files"]
-    if not only or any(f"{reader_stem(name)}.safetensors" not in there for name in only):
+    if not only or any(file_of(reader_stem(name)) not in there for name in only):
         return None
     return ["sender", *codebook_stems(folder), *(adapter_stem(name, adapter) for name in only for adapter in ADAPTERS)]
 

@@ -22,7 +22,7 @@ from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import CheckpointError
 from latentwire.core.hashing import sha256_file
 from latentwire.core.json_files import read_object, write_json
-from latentwire.core.names import INDEX
+from latentwire.core.names import INDEX, file_of, stem_of
 from latentwire.wire.codecs.integers import quantize
 
 FORMAT = 1
@@ -57,7 +57,7 @@ def save_folder(
             shutil.copyfile(source, temporary / name)
             files[name] = _described(temporary / name)
         for stem, group in tensors.items():
-            path = temporary / f"{stem}.safetensors"
+            path = temporary / file_of(stem)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 stored = _packed(group) if pack else group
@@ -65,7 +65,7 @@ def save_folder(
                 path.chmod(0o644)  # safetensors writes files that only their owner may read
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{folder}: could not be written: {error}") from error
-            files[f"{stem}.safetensors"] = _described(path)
+            files[file_of(stem)] = _described(path)
         write_json(temporary / INDEX, {"format": FORMAT, **info, "files": files})
         _keep_beside(folder, temporary, files, keep_others)
 
@@ -139,7 +139,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 def tensor_names(folder: Path, stem: str) -> list[str]:
     """The names of a file's tensors, none of which is read."""
-    name = f"{stem}.safetensors"
+    name = file_of(stem)
     path = checked_file(folder, name, read_info(folder)["files"][name])
     with safe_open(path, "pt") as file:
         return list(file.keys())
@@ -164,7 +164,7 @@ def load_folder(folder: Path, stems: list[str] | None = None) -> dict[str, dict[
     files = read_info(folder)["files"]
     out = {}
     for name, expected in files.items():
-        stem = name.removesuffix(".safetensors")
+        stem = stem_of(name)
         if stems is not None and stem not in stems:
             continue
         path = checked_file(folder, name, expected)

@@ -15,7 +15,7 @@ from latentwire.cli.files import codec_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
-from latentwire.core.names import CODEBOOKS
+from latentwire.core.names import CODEBOOKS, file_of
 from latentwire.data.documents import ROW_FILES, read_documents
 
 
@@ -83,7 +83,7 @@ def index(
         "chunk": str(config.data.max_context_tokens),
         "encoder": stable_hash(form | {"dtype": config.model.dtype}),
     }
-    codebook = read_info(folder)["files"].get(f"{CODEBOOKS}{made_with['codec'].partition(':')[0]}.safetensors")
+    codebook = read_info(folder)["files"].get(file_of(f"{CODEBOOKS}{made_with['codec'].partition(':')[0]}"))
     if codebook:
         made_with["codebook"] = codebook["sha256"]
     started = time.perf_counter()

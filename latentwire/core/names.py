@@ -22,3 +22,13 @@ INDEX, CARD, EXPORTED_LOG = "checkpoint.json", "README.md", "training.jsonl"
 READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
 """What the names of its weights' files begin with: of readers with the LoRA that reads latents, of other LoRA, of
 codebooks of learned codecs."""
+
+
+def file_of(stem: str) -> str:
+    """The weights' file of a stem, such as "receivers/gemma"."""
+    return f"{stem}.safetensors"
+
+
+def stem_of(file: str) -> str:
+    """What stands before the ending in the name of a weights' file."""
+    return file.removesuffix(".safetensors")

@@ -26,6 +26,7 @@ from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import LatentWireError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import write_json
+from latentwire.core.names import file_of
 from latentwire.core.paths import cache_dir
 from latentwire.serving.vllm_slots import Served
 
@@ -69,7 +70,7 @@ def _lora_arguments(served: Served, out: Path) -> list[str]:
     files, lora = read_info(served.folder)["files"], served.config.lora
     modules = []
     for name, stem in served.adapters.items():
-        content = stable_hash([files[f"{stem}.safetensors"]["sha256"], lora.model_dump(mode="json")])
+        content = stable_hash([files[file_of(stem)]["sha256"], lora.model_dump(mode="json")])
         place = out / f"{name}-{content[:12]}"
         if not place.is_dir():
             _write_lora(part_of(load_folder(served.folder, [stem])[stem], "lora"), lora, place)

@@ -15,6 +15,7 @@ from latentwire.checkpoint.parts import adapter_stem, load_part, part_of, reader
 from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError
+from latentwire.core.names import file_of
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.codecs.base import Array
 
@@ -66,7 +67,7 @@ class Served:
         return {  # where a receiver was added later, some may have LoRA and others not
             name: stem
             for name, stem in stems.items()
-            if f"{stem}.safetensors" in files and any(n.startswith("lora.") for n in tensor_names(self.folder, stem))
+            if file_of(stem) in files and any(n.startswith("lora.") for n in tensor_names(self.folder, stem))
         }
 
     def tensors(self) -> dict[str, Tensor]:

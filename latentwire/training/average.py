@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import SENDER, load_config_of
-from latentwire.checkpoint.parts import CODEBOOKS, State
+from latentwire.checkpoint.parts import State
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info
 from latentwire.core.errors import CheckpointError, ConfigError
+from latentwire.core.names import CODEBOOKS, stem_of
 from latentwire.training.origin import unlike_forms
 
 
@@ -43,7 +44,7 @@ def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
         if len(entries) == 1:
             shared[name] = checked_file(first, name, files[first][name])
             continue
-        stem = name.removesuffix(".safetensors")
+        stem = stem_of(name)
         versions = sorted(entries.values(), key=folders.index)
         state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
     if not state:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import CODEBOOKS, READERS, State, adapter_stem, merge, part_of, reader_stem
+from latentwire.checkpoint.parts import State, adapter_stem, merge, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config
 from latentwire.config.load import differences
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_json, write_json
-from latentwire.core.names import ORIGIN, TEXT
+from latentwire.core.names import CODEBOOKS, ORIGIN, READERS, TEXT, stem_of
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
@@ -66,7 +66,7 @@ class Origin:
         self.config = load_config_of(self.folder)
         sender_fingerprint(self.folder)  # without a sender there is nothing to start from
         self.files: dict[str, Any] = read_info(self.folder)["files"]
-        stems = [name.removesuffix(".safetensors") for name in self.files]
+        stems = [stem_of(name) for name in self.files]
         self.known = {stem.removeprefix(READERS) for stem in stems if stem.startswith(READERS)}
         self.codebooks = codebooks_of(self.folder)
         self.lacks_companion = self.lacks_salience = False

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from latentwire.checkpoint.parts import CODEBOOKS, State, codebooks_in
+from latentwire.checkpoint.parts import State, codebooks_in
 from latentwire.checkpoint.tensors import load_folder, save_folder
+from latentwire.core.names import CODEBOOKS
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.receiver import Receiver

@@ -14,7 +14,7 @@ from latentwire.config.sections.latents import EncoderConfig
 from latentwire.config.sections.training import TuningStage
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
-from latentwire.core.names import ASKING, INDEX, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
+from latentwire.core.names import ASKING, INDEX, LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET, file_of
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
@@ -80,7 +80,7 @@ def baselines_of(work: Work, receiver: Receiver) -> Iterator[str]:
 
 
 def _is_in_last(work: Work, receiver: Receiver, reads: str) -> bool:
-    return (work.folder.last / f"{adapter_stem(receiver.name, reads)}.safetensors").is_file()
+    return (work.folder.last / file_of(adapter_stem(receiver.name, reads))).is_file()
 
 
 def _stage_of(work: Work, reads: str) -> tuple[str, TuningStage]:
