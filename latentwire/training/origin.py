@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_conf
 from latentwire.checkpoint.parts import State, adapter_stem, merge, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config
-from latentwire.config.load import differences
+from latentwire.config.form import unlike_forms
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_json, write_json
@@ -25,24 +24,6 @@ from latentwire.features import FEATURES
 from latentwire.model.system import LatentWire, load_receiver_state, load_sender_state
 
 ADDITIONAL = {f"use_{name}" for name in FEATURES} | {"use_latent_refiner", "use_sender_lora"}
-SAME_FORM = (
-    "encoder",
-    "queries",
-    "byte",
-    "latent_refiner",
-    "adapter",
-    "anchor",
-    "features",
-    "lora.r",
-    "lora.alpha",
-    "lora.targets",
-    "lora.first_n",
-    "deep_prefix",
-    "prefix",
-    "latent_adapters",
-    "coprocessor",
-)
-"""What a checkpoint and a run that starts from it must agree on: the meaning of its tensors."""
 NOT_ON_LATENTS = {"use_deep_prefix", "use_lora", "use_sender_lora", "use_prefix"} | {
     f"use_{name}" for name, feature in FEATURES.items() if feature.train_only
 }
@@ -197,24 +178,6 @@ class Origin:
                 raise ConfigError(
                     f"checkpoint.init_from: {self.folder} was trained with {dotted} = {trained!r}, not {asked!r}"
                 )
-
-
-def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
-    """What keeps two configurations' tensors from meaning the same: dotted keys, with the values of both.
-
-    Options of LoRA count where the first one has tensors of it, which the other would go on with.
-    """
-    both_have_one = one.encoder.companion is not None and other.encoder.companion is not None
-    has_lora = one.features.use_lora or one.features.use_sender_lora
-    unlike = differences(one.model_dump(mode="json"), other.model_dump(mode="json"))
-    for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
-        if dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one):
-            continue  # the same model may lie elsewhere
-        if dotted.endswith(".dropout") or (dotted.startswith("lora.") and not has_lora):
-            continue  # no tensor means anything else by it
-        if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
-            section, key = dotted.split(".")
-            yield dotted, getattr(getattr(one, section), key), getattr(getattr(other, section), key)
 
 
 def widened(state: State, companion: Companion) -> State:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
+from latentwire.config.form import unlike_forms
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
 from latentwire.model.system import LatentWire
-from latentwire.training.origin import READ_LATENTS, Origin, unlike_forms, widened
+from latentwire.training.origin import READ_LATENTS, Origin, widened
 from latentwire.training.stages.closed_form import fit, fit_companion
 from tests.features.test_matrix import dead_parameters
 from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system

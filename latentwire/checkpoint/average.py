@@ -8,19 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from latentwire.checkpoint.export import check_target, histories, lineage, training_log
 from latentwire.checkpoint.index import SENDER, load_config_of
 from latentwire.checkpoint.parts import State
-from latentwire.checkpoint.tensors import checked_file, load_folder, read_info
+from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
+from latentwire.config.form import unlike_forms
+from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import CheckpointError, ConfigError
-from latentwire.core.names import CODEBOOKS, stem_of
-from latentwire.training.origin import unlike_forms
+from latentwire.core.json_files import mapping_at, write_jsonl
+from latentwire.core.manifest import run_manifest
+from latentwire.core.names import CODEBOOKS, EXPORTED_LOG, stem_of
+from latentwire.wire.codecs import LearnedCodec, parse_codec
 
 
-def average(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
+def average(folders: Sequence[Path], out: Path, command: Sequence[str]) -> tuple[list[str], int]:
+    """Write the `mean` of checkpoints to a folder; returns what was averaged, and how many files were taken over.
+
+    Its history is that of all of them. `command`: the words that asked for it.
+    """
+    for folder in folders:
+        check_target(out, folder)
+    state, shared = mean(folders)
+    runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
+    of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
+    of_first["config"].get("checkpoint", {}).pop("init_from", None)
+    if SENDER not in shared:  # a new one, which no codebook is for
+        of_first["config"].get("codec", {}).pop("learned", None)
+        sends = mapping_at(of_first["config"], "evaluation").get("codec")
+        if sends and isinstance(parse_codec(sends), LearnedCodec):
+            del of_first["config"]["evaluation"]["codec"]
+    with atomic_dir(out) as new:
+        made: dict[str, Any] = {"manifest": run_manifest(None, command), "earlier": histories(runs)}
+        save_folder(new, state, of_first | made, copied=shared)  # in fp32: a mean has more bits than what it is of
+        if log := training_log(runs, last=None):
+            write_jsonl(new / EXPORTED_LOG, log)
+    return sorted(state), len(shared)
+
+
+def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     """The mean of each file's versions, {file stem: tensors}, and the files that all share, {name: where one lies}.
 
     A version that several checkpoints hold counts once: of two runs that each trained another receiver of one
@@ -65,13 +95,13 @@ def _mean(groups: Sequence[dict[str, Tensor]], folders: Sequence[Path], name: st
     for folder, form in zip(folders, forms, strict=True):
         if form != forms[0]:
             raise CheckpointError(f"{folder / name}: has not the names and shapes of tensors in {folders[0]}")
-    mean = {}
+    out = {}
     for key, tensor in groups[0].items():
         versions = [group[key] for group in groups]
         if tensor.is_floating_point():
-            mean[key] = torch.stack([version.float() for version in versions]).mean(0)
+            out[key] = torch.stack([version.float() for version in versions]).mean(0)
         elif all(version.equal(tensor) for version in versions):
-            mean[key] = tensor
+            out[key] = tensor
         else:  # such as which heads show which tokens
             raise CheckpointError(f"{name}: {key} of these checkpoints differs, and has no mean")
-    return mean
+    return out
