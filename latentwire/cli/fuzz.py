@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.codecs import with_sample_book
 from latentwire.cli.options import Debug, Json
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.core.json_files import dump_json
@@ -26,6 +25,7 @@ from latentwire.wire.codebook import KINDS
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.frame import MAGIC, varint
 from latentwire.wire.message import Wire, read_texts
+from latentwire.wire.samples import with_sample_book
 
 TRACED = 200
 """One message in so many is parsed with its allocations traced, which is slow."""

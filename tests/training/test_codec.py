@@ -12,7 +12,6 @@ import torch
 from latentwire.checkpoint.parts import codebooks_in
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
-from latentwire.cli.codecs import sample_codebook
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.core.names import LATENT
 from latentwire.model.receiver import Receiver
@@ -25,6 +24,7 @@ from latentwire.training.stages.codec import CodecTuning
 from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.codecs.fsq import FiniteScalarCodec
+from latentwire.wire.samples import sample_codebook
 from tests.systems import small_config, small_passages, small_system
 
 OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "width": 8, "passages": 12}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from latentwire.cli.codecs import sample_codebook
 from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs import CODECS, LearnedCodec
+from latentwire.wire.samples import sample_codebook
 
 PLAIN = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec)]
 """Codecs that need no codebook."""

@@ -13,7 +13,6 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentwire.cli.codecs import with_sample_book
 from latentwire.cli.fuzz import fuzz
 from latentwire.core.errors import WireError
 from latentwire.wire import codecs
@@ -21,6 +20,7 @@ from latentwire.wire.codecs import CODECS
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.frame import Frame, LatentSection
 from latentwire.wire.message import Wire, read_texts
+from latentwire.wire.samples import with_sample_book
 from latentwire.wire.text import MOST_EXPANSION, pack_text
 from tests.wire.books import D_Z, LAYERS, PLAIN, small_codec
 
