@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentwire.cli.files import label, text_of
+from latentwire.cli.options import names_of
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, ModelError
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 
     Key = tuple[str, Source]  # a receiver, and what it reads
 
-Receivers = Annotated[
-    list[str] | None,
-    typer.Option("--receiver", metavar="NAME", help="Receiver of the checkpoint; may be given several times. [all]"),
-]
 TextToo = Annotated[bool, typer.Option("--text-too/--no-text", help="Answer from the text as well, to compare.")]
 MaxNewTokens = Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")]
 LABELS: dict[Source, str] = {"latents": "message", "text": "text"}
@@ -40,7 +37,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
 
     folder = find_checkpoint(Path(ckpt))
     config = load_config_of(folder, parse_overrides(overrides))
-    chosen = some_receivers(config.model, names, f"--receiver: {folder}")
+    chosen = some_receivers(config.model, names_of(*names), f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)
     from latentwire.checkpoint.system import load_checkpoint

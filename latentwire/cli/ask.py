@@ -11,7 +11,6 @@ import typer
 
 from latentwire.cli.answers import (
     MaxNewTokens,
-    Receivers,
     Silent,
     TextToo,
     ask_all,
@@ -24,7 +23,7 @@ from latentwire.cli.answers import (
 )
 from latentwire.cli.extras import extras
 from latentwire.cli.files import label
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, OnlyReceivers, Overrides, names_of
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, WireError
@@ -39,7 +38,7 @@ def ask(
     more: Annotated[
         list[str] | None, typer.Option("--question", metavar="TEXT", help="The same; may be given several times.")
     ] = None,
-    receiver: Receivers = None,
+    receiver: OnlyReceivers = None,
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     index: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Ask the corpus that `latentwire index` compressed.")
@@ -120,7 +119,7 @@ def _ask_index(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     checkpoint, changes = find_checkpoint(Path(ckpt)), parse_overrides(overrides)
-    chosen = some_receivers(load_config_of(checkpoint, changes).model, names, f"--receiver: {checkpoint}")
+    chosen = some_receivers(load_config_of(checkpoint, changes).model, names_of(*names), f"--receiver: {checkpoint}")
     if index.info.get("text", "none") == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
         raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")
     from latentwire.model.pretrained import load_receivers

@@ -11,7 +11,6 @@ import typer
 
 from latentwire.cli.answers import (
     MaxNewTokens,
-    Receivers,
     TextToo,
     ask_all,
     check_questions,
@@ -20,7 +19,7 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, OnlyReceivers, Overrides
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 from latentwire.core.paths import cache_dir
 
@@ -36,7 +35,7 @@ KEPT_LINES = 1000
 
 def chat(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The text.")],
-    receiver: Receivers = None,
+    receiver: OnlyReceivers = None,
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     text_too: TextToo = True,
     max_new_tokens: MaxNewTokens = 24,

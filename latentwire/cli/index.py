@@ -12,7 +12,7 @@ import typer
 
 from latentwire.cli.extras import extras
 from latentwire.cli.files import codec_of
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, output_folder
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.names import CODEBOOKS, file_of
@@ -21,7 +21,7 @@ from latentwire.data.documents import ROW_FILES, read_documents
 
 def index(
     documents: Annotated[Path, typer.Argument(metavar="DOCS", help="Folder of texts, .jsonl, .parquet or text file.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the index goes, or is.")],
+    out: Annotated[Path, output_folder("Where the index goes, or is.")],
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
     codec: Annotated[str | None, typer.Option(metavar="CODEC", help="Default: evaluation.codec.")] = None,
     text: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Debug, Json, output_folder
 from latentwire.core.json_files import dump_json
 
 
@@ -15,7 +15,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, evaluations or ablations.")],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="DIR", help="Where it goes; default: RUN itself, or ./report for several."),
+        output_folder("Where it goes; default: RUN itself, or ./report for several."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

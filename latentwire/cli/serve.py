@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from latentwire.cli.extras import extras
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, OnlyReceivers, Overrides, names_of
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, LatentWireError
 
@@ -28,10 +28,7 @@ def serve(
         Literal["sender", "receiver", "both"],
         typer.Option(help="Which ends of the wire are here; only they are loaded."),
     ] = "both",
-    receiver: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Receiver; may be given several times. Default: all of the checkpoint."),
-    ] = None,
+    receiver: OnlyReceivers = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token_file: Annotated[
@@ -66,7 +63,7 @@ def serve(
 
         from latentwire.serving.engine import Engine, Limits, ends_of
         from latentwire.serving.http import create_app
-    load = ends_of(ckpt, role, receiver, parse_overrides(overrides))
+    load = ends_of(ckpt, role, names_of(*(receiver or ())), parse_overrides(overrides))
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)
     listener = _listen(host, port)
     engine = Engine(load, limits, role)

@@ -318,7 +318,11 @@ def test_a_corpus_is_asked(
         in_turn = [*run, "--override", "system.sequential_models=true"]
         assert latentwire(["ask", "--index", index, "Who sells boats?", *in_turn])["questions"] == [found]
     assert taken and set(taken) == {taken[0]} != {None}  # the models of all receivers share one place
-    both = latentwire(["ask", "--index", index, "Who sells boats or lamps?", "--documents", "2", *asked[:2], *run])
-    assert {hit["id"] for hit in both["questions"][0]["answers"][0]["documents"]} == {"1", "2"}
+    both = latentwire(
+        ["ask", "--index", index, "Who sells boats or lamps?", "--documents", "2", "--receiver", "qw,llama", *run]
+    )
+    (asked_both,) = both["questions"]
+    assert [row["receiver"] for row in asked_both["answers"]] == ["qwen", "llama"]
+    assert {hit["id"] for hit in asked_both["answers"][0]["documents"]} == {"1", "2"}
     assert "no finished index there" in fails(latentwire, ["ask", "--index", str(tmp_path), "Who?", *run], capsys)
     assert "neither a text nor --index" in fails(latentwire, ["ask", *run], capsys)
