@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from latentwire.core.errors import LatentWireError
+from latentwire.core.errors import Interrupted, LatentWireError
 
 if TYPE_CHECKING:
     import typer
@@ -74,7 +74,7 @@ def run_and_exit(main: Callable[[], Any]) -> None:
             sys.stdout.flush()
         except OSError:
             _end_output()
-        interrupted = type(error).__name__ == "Interrupted"
+        interrupted = isinstance(error, Interrupted)
         text = str(error) or type(error).__name__
         print(f"{'' if interrupted else 'error: '}{text}", file=sys.stderr)
         sys.exit(INTERRUPTED if interrupted else 2)

@@ -18,7 +18,7 @@ from latentwire.cli.options import Debug, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
-from latentwire.core.errors import ConfigError, TrainingError, named, one_line
+from latentwire.core.errors import ConfigError, Interrupted, TrainingError, named, one_line
 from latentwire.core.json_files import write_json
 from latentwire.core.names import FAILED
 from latentwire.report.ablation import PLAN, as_markdown, is_evaluated, write_report
@@ -124,7 +124,6 @@ def is_done(folder: Path, run: PlannedRun) -> bool:
 def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -> str | None:
     """Train and evaluate one run in its folder; returns the error, which is also left in failed.json, if it fails."""
     from latentwire.cli.train import main as train_main
-    from latentwire.training.interrupt import Interrupted
 
     words = ["--config", str(plan.base)] if plan.base else []
     words += [word for key, value in run.changes.items() for word in ("--override", f"{key}={json.dumps(value)}")]

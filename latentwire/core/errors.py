@@ -34,6 +34,10 @@ class TrainingError(LatentWireError):
     """Training cannot go on."""
 
 
+class Interrupted(TrainingError):
+    """Training was stopped by the user; everything is saved."""
+
+
 @contextmanager
 def named(where: str) -> Iterator[None]:
     """An error of the block, with the place where it is in front."""

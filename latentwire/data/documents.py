@@ -56,7 +56,7 @@ def read_documents(
 
 def _text_lines(file: Path) -> Iterator[str]:
     try:
-        with open(file, encoding="utf-8-sig") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:  # a text keeps its line ends
             yield from stream
     except OSError as error:
         raise DataError(f"{file}: could not be read: {error.strerror or error}") from error

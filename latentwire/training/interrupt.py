@@ -6,12 +6,6 @@ import signal
 from types import FrameType
 from typing import Any
 
-from latentwire.core.errors import TrainingError
-
-
-class Interrupted(TrainingError):
-    """Training was stopped by the user; everything is saved."""
-
 
 class StopRequest:
     """Turns the first Ctrl-C (or SIGTERM) within its block into `requested`; a second one kills as usual."""

@@ -18,11 +18,11 @@ from accelerate import Accelerator
 
 from latentwire.checkpoint.training_state import TrainingState, latest_state, load_state, prune_states, save_state
 from latentwire.config.schema import Config
-from latentwire.core.errors import TrainingError
+from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.diagnostics.memory import MemoryProfile
 from latentwire.diagnostics.progress import LOSS_GRAD_NORM
 from latentwire.diagnostics.tensors import TensorWatch
-from latentwire.training.interrupt import Interrupted, StopRequest
+from latentwire.training.interrupt import StopRequest
 from latentwire.training.module import TrainModule
 from latentwire.training.processes import Processes
 from latentwire.training.schedule import lr_factor

@@ -85,7 +85,7 @@ def test_a_run_of_another_configuration_is_not_taken_for_done(
 
 
 def test_ctrl_c_ends_it_and_is_no_failure(tmp_path: Path, trainer: Trainer, words: list[str]) -> None:
-    from latentwire.training.interrupt import Interrupted
+    from latentwire.core.errors import Interrupted
 
     trainer.fails["r=4"] = Interrupted("stopped at step 3")
     with pytest.raises(Interrupted):

@@ -219,7 +219,7 @@ def test_a_damaged_index_is_named(system: LatentWire, tmp_path: Path) -> None:
 def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     (folder / "deep").mkdir(parents=True)
-    (folder / "b.txt").write_text("one\ntwo\n")
+    (folder / "b.txt").write_bytes(b"one\r\ntwo\n")
     (folder / "deep" / "a.md").write_text("three\n\nfour")
     (folder / "blank.txt").write_text(" \n")
     (folder / "image.png").write_bytes(b"\xff")
@@ -227,7 +227,7 @@ def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> 
     def found(path: Path, **how: Any) -> list[tuple[str, str]]:
         return [(document.id, document.text) for document in read_documents(path, **how)]
 
-    assert found(folder) == [("b.txt", "one\ntwo\n"), ("deep/a.md", "three\n\nfour")]
+    assert found(folder) == [("b.txt", "one\r\ntwo\n"), ("deep/a.md", "three\n\nfour")]
     assert found(folder, lines=True) == [
         ("b.txt:1", "one"), ("b.txt:2", "two"), ("deep/a.md:1", "three"), ("deep/a.md:3", "four"),
     ]  # fmt: skip

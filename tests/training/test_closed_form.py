@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from latentwire.core.errors import TrainingError
+from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
-from latentwire.training.interrupt import Interrupted
 from latentwire.training.material import Material
 from latentwire.training.stages import closed_form
 from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve

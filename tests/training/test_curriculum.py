@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from latentwire.core.errors import Interrupted
 from latentwire.core.json_files import append_jsonl
 from latentwire.core.names import LATENT
 from latentwire.diagnostics.progress import StepLog
-from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.systems import small_config, small_passages, small_system

@@ -10,8 +10,8 @@ import torch
 
 from latentwire.config import load_config
 from latentwire.config.sections.latents import LatentsConfig
+from latentwire.core.errors import Interrupted
 from latentwire.training.dropout import keep_latents, keep_share
-from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.systems import small_config, small_passages, small_system

@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from latentwire.checkpoint.training_state import TrainingState, all_states, latest_state, prune_states, save_state
-from latentwire.core.errors import TrainingError
+from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.json_files import append_jsonl
 from latentwire.core.names import LATENT
 from latentwire.diagnostics.progress import StepLog
-from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
 from latentwire.training.schedule import lr_factor

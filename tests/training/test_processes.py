@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.run_ablation import main as ablation_main
-from latentwire.core.errors import ConfigError, LatentWireError
+from latentwire.core.errors import ConfigError, Interrupted, LatentWireError
 from latentwire.train import main as train_main
 from latentwire.training import processes
 from latentwire.training.fitting import fit
-from latentwire.training.interrupt import Interrupted
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import ParameterGroup, StepOutput
 from latentwire.training.processes import Processes

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.core.batches import batched
-from latentwire.core.errors import TrainingError
+from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.names import INDEX
 from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
-from latentwire.training.interrupt import Interrupted, StopRequest
+from latentwire.training.interrupt import StopRequest
 
 T = TypeVar("T")
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
