@@ -18,7 +18,7 @@ from latentwire.training.work import Work
 
 def fit(work: Work, module: TrainModule, stage: TuningStage, callbacks: Sequence[Callback] = ()) -> None:
     """Train to the end of a stage, and leave it done for all processes."""
-    total = work.steps(module.steps_per_epoch, stage)
+    total = work.steps(module.batches_per_epoch, stage)
     if work.processes.agreed(work.folder.is_done(module.name)):  # the main one may write it while the others look
         print(f"{module.name}: done before", flush=True)
         module.load_state_dict(load_folder(work.folder.done(module.name)))

@@ -80,7 +80,7 @@ class Trainer:
         self.step = 0
         self.bad_steps = 0
         self.accumulation = config.optimizer.accumulation
-        module.total = total_steps * self.accumulation
+        module.total_batches = total_steps * self.accumulation
         self.memory = MemoryProfile(config.diagnostics.profile_memory)
         self.watch = TensorWatch(module.name, config.diagnostics.log_shapes)
         self.norms_due: dict[str, int] = {}
@@ -216,7 +216,7 @@ class Trainer:
                 f"the {record['not_finite']} of receiver {record['receiver']!r} was NaN or inf; {self._last_good()}. A "
                 "lower optimizer.lr may help"
             )
-        before, passes = (n * self.accumulation // self.module.steps_per_epoch for n in (self.step - 1, self.step))
+        before, passes = (n * self.accumulation // self.module.batches_per_epoch for n in (self.step - 1, self.step))
         for passed in range(before + 1, passes + 1):
             for callback in self.callbacks:
                 callback.on_epoch(passed)

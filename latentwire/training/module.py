@@ -40,8 +40,9 @@ class TrainModule(Protocol):
     """A stage. Everything it draws is a function of the step, so that a resumed run takes the identical next step."""
 
     name: str
-    steps_per_epoch: int
-    total: int
+    batches_per_epoch: int
+    """Micro-batches after which each receiver has seen all passages once."""
+    total_batches: int
     """Micro-batches of the whole stage, set by the trainer: what changes over a stage goes by it."""
 
     def parameter_groups(self) -> list[ParameterGroup]: ...

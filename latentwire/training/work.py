@@ -60,6 +60,7 @@ class Work:
         if later:
             raise ConfigError(f"--stages: {later[0]} needs {missing}{of}, which was not done in {self.folder.path}")
 
-    def steps(self, steps_per_epoch: int, stage: TuningStage) -> int:
-        full = -(-stage.epochs * steps_per_epoch // self.config.optimizer.accumulation)  # to the end of the last epoch
+    def steps(self, batches_per_epoch: int, stage: TuningStage) -> int:
+        batches = stage.epochs * batches_per_epoch
+        full = -(-batches // self.config.optimizer.accumulation)  # to the end of the last epoch
         return full if stage.max_steps is None else min(full, stage.max_steps)

@@ -229,7 +229,7 @@ def test_weights_and_k_go_over_the_stage() -> None:
         {"first_token_weight": 1.0, "first_token_weight_end": 0.0, "k_token_weight": 1.0, "k_tokens": 1}
         | {"k_tokens_end": 3}
     )
-    module.total = 5
+    module.total_batches = 5
     outs = [module.forward(module.batch(i)) for i in range(5)]
     assert [out.metrics["k_tokens"] for out in outs] == [1, 1, 2, 3, 3]
     weights = [o.terms["first_token_ce"].item() / o.metrics["first_token_ce"] for o in outs[:4]]
@@ -359,7 +359,7 @@ def test_the_options_of_distillation_reach_it() -> None:
 
 def test_the_first_token_s_weight_follows_its_schedule() -> None:
     module = stage({"first_token_weight": 1.0, "first_token_weight_end": 0.0, "first_token_schedule": "cosine"})
-    module.total = 5
+    module.total_batches = 5
     out = module.forward(module.batch(1))
     weight = out.terms["first_token_ce"].item() / out.metrics["first_token_ce"]
     assert weight == pytest.approx((1 + math.cos(math.pi / 4)) / 2)

@@ -376,7 +376,7 @@ def test_either_end_alone_knows_the_codebook(tmp_path: Path, monkeypatch: pytest
 def test_where_codes_are_trained_schedules_are_at_their_end() -> None:
     system, prepared = fitted()
     module = CodecTuning(system, prepared, system.config)
-    module.total = 100
+    module.total_batches = 100
     assert {module.batch(index).progress for index in range(4)} == {1.0}
 
 

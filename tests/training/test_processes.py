@@ -129,7 +129,7 @@ def in_two_processes(work: Callable[[Path], Any], folder: Path) -> list[Any]:
 class Number:
     """A stage that pulls a number to 1; each step has two micro-batches, of which some give NaN."""
 
-    name, steps_per_epoch, total = "number", 100, 0
+    name, batches_per_epoch, total_batches = "number", 100, 0
 
     def __init__(self, bad: tuple[int, ...] = ()):
         self.number = nn.Parameter(torch.zeros(1))

@@ -66,8 +66,8 @@ class EndToEnd:
         self.sender_fixed = config.curriculum.train_only is not None
         most = config.data.questions_per_passage
         self.lengths = [sum(t.cost(most) - len(t.ids) for t in texts.values()) for _, texts in passages]
-        self.steps_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
-        self.total = 0
+        self.batches_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
+        self.total_batches = 0
         self._features: dict[int, Tensor] = {}
         mine, turns = Processes().share(config.optimizer.accumulation), len(self.names)
         one_step = turns > 1 and mine.start % turns == 0 and len(mine) % turns == 0
@@ -119,7 +119,7 @@ class EndToEnd:
 
     def progress(self, index: int) -> float:
         """How far through its schedules a micro-batch is, from 0 to 1."""
-        return progress_of(index, self.total)
+        return progress_of(index, self.total_batches)
 
     def reads_text(self, index: int) -> bool:
         """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.
@@ -173,7 +173,7 @@ class EndToEnd:
         """
         if not self.sender_fixed:
             return {}
-        rounds = range(self.steps_per_epoch // len(self.names))
+        rounds = range(self.batches_per_epoch // len(self.names))
         return {i: batch for round_ in rounds for batch in [self._shuffled(round_)[0]] for i in batch}
 
     def _shuffled(self, round_: int) -> tuple[list[int], random.Random]:

@@ -49,8 +49,8 @@ class SlotTuning:
         self.reads = reads
         self.lora = begin_adapter(receiver, reads, config.system.seed)
         self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
-        self.steps_per_epoch = epoch_steps(texts, config)
-        self.total = 0
+        self.batches_per_epoch = epoch_batches(texts, config)
+        self.total_batches = 0
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("lora", list(self.lora.trainable_parameters()), self.config.optimizer.lr_tuning)]
@@ -60,7 +60,7 @@ class SlotTuning:
         chosen, rng = shuffled(self.lengths, self.config.optimizer.batch_size, index, seed)
         texts = [self.texts[i] for i in chosen]
         block = self.receiver.pack(texts, rng, copying=self.reads == LATENT)
-        return Batch(texts, block, progress_of(index, self.total))
+        return Batch(texts, block, progress_of(index, self.total_batches))
 
     def forward(self, batch: Batch) -> StepOutput:
         texts, block, progress = batch
@@ -106,6 +106,6 @@ def tuning_name(receiver: Receiver, reads: str) -> str:
     return f"slot_tuning/{receiver.name}" if reads == LATENT else f"baseline/{receiver.name}/{reads}"
 
 
-def epoch_steps(texts: Sequence[ReceiverText], config: Config) -> int:
+def epoch_batches(texts: Sequence[ReceiverText], config: Config) -> int:
     """Micro-batches in one pass over the passages."""
     return max(1, len(texts) // config.optimizer.batch_size)
