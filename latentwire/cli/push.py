@@ -30,6 +30,3 @@ def push(
     address = push_to_hub(folder, repository, private=private, message=message)
     print(f"{repository}: {address}")
     return address
-
-
-__all__ = ["push"]

@@ -43,8 +43,9 @@ def write_report(folders: Sequence[Path], out: Path) -> dict[str, str]:
 def content(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """All that the two templates show."""
     scores, costs, latencies = view.scores(runs), view.costs(runs), view.latencies(runs)
+    training = view.training(runs)
     browsers = [view.examples(run) for run in runs if run.answers]
-    names = list(dict.fromkeys(row["receiver"] for row in [*scores, *view.training(runs)]))
+    names = list(dict.fromkeys(row["receiver"] for row in [*scores, *training]))
     colors = {name: i for i, name in enumerate(names)}
     dashes = {run.name: i for i, run in enumerate(runs)}
     tops = charts.ticks(0, max((row["high"] for row in scores), default=1), 4)
@@ -60,7 +61,7 @@ def content(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "tradeoffs": _tradeoffs(scores, costs, colors),
         "latencies": latencies,
         "time_ticks": charts.ticks(0, slowest, 4),
-        "training": view.training(runs),
+        "training": training,
         "curves": _curves(runs, colors, dashes),
         "closed_forms": view.closed_forms(runs),
         "browsers": browsers,
