@@ -9,7 +9,7 @@ import typer
 
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
-from latentwire.config.load import parse_overrides
+from latentwire.config.load import parse_overrides, some_receivers
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
 
@@ -56,7 +56,7 @@ def questions(
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)
     config = load_config_of(folder, changes)
-    name = receiver or next(iter(config.model.chosen))
+    name = next(iter(some_receivers(config.model, names_of(receiver), f"--receiver: {folder}")))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]
     passages = load_passages(config.data, "train", config.data.samples)
     decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})
