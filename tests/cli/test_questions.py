@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
 from latentwire.cli.questions import main as questions_main
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, DataError, TrainingError
-from latentwire.core.names import ASKING
+from latentwire.core.names import ASKING, TEXT
 from latentwire.data.candidates import likely_answers
 from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
 from latentwire.training import questioner as module
-from latentwire.training.questioner import MadeQuestion, kept
+from latentwire.training.questioner import MadeQuestion, Questioner, kept
 from tests.cli.test_commands import models, trained
+from tests.losses.test_objective import shake
+from tests.systems import small_config, small_passages, small_system
 
 __all__ = ["models", "trained"]
 
@@ -179,3 +182,21 @@ def test_what_cannot_be_asked_is_said(trained: dict[str, Any], files: dict[str, 
     with pytest.raises(TrainingError, match=r"receiver 'llama': it has no LoRA tuned on text"):
         questions_main(words(trained, files, "--override", "features.use_lora=false"))
     assert not (files["out_dir"] / "questions.json").exists()
+
+
+@torch.no_grad()
+def test_an_answer_is_expected_by_the_reader_of_the_text_token_by_token(tmp_path: Path) -> None:
+    system = small_system(small_config(features={"use_lora": True}), ("llama",))
+    receiver, passage = system.receivers["a"], small_passages(1)[0]
+    for name in (TEXT, ASKING):
+        shake(receiver, name)
+    pairs = [(question.text, question.answers[0]) for question in passage.questions]
+    (found,) = Questioner(receiver, system.config, tmp_path)._expected([passage.context], [pairs])
+    text = system.prepare(passage)[1]["a"]
+    with receiver.using(TEXT):
+        for nll, (tail, answer) in zip(found, text.questions, strict=True):
+            logits = receiver.lm.model(torch.tensor([text.ids + tail + answer])).logits[0, -len(answer) - 1 : -1]
+            assert nll == pytest.approx(
+                float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer))), rel=1e-4
+            )
+    assert len(found) == 2 and all(len(answer) > 1 for _, answer in text.questions)

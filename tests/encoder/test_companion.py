@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.config.form import unlike_forms
 from latentwire.config.load import config_from_dict
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, ModelError
 from latentwire.model.system import LatentWire
 from latentwire.training.origin import READ_LATENTS, Origin, widened
 from latentwire.training.stages.closed_form import fit, fit_companion
@@ -203,3 +205,16 @@ def test_widening_adds_zeros_behind_and_touches_nothing_else() -> None:
                 assert out[stem][key][old].equal(tensor) and out[stem][key].count_nonzero() == tensor.count_nonzero()
     assert wider == set(READ_LATENTS)
     wide.load_state_dict(out)
+
+
+def test_a_text_that_is_too_long_for_the_companion_alone_is_refused() -> None:
+    system, text = system_with(), small_passages(1)[0].context
+    companion = system.sender.encoder.companion
+    length = len(companion.tokens(system.sender.prepare(text))[0])  # type: ignore[union-attr]
+    for limit in (length, length - 1):
+        companion.lm.anatomy = replace(companion.lm.anatomy, max_positions=limit)  # type: ignore[union-attr]
+        refused = pytest.raises(
+            ModelError, match=rf"encoder\.companion: a text of {length} tokens .* window of {limit}"
+        )
+        with nullcontext() if limit == length else refused:
+            system.sender.prepare(text)

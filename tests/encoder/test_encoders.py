@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -201,3 +202,39 @@ def test_codes_of_places_tell_places_apart() -> None:
     assert codes.shape == (200, 15)
     distances = torch.cdist(codes, codes)
     assert distances[~torch.eye(200, dtype=torch.bool)].min() > 0.1
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_what_starts_from_scratch_learns_at_a_rate_of_its_own(kind: str) -> None:
+    config = small_config(encoder={"type": kind}, optimizer={"lr_encoder": 2e-3, "lr_sender": 3e-3})
+    system = small_system(config)
+    groups = EndToEnd(system, [system.prepare(p) for p in small_passages(2)], config).parameter_groups()
+    assert {g.name: g.lr for g in groups}["encoder"] == (2e-3 if kind == "backbone" else 3e-3)
+
+
+def test_an_encoder_has_the_layers_and_heads_that_are_asked_for() -> None:
+    def found(kind: str, queries: dict, byte: dict) -> tuple[int, int, set[int]]:
+        config = small_config(encoder={"type": kind}, queries=queries, **({"byte": byte} if byte else {}))
+        encoder = small_system(config).sender.encoder
+        heads = {m.num_heads for m in encoder.modules() if isinstance(m, torch.nn.MultiheadAttention)}
+        return len(encoder.pooler.blocks), len(getattr(encoder, "blocks", [])), heads  # type: ignore[arg-type]
+
+    assert found("stq", {"layers": 3, "heads": 4}, {}) == (3, 0, {4})
+    assert found("byte", {"layers": 2, "heads": 1}, {"layers": 3}) == (2, 3, {1})
+
+
+def test_a_tokenizer_may_allow_less_than_its_model() -> None:
+    sender = system_of("stq").sender
+    length = len(sender.prepare(TEXTS[1]).ids)
+    for most in (length, length - 1):
+        sender.encoder.source.tokenizer.model_max_length = most
+        with nullcontext() if most == length else pytest.raises(ModelError, match=f"sender's window of {most}"):
+            sender.prepare(TEXTS[1])
+
+
+def test_a_query_leans_towards_its_window_in_each_head_less() -> None:
+    pooler = system_of("stq").sender.encoder.pooler
+    one, other = pooler._bias([8, 4], [4, 2]).unflatten(0, (2, 2))  # type: ignore[operator]
+    assert one[0, :2, :4].tolist() == [[-1, -1, -3, -5], [-5, -3, -1, -1]]  # windows of two states
+    assert torch.equal(one[1], one[0] / 2) and torch.equal(other[:, :2, :4], one[:, :2, :4])
+    assert (other[:, :, 4:] == -torch.inf).all()

@@ -262,3 +262,17 @@ def test_they_ask_for_a_choice() -> None:
     for key, value in (("keep_by", "salience"), ("keep_from", "text")):
         with pytest.raises(ConfigError, match=rf"encoder\.{key}: does nothing without encoder.keep"):
             config_from_dict({"encoder": {key: value}}, "x.json", {})
+
+
+def test_white_space_before_a_token_does_not_count() -> None:
+    text, offsets = "He sells 2 lamps", [(0, 2), (2, 8), (8, 10), (10, 16)]
+    sent = SenderText(text, [1, 2, 3, 4], offsets, 4, (0,), [[0]], 1)
+    asked = Passage("p", text, (Question("q", "How many?", ("2",)),))
+    assert marks(sent, asked, set())[:, 0].tolist() == [0, 0, 1, 0]
+
+
+def test_it_is_taken_up_as_a_checkpoint_keeps_it() -> None:
+    torch.manual_seed(0)
+    salience = Salience(3)
+    salience.set(torch.randn(4), torch.randn(4, 2), torch.randn(2))
+    assert all(torch.equal(kept, kept.bfloat16().float()) and kept.any() for kept in salience.buffers())

@@ -137,3 +137,10 @@ def test_a_new_receiver_with_lora_has_its_rank(on: bool, tmp_path: Path) -> None
     )
     with pytest.raises(ConfigError, match=r"trained with lora.r = 4, not 2") if on else nullcontext():
         assert Origin.of(ours)
+
+
+def test_only_the_first_layers_have_it_where_that_is_asked_for() -> None:
+    config = small_config(encoder={"layers": [0, 2]}, features=ON, lora={"first_n": 1})
+    system = small_system(config)
+    names = set(system.sender.lora.state_dict())  # type: ignore[union-attr]
+    assert names and all("layers.0." in name for name in names)

@@ -24,10 +24,12 @@ SMALL = {"latency_samples": 0, "max_new_tokens": 4, "bootstrap": 20, "modes": ["
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_it_is_the_mean_over_layers_heads_and_answer_positions(family: str, slots: bool) -> None:
-    features = {"use_lora": True, "use_deep_prefix": slots, "use_prefix": True}
+    features = {"use_lora": True, "use_deep_prefix": slots, "use_prefix": True, "use_latent_adapters": True}
     config = small_config(features=features, model={"dtype": "float32", "receivers": {"a": "x"}})
     system = small_system(config, (family,))
     receiver = system.receivers["a"]
+    for gated in receiver.features["latent_adapters"].adapters:  # type: ignore[union-attr]
+        torch.nn.init.normal_(gated.out.weight, std=0.3)
     receiver.add_adapter(LATENT)
     (item,) = encode_items(system, small_passages(1), "fp32")
     question = item.passage.questions[0]

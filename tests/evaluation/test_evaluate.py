@@ -3,20 +3,25 @@ from __future__ import annotations
 import csv
 import json
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from latentwire.core.errors import DataError, ModelError
+from latentwire.core.intervals import bootstrap_ci
 from latentwire.core.names import LATENT, PREDICTION_KEYS, TEXT, TOKEN_BUDGET
+from latentwire.evaluation import efficiency
+from latentwire.evaluation import evaluate as evaluation
 from latentwire.evaluation.answering import answer_batch, encode_items, given_to, rescore
 from latentwire.evaluation.efficiency import message_bytes
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
-from latentwire.evaluation.rates import rate
+from latentwire.evaluation.rates import FLOAT, rate, sent_again
 from latentwire.evaluation.table import print_table
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.features.test_matrix import system_with
@@ -253,3 +258,60 @@ def test_the_token_budget_has_the_positions_that_features_add() -> None:
     text = items[0].texts["a"]
     tuning = SlotTuning(receiver, [text], system.config, TOKEN_BUDGET)
     assert len(tuning.row(text)) == text.head_len + text.latents + receiver.extra_positions
+
+
+def test_what_is_timed_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Medians over questions, of which the first one is asked once before, untimed."""
+    config = small_config(evaluation=SMALL | {"codec": "int8", "candidates": 3, "max_new_tokens": 5})
+    system, passages = small_system(config, ("llama",)), small_passages(3)
+    receiver, items = system.receivers["a"], encode_items(system, passages, "int8")
+    made, sent, encode = [], [], system.sender.encode
+    seconds = iter([1e3] * 4 + [1.0, 20.0, 3.0, 40.0] + [5.0, 60.0, 7.0, 80.0] + [3.0, 40.0, 5.0, 60.0])
+    monkeypatch.setattr(efficiency, "timed", lambda call: (call(), next(seconds)))
+    monkeypatch.setattr(receiver, "generate", lambda context, tails, new, candidates: made.append((new, candidates)))
+    monkeypatch.setattr(
+        system.sender, "encode", lambda text, codec: (sent.append((text, codec)), encode(text, codec))[1]
+    )
+    found = efficiency.latency(system, receiver, MODES["latent"], items, config.evaluation)
+    assert found == {"encode": 3.0, "prefill": 40.0, "first_token": 5.0, "answer": 60.0}
+    assert made == [(1, 1), (5, 3)] * 4 and next(seconds, None) is None
+    assert sent == [(passages[i].context, "int8") for i in (0, 0, 1, 2)]
+
+
+def test_an_evaluation_has_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals draw whole passages, as often as asked; answers are as long, and so many questions are timed."""
+    own = SMALL | {"modes": ["text", "latent"], "latency_samples": 2, "max_new_tokens": 3, "attention_examples": 0}
+    config = small_config(evaluation=own)
+    system, timed, longest = small_system(config, ("llama",)), [], []
+    answers_of = evaluation.answer_all
+    monkeypatch.setattr(
+        evaluation, "latency", lambda system, receiver, mode, items, own: timed.append((mode.name, len(items)))
+    )
+    monkeypatch.setattr(
+        evaluation,
+        "answer_all",
+        lambda *given, **more: (longest.append(more["max_new_tokens"]), answers_of(*given, **more))[1],
+    )
+    results, answers = evaluate(system, small_passages(4), config, quiet=True)
+    for mode, rows in answers.by_mode["a"].items():
+        nll, tokens = [a.nll for a in rows], [a.tokens for a in rows]
+        interval = bootstrap_ci(nll, answers.clusters, tokens, resamples=50)
+        assert results["receivers"]["a"][mode]["nll_per_token_ci"] == list(interval)
+    assert timed == [("text", 2), ("latent", 2)] and longest == [3]
+
+
+def test_rates_are_of_what_the_sender_itself_would_send() -> None:
+    system, passages = small_system(small_config(), ("llama",)), small_passages(2)
+    system.sender.fingerprint = b"a sender"
+    again = sent_again(system, encode_items(system, passages, FLOAT), "int8")
+    assert [item.message for item in again] == [system.sender.encode(p.context, "int8").to_bytes() for p in passages]
+
+
+def test_a_question_and_its_answer_have_to_fit_before_anything_is_answered() -> None:
+    system, passages = small_system(small_config(), ("llama",)), small_passages(2)
+    receiver, texts = system.receivers["a"], [system.prepare(p)[1]["a"] for p in passages]
+    needed = max(len(t.ids) + max(len(tail) + len(answer) for tail, answer in t.questions) for t in texts)
+    for left, fits in ((0, nullcontext()), (-1, pytest.raises(ModelError, match="receiver 'a': "))):
+        receiver.lm.anatomy = replace(receiver.lm.anatomy, max_positions=needed + left)
+        with fits:
+            encode_items(system, passages, "fp16")

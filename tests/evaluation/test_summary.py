@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import pytest
 
-from latentwire.evaluation.summary import gained, joint_measures, kept
+from latentwire.core.intervals import bootstrap_ci
+from latentwire.evaluation.summary import gained, joint_measures, kept, mean_over_receivers, measure
 
 
 @dataclass
@@ -42,4 +44,35 @@ def test_receivers_together_are_compared_with_the_better_one() -> None:
     own = {"a": ["red", "blue", "one"], "b": ["red", "green", "two"]}
     found = joint_measures(["red", "green", "one"], [["red"], ["green"], ["one"]], own, [0, 1, 2], 200)
     assert found["f1"] == 1.0 and found["gained"]["f1"] == pytest.approx(1 / 3)
-    assert found["agreement"] == pytest.approx(1 / 3) and found["oracle_f1"] == 1.0
+    assert found["agreement"] == pytest.approx(1 / 3) and found["oracle_f1"] == found["oracle_em"] == 1.0
+
+
+def test_intervals_draw_whole_passages() -> None:
+    """Questions on one passage are not independent: each interval is that of the clusters it was given."""
+    rng = random.Random(0)
+    rows = [Scored(rng.random(), float(rng.random() < 0.5), rng.random(), rng.randint(1, 4)) for _ in range(24)]
+    for row in rows:
+        row.first_correct = rng.random() < 0.5
+    other = [Scored(rng.random(), 1.0, rng.random()) for _ in rows]
+    clusters = [i // 4 for i in range(24)]
+    f1, em, nll, first = ([float(getattr(r, key)) for r in rows] for key in ("f1", "em", "nll", "first_correct"))
+    found, share = measure(rows, clusters, 100), kept(rows, other, clusters, 100)
+
+    def interval(values: list[float], weights: list[float] | None = None) -> list[float]:
+        return list(bootstrap_ci(values, clusters, weights, resamples=100))
+
+    assert [found[f"{key}_ci"] for key in ("f1", "em", "first_token_acc")] == [interval(v) for v in (f1, em, first)]
+    assert found["nll_per_token_ci"] == interval(nll, [float(row.tokens) for row in rows])
+    assert share["f1_ci"] == interval(f1, [row.f1 for row in other])
+    assert gained(f1, [0.0] * 24, clusters, 100)["f1_ci"] == interval(f1)
+
+
+def test_the_mean_over_receivers_is_that_of_each_question() -> None:
+    answers = {"a": {"latent": [Scored(1.0, 1.0), Scored(0.0)]}, "b": {"latent": [Scored(0.5), Scored(0.5, 1.0)]}}
+    for tuned in (True, False):
+        own = {name: {"latent": measure(modes["latent"], [0, 1], 50)} for name, modes in answers.items()}
+        own["a"]["latent"]["tuned"], own["b"]["latent"]["tuned"] = True, tuned
+        found = mean_over_receivers(answers, own, "latent", [0, 1], 50)
+        assert found is not None and found["f1"] == 0.5 and found["tuned"] is tuned
+        assert found["f1_ci"] == list(bootstrap_ci([0.75, 0.25], [0, 1], resamples=50))
+        assert found["em_ci"] == list(bootstrap_ci([0.5, 0.5], [0, 1], resamples=50))

@@ -115,3 +115,7 @@ def test_the_smoke_configuration_and_the_flag_switch_it_on() -> None:
     assert load_config(smoke / "base.json", flags={"features.use_latent_refiner": True}) == load_config(
         smoke / "refiner.json"
     )
+
+
+def test_it_has_the_layers_that_are_asked_for() -> None:
+    assert [len(opened(layers=layers).blocks) for layers in (1, 3)] == [1, 3]

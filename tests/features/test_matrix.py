@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from latentwire.backbone.context import Context
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError
@@ -261,3 +262,40 @@ def test_low_rank_generator_and_dropout() -> None:
         assert torch.equal(generator(z), generator(z))
     assert not torch.equal(generator(z), generator(z))
     assert not list(dead_parameters(system))
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=ids)
+@torch.no_grad()
+def test_every_way_to_answer_reads_with_it(name: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the likeliest tokens, each found by reading the message and all before it anew."""
+    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    receiver = system_with("llama", name, **options).receivers["a"]
+    shake(receiver)
+    torch.manual_seed(3)
+    z, counts = torch.randn(1, 5, 16), torch.tensor([5])
+    receiver.prompt.stop, tail, tokens = [], receiver.prompt.tail("Where is it?"), []
+    with receiver.using(LATENT):
+
+        def read() -> Context:
+            return receiver.read_latents(z, counts)
+
+        while len(tokens) < 6:
+            context, ids = read(), torch.tensor([tail + tokens])
+            with receiver.reading(context):
+                hidden = receiver.lm.continue_from(context, ids, torch.ones_like(ids))
+            tokens.append(int(receiver.lm.logits(hidden[0, -1]).argmax()))
+        nll = float(receiver.score(read(), [(tail, tokens)]).nll)
+        answer, (best, *_) = receiver.prompt.read(tokens), receiver.candidates(read(), [tail], 6, 3)[0]
+        assert (
+            receiver.generate(read(), [tail], 6) == receiver.generate(read(), [tail], 6, lambda *_: False) == [answer]
+        )
+        assert best.text == answer and best.logp == pytest.approx(-nll, abs=1e-3)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("name", ["latent_adapters", "coprocessor", "gist_head", "latent_refiner"])
+def test_attention_has_the_heads_that_are_asked_for(name: str, heads: int) -> None:
+    """Which no tensor's shape tells."""
+    system = system_with("llama", name, heads=heads)
+    part = system.sender.refiner if name == "latent_refiner" else system.receivers["a"].features[name]
+    assert {m.num_heads for m in part.modules() if isinstance(m, nn.MultiheadAttention)} == {heads}  # type: ignore

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from latentwire.core.errors import ModelError
 from latentwire.core.names import LATENT
 from latentwire.features.prefix import Prefix
 from latentwire.features.prefix.feature import START, starting_slots
 from latentwire.train import main as train_main
 from tests.cli.test_commands import arguments, models
 from tests.features.test_matrix import latents, module_of, nll, system_with
+from tests.systems import small_passages
 from tests.tiny import FAMILIES, tiny_lm
 
 __all__ = ["models"]
@@ -84,3 +88,19 @@ def test_the_flag_sets_its_length_and_it_counts_as_positions(models: Path, tmp_p
         assert config["features"]["use_prefix"] and config["prefix"]["len"] == length
     short, long = (results[n]["receivers"]["llama"]["positions"]["latent"] for n in (2, 12))
     assert long == pytest.approx(short + 10)
+
+
+def test_what_it_adds_is_part_of_what_has_to_fit() -> None:
+    """Also behind text that comes before a message: all that is read is as long as the window, or one too many."""
+    system = system_with("llama", "prefix")
+    receiver, wire = system.receivers["a"], system.sender.encode(small_passages(1)[0].context)
+    opening, question = [5, 6, 7], "Where?"
+    tail, anatomy = len(receiver.prompt.tail(question)), receiver.lm.anatomy
+    read = int(receiver.read_messages([[wire]], "latents", [0]).mask.sum())
+    for left, fits in ((0, nullcontext()), (-1, pytest.raises(ModelError, match="longer than the model's window"))):
+        receiver.lm.anatomy = replace(anatomy, max_positions=read + tail + left)
+        with fits:
+            receiver.check([wire], [question])
+        receiver.lm.anatomy = replace(anatomy, max_positions=read + tail + len(opening) + left)
+        with fits:
+            receiver.read_messages([[wire]], "latents", [tail], opening)

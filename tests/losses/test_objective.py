@@ -242,6 +242,7 @@ def test_a_single_token_or_the_content_of_an_answer_is_what_is_aligned() -> None
     block = pack_questions([[([5, 6], [7]), ([5], [8, 9, 3])]], 0, spans=[[([4], [8, 8])]])
     assert block.labels[block.contents()].tolist() == [7, 8, 9]
     assert block.labels[block.early(2)].tolist() == [7, 8, 9] and block.labels[block.early(1)].tolist() == [7, 8]
+    assert block.answer_tokens == 4  # by which micro-batches of a step are weighed: what is copied does not count
 
 
 @pytest.mark.parametrize("slots", [True, False])
@@ -393,3 +394,35 @@ def test_what_is_looked_at_of_a_reader_is_real_and_calibrated(slots: bool) -> No
     receiver.features = {}
     bare = receiver.reader_loss(receiver.read_latents(torch.stack([z[:4], torch.cat([z[4:], z[:2]])]), counts), block)
     assert found["align"] == pytest.approx(bare.metrics["align"], rel=1e-4)
+
+
+def test_the_entropy_is_that_of_first_tokens_alone() -> None:
+    module = stage({"first_token_entropy": 0.1})
+    receiver, texts, block = first_batch(module)
+    with torch.no_grad():
+        found = receiver.loss(receiver.read_own(texts), block, 0.0).metrics["first_token_entropy"]
+        logits = receiver._predict(receiver.read_own(texts), block, block.early(1)).logits
+    assert logits is not None and len(logits) == sum(len(text.questions) for text in texts)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    assert found == pytest.approx(float(entropy), rel=1e-4)
+
+
+def test_padding_has_no_size_that_counts() -> None:
+    module = stage({"output_rms_weight": 1.0})
+    receiver, block = module.system.receivers["a"], pack_questions([[([5], [17])], [([6], [23])]], 0)
+    torch.manual_seed(0)
+    z, counts, found = torch.randn(2, 4, 16), torch.tensor([4, 2]), []
+    for padding in (0.0, 50.0):
+        z[1, 2:] = padding
+        found.append(receiver.reader_loss(receiver.read_latents(z, counts), block).metrics["output_rms"])
+    assert found[0] == pytest.approx(found[1]) and found[0] > 0
+
+
+def test_in_slot_tuning_weights_go_over_its_own_steps() -> None:
+    module = stage({"first_token_weight": 1.0, "first_token_weight_end": 0.0})
+    receiver, texts, _ = first_batch(module)
+    tuning = SlotTuning(receiver, texts, module.config)
+    tuning.total_batches = 5
+    outs = [tuning.forward(tuning.batch(i)) for i in range(4)]
+    weights = [out.terms["first_token_ce"].item() / out.metrics["first_token_ce"] for out in outs]
+    assert weights == pytest.approx([1.0, 0.75, 0.5, 0.25])

@@ -19,6 +19,7 @@ from latentwire.config.sections.training import LossesConfig
 from latentwire.data.example import Passage, Question
 from latentwire.model.consensus import consensus
 from latentwire.model.encoding import (
+    SPAN_CUE,
     SPAN_LENGTH,
     ReceiverText,
     choose_questions,
@@ -389,3 +390,15 @@ def test_so_many_questions_are_drawn_and_each_has_its_turn() -> None:
     system = small_system(small_config(data={"questions_per_passage": 1}), ("llama",))
     texts = [system.prepare(p)[1]["a"] for p in small_passages(2)]
     assert system.receivers["a"].pack(texts, random.Random(0)).segments.max() == 1
+
+
+def test_spans_begin_anywhere_in_the_passage() -> None:
+    receiver = receiver_of("llama", window=4)
+    text = texts_of(receiver, "llama", 4)[0]
+    head, cue = text.head_len, len(receiver.prompt.span())
+    pairs = copy_spans(text, receiver.prompt, 2000, random.Random(0))
+    spans = {tuple(tail[cue:] + answer) for tail, answer in pairs}
+    length = SPAN_CUE + SPAN_LENGTH
+    assert (
+        spans == {tuple(text.ids[i : i + length]) for i in range(head, len(text.ids) - length + 1)} and len(spans) > 9
+    )

@@ -21,6 +21,7 @@ from latentwire.backbone.turns import Turns
 from latentwire.config import Config, load_config
 from latentwire.core.errors import ConfigError, ModelError
 from latentwire.core.names import LATENT, TEXT
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.system import LatentWire, check_devices
 from latentwire.train import main as train_main
 from latentwire.training.module import TrainModule
@@ -355,3 +356,14 @@ def test_on_a_mac_the_cpu_does_what_mps_cannot() -> None:
     for platform, expected in (("darwin", "1"), ("linux", "None")):
         done = subprocess.run([sys.executable, "-c", code.format(platform)], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("float32", "sdpa"), ("bfloat16", "eager")])
+def test_every_model_computes_as_it_is_asked_to(dtype: str, attention: str, tmp_path: Path) -> None:
+    config = file_config(tmp_path)
+    how = config.model.model_copy(update={"dtype": dtype, "attn_implementation": attention})
+    system = LatentWire.build(config.model_copy(update={"model": how}))
+    encoder = system.sender.encoder
+    assert isinstance(encoder, BackboneEncoder)
+    for lm in (encoder.lm, *(receiver.lm for receiver in system.receivers.values())):
+        assert (lm.dtype, lm.model.config._attn_implementation) == (getattr(torch, dtype), attention)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from latentwire.core.intervals import bootstrap_ci
 from latentwire.report.ablation import write_report
+from latentwire.report.paired import _difference
 from tests.artifacts import measured, results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +162,22 @@ def test_no_torch_is_needed(folder: Path) -> None:
         f"write_report(Path({str(folder)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_an_interval_of_differences_draws_whole_passages() -> None:
+    f1, nll = [0.5, 0.1, -0.3, 0.0, 0.2, 0.9], [1.0, -2.0, 3.0, 0.5, -1.0, 2.0]
+    tokens, passages = [1, 4, 2, 3, 1, 2], [0, 0, 1, 1, 2, 2]
+    pairs = [
+        ({"f1": a, "nll": b, "tokens": n}, {"f1": 0.0, "nll": 0.0}) for a, b, n in zip(f1, nll, tokens, strict=True)
+    ]
+    found = _difference(pairs, passages)
+    assert found["f1_ci"] == list(bootstrap_ci(f1, passages))
+    assert found["nll_per_token_ci"] == list(bootstrap_ci(nll, passages, tokens))
+
+
+def test_steps_are_those_of_the_receiver_with_the_whole_name(folder: Path) -> None:
+    before = write_report(folder)["runs"][0]["receivers"]["a"]["step_s"]
+    row = {"stage": "end_to_end", "step": 9, "receiver": "ab", "seconds": 99.0}
+    log = folder / "wide" / "diagnostics.jsonl"
+    log.write_text(f"{json.dumps(row)}\n" * 9 + log.read_text())
+    assert write_report(folder)["runs"][0]["receivers"]["a"]["step_s"] == before

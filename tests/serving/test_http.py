@@ -450,3 +450,20 @@ def test_batches_keep_the_order_and_their_size() -> None:
     assert done == [("x", [0]), ("x", [1, 4]), ("y", [2]), ("x", [3]), ("z", [13, 5]), ("z", [13]), ("z", [5])]
     batcher.close(10)
     assert not batcher.alive
+
+
+def test_it_counts_what_it_made_and_read(ends: Ends) -> None:
+    with running(engine_of(ends)) as client:
+        data = client.post("/v1/encode", content=TEXTS[0]).content
+        text = Wire.of(text=TEXTS[0])
+        for wire, questions in ((data, ["?", "Who?"]), (text, ["?"])):
+            assert client.post("/v1/answer", json=body(wire, questions)).status_code == 200
+        shown = client.get("/metrics").text.splitlines()
+    for line in (
+        f'latentwire_wire_bytes_total{{task="encode"}} {float(len(data))}',
+        f'latentwire_wire_bytes_total{{task="a"}} {float(len(data) + len(text.to_bytes()))}',
+        'latentwire_answers_total{receiver="a",source="latents"} 2.0',
+        'latentwire_answers_total{receiver="a",source="text"} 1.0',
+        'latentwire_request_seconds_count{path="/v1/answer"} 2.0',
+    ):
+        assert line in shown

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +365,22 @@ def test_heads_are_ranked_with_the_lora_tuned_on_text() -> None:
         shake(receiver, name)
         shares.append(rank_heads(receiver, texts))
     assert torch.equal(shares[0], shares[1]) and not torch.allclose(shares[1], shares[2], rtol=0.01)
+
+
+def test_what_is_too_long_for_sender_receiver_or_option_is_not_trained_on() -> None:
+    """A passage fits with its longest question and answer, or not by one token."""
+    passages = small_passages(4)
+    passages[2] = replace(passages[2], context=f"{passages[2].context} {passages[3].context}")
+    system = small_system(small_config(), ("llama",))
+    receiver, prepared = system.receivers["a"], [system.prepare(p) for p in passages]
+    tokens = [sent.tokens for sent, _ in prepared]
+    needed = [len(t["a"].ids) + max(len(q) + len(a) for q, a in t["a"].questions) for _, t in prepared]
+    for limit in (sorted(tokens)[2], sorted(tokens)[2] - 1):
+        config = small_config(data={"max_context_tokens": limit})
+        found = Material(system, config, passages, []).passages
+        assert found == [p for p, n in zip(passages, tokens, strict=True) if n <= limit] and len(found) < 4
+    anatomy = receiver.lm.anatomy
+    for limit in (sorted(needed)[2], sorted(needed)[2] - 1):
+        receiver.lm.anatomy = replace(anatomy, max_positions=limit)
+        found = Material(system, small_config(), passages, []).passages
+        assert found == [p for p, n in zip(passages, needed, strict=True) if n <= limit] and len(found) < 4

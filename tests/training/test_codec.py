@@ -386,3 +386,53 @@ def test_codewords_that_nothing_is_near_are_moved_to_where_there_is_something() 
     (words,) = fit_rvq(y, small_config(codec=OWN | {"bits": 4.0, "layers": 1}).codec).words
     used = torch.cdist(y, words).argmin(1).unique().numel()
     assert used > 8
+
+
+def test_a_codebook_is_found_with_its_options_and_judged_on_what_it_was_not_found_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = small_config(
+        codec=OWN | {"learned": ["fsq"], "passages": 20, "width": 5},
+        curriculum={"closed_form": {"importance_floor": 0.7}},
+    )
+    system = small_system(config)
+    prepared = [system.prepare(passage) for passage in small_passages(24)]
+    read, floors, latents_of, metric = [], [], codec.latents_of, codec.Information.metric
+    monkeypatch.setattr(
+        codec,
+        "latents_of",
+        lambda system, passages, *look: (read.append(passages), latents_of(system, passages, *look))[1],
+    )
+    monkeypatch.setattr(codec.Information, "metric", lambda self, floor: (floors.append(floor), metric(self, floor))[1])
+    codec.fit(system, prepared, config)
+    codec.recount(system, prepared, config)
+    assert read == [prepared[:18], prepared[18:20]] * 2 and floors == [0.7]
+    assert len(system.sender.codebooks["fsq"].back) == 5
+
+
+def test_what_is_sent_when_hangs_on_the_seed_and_the_text_is_never_read() -> None:
+    drawn, (system, prepared) = [], fitted()
+    curriculum = {"end_to_end": {"tail_text_prob": 1.0}}
+    for seed in (0, 0, 1):
+        config = small_config(codec=OWN, system={"seed": seed}, features={"use_lora": True}, curriculum=curriculum)
+        module = CodecTuning(system, prepared, config)
+        batches = [module.batch(2 * number) for number in range(20)]
+        assert not any(batch.from_text for batch in batches)
+        drawn.append([sent and (sent.codec.name, sent.layers) for sent in map(module.sending, batches)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_codebooks_do_not_hang_on_what_ran_before() -> None:
+    system, prepared = fitted()
+    before = {kind: book.id for kind, book in system.sender.codebooks.items()}
+    torch.manual_seed(7)
+    codec.fit(system, prepared, system.config)
+    assert {kind: book.id for kind, book in system.sender.codebooks.items()} == before
+
+
+def test_k_means_makes_the_passes_that_are_asked_for() -> None:
+    made, z = [], latents(600)[0]
+    for epochs in (1, 1, 3):
+        torch.manual_seed(0)
+        made.append(torch.cat(fit_rvq(z - z.mean(0), small_config(codec=OWN | {"epochs": epochs}).codec).words))
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

@@ -17,7 +17,7 @@ import torch
 from latentwire.checkpoint.training_state import TrainingState, all_states, latest_state, prune_states, save_state
 from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.json_files import append_jsonl
-from latentwire.core.names import LATENT
+from latentwire.core.names import LATENT, TEXT
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import StepOutput, shuffled
@@ -429,3 +429,28 @@ def test_what_decides_a_tuning_is_in_its_key(change: dict[str, Any]) -> None:
     assert plain != changed
     others = [tuning_key(receiver, small_config(), LATENT, data, steps) for data, steps in (("other", 1), ("data", 2))]
     assert plain not in others and others[0] != others[1]
+
+
+def drawn(seed: int, folder: Path) -> list[Any]:
+    """The order of passages, fresh adapters, the noise of a step, and when texts are read."""
+    curriculum, noise = {"end_to_end": {"tail_text_prob": 0.5}}, list[int]()
+    config = small_config(system={"seed": seed}, features={"use_lora": True}, curriculum=curriculum)
+    system = small_system(config)
+    receiver, prepared = system.receivers["a"], [system.prepare(p) for p in small_passages()]
+    module, texts = EndToEnd(system, prepared, config), [texts["a"] for _, texts in prepared]
+    tuning = SlotTuning(receiver, texts, config)
+    fresh = [[p.tolist() for p in begin_adapter(receiver, r, seed).trainable_parameters()] for r in (LATENT, TEXT)]
+    forward = module.forward
+    module.forward = lambda batch: (noise.append(torch.initial_seed()), forward(batch))[1]  # type: ignore
+    Trainer(module, config, folder, 1).take_step()
+    orders = (
+        [module.batch(2 * n).chosen for n in range(12)],
+        [[t.text for t in tuning.batch(n).texts] for n in range(12)],
+    )
+    return [*orders, *fresh, noise, [module.reads_text(2 * n) for n in range(40)]]
+
+
+def test_another_seed_draws_everything_anew(tmp_path: Path) -> None:
+    one, again, other = (drawn(seed, tmp_path / str(number)) for number, seed in enumerate((0, 0, 1)))
+    assert one == again and not any(a == b for a, b in zip(one, other, strict=True))
+    assert one[2] != one[3]  # nor do adapters of two kinds begin alike

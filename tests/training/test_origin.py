@@ -1,0 +1,40 @@
+"""What a run may start from: a checkpoint whose tensors mean the same in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.checkpoint.system import save_checkpoint
+from latentwire.core.errors import ConfigError
+from latentwire.training.origin import Origin
+from tests.systems import small_config, small_system
+
+
+@pytest.mark.parametrize(
+    ("sections", "dotted", "value"),
+    [
+        ({"features": {"use_lora": True}}, "lora.alpha", 16.0),
+        ({"features": {"use_lora": True}}, "lora.first_n", 2),
+        ({"features": {"use_lora": True}}, "lora.targets", ["q_proj"]),
+        ({"encoder": {"type": "stq"}}, "queries.heads", 4),
+        ({"encoder": {"type": "byte"}}, "byte.layers", 2),
+        ({"features": {"use_latent_refiner": True}}, "latent_refiner.heads", 4),
+        ({"features": {"use_deep_prefix": False}}, "adapter.gain", 2.0),
+        ({"features": {"use_prefix": True}}, "prefix.projection", True),
+        ({"features": {"use_latent_adapters": True}}, "latent_adapters.heads", 2),
+        ({"features": {"use_coprocessor": True, "use_deep_prefix": False}}, "coprocessor.heads", 2),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_a_checkpoint_was_trained_with_cannot_be_changed(
+    sections: dict[str, Any], dotted: str, value: object, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path, small_system(small_config(**sections)))
+    start, (section, key) = {"checkpoint": {"init_from": str(tmp_path)}}, dotted.split(".")
+    assert Origin.of(small_config(**sections, **start)) is not None
+    changed = sections | {section: sections.get(section, {}) | {key: value}}
+    with pytest.raises(ConfigError, match=rf"{tmp_path} was trained with {dotted} = .*, not "):
+        Origin.of(small_config(**changed, **start))
