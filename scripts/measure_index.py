@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import typer
 
 from latentwire import Receiver, Wire
@@ -84,7 +85,8 @@ def measure(
         for way, messages in ways.items():
             scores, seconds = answers(receiver, messages, asked)
             rate = {"answers_per_s": round(len(asked) / seconds, 2)}
-            out.setdefault(name, {})[way] = estimate("f1", scores, clusters) | rate
+            f1 = {key: np.round(value, 4).tolist() for key, value in estimate("f1", scores, clusters).items()}
+            out.setdefault(name, {})[way] = f1 | rate
         receiver.close()
     return out
 

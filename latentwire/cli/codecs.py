@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from latentwire.cli.options import Debug, Json
@@ -17,6 +18,7 @@ from latentwire.wire.codebook import KINDS, Codebook
 from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.message import Wire
+from latentwire.wire.samples import with_sample_book
 
 MOST_NUMBERS = 1 << 27
 """Latents of so many numbers take half a GB."""
@@ -44,10 +46,6 @@ def codecs(
 
     Example: latentwire codecs --codec int4 --codec int4:group=128,scale_bits=16
     """
-    import numpy as np
-
-    from latentwire.wire.samples import with_sample_book
-
     if latents * d_z > MOST_NUMBERS:
         raise ConfigError(f"--latents, --d_z: {latents * d_z:,} numbers are more than the {MOST_NUMBERS:,} to draw")
     books = _trained_books(ckpt, d_z) if ckpt else None

@@ -56,7 +56,7 @@ def questions(
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)
     config = load_config_of(folder, changes)
-    name = next(iter(some_receivers(config.model, names_of(receiver), f"--receiver: {folder}")))
+    name = next(iter(some_receivers(config.model, [receiver] if receiver else [], f"--receiver: {folder}")))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]
     passages = load_passages(config.data, "train", config.data.samples)
     decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})

@@ -18,7 +18,7 @@ from latentwire.cli.options import Debug, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.ablation import Plan, PlannedRun, load_ablation
 from latentwire.config.load import json_or_text, parse_override, parse_overrides
-from latentwire.core.errors import ConfigError, Interrupted, TrainingError, named, one_line
+from latentwire.core.errors import ConfigError, Interrupted, LatentWireError, TrainingError, named, one_line
 from latentwire.core.json_files import write_json
 from latentwire.core.names import FAILED
 from latentwire.report.ablation import PLAN, as_markdown, is_evaluated, write_report
@@ -118,7 +118,10 @@ def choose(runs: Sequence[PlannedRun], only: Sequence[str], shard: str | None) -
 
 def is_done(folder: Path, run: PlannedRun) -> bool:
     """Whether a run's folder holds the evaluation of this very configuration."""
-    return not (folder / FAILED).exists() and is_evaluated(folder, run.config.model_dump(mode="json"))
+    try:
+        return not (folder / FAILED).exists() and is_evaluated(folder, run.config.model_dump(mode="json"))
+    except LatentWireError:  # a damaged file is written anew
+        return False
 
 
 def train(plan: Plan, run: PlannedRun, folder: Path, fresh: bool, debug: bool) -> str | None:

@@ -52,6 +52,7 @@ class Receiver(ContextReader):
 
         checkpoint: a folder, a run's folder (its last checkpoint), or a repository on the Hub: "org/name" or
         "org/name@revision", of which only this receiver's files are fetched, once.
+        name: that of the receiver, or a beginning of it that no other one has.
         changes: dotted keys of the configuration with other values, such as {"system.device": "cpu"}.
         """
         from latentwire.model.pretrained import load_receiver

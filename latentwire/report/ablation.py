@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.atomic import write_bytes, write_text
-from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import around, with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
@@ -70,8 +69,8 @@ def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -
     made = results["manifest"]
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
-    there = against and is_evaluated(folder / against, configs[against])
-    apart = differences(run, folder / against) if against and there else {}
+    compared = against is not None and is_evaluated(folder / against, configs[against])
+    apart = differences(run, folder / str(against)) if compared else {}
     steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
@@ -174,11 +173,9 @@ def _apart(difference: dict[str, Any] | None, key: str) -> str:
 
 def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
     """Whether a run's folder holds an evaluation, and of this very configuration where one is given."""
-    try:
-        made_with = mapping_at(read_json(run / RESULTS), "manifest")["config"]
-    except (LatentWireError, KeyError):
+    if not (run / RESULTS).is_file():
         return False
-    return config is None or bool(made_with == config)
+    return config is None or mapping_at(read_json(run / RESULTS), "manifest").get("config") == config
 
 
 def _words(differs: dict[str, Any]) -> str:

@@ -291,7 +291,8 @@ def answer_from(
 ) -> tuple[Reply | None, list[Hit]]:
     """A receiver's answer from the messages of the k best documents, read as one text, and the documents.
 
-    None where no document shares a word with the question. WireError where the messages are not for the receiver.
+    Of messages whose text is read, these stand in lines of their own. None where no document shares a word with the
+    question. WireError where the messages are not for the receiver.
     """
     hits = index.search(question, k)
     if not hits:

@@ -143,6 +143,7 @@ class Client:
 
     def __init__(self, checkpoint: str | Path, receiver: str):
         self.served = Served.of(checkpoint, receiver)
+        receiver = self.served.name  # what was given may be its beginning
         self.tokenizer = load_tokenizer(self.served.model)
         self.prompt = PromptFormat(self.tokenizer, self.served.config.anchor, bos_of(self.tokenizer))
         self.admission = Admission(self.served, len(self.prompt.head))

@@ -42,7 +42,7 @@ def serve_arguments(checkpoint: str | Path, receiver: str, out: Path | None = No
     CheckpointError where there is no such receiver, ConfigError where its features cannot be served.
     """
     served = Served.of(checkpoint, receiver)
-    config, model = served.config, str(resolve(served.model))
+    receiver, config, model = served.name, served.config, str(resolve(served.model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     connector = {
         "kv_connector": "LatentWireConnector",

@@ -94,9 +94,9 @@ class SlotMaker:
         served.need_slots()
         tensors = served.tensors()
         self.skeleton = Skeleton(model, dtype, device)
-        reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]), receiver)
+        reader = SlotReader.of(self.skeleton.anatomy, served.config, len(tensors["head"]), served.name)
         self.reader = reader.to(self.skeleton.device)
-        load_part(self.reader, tensors, reader_stem(receiver))
+        load_part(self.reader, tensors, reader_stem(served.name))
 
     @torch.no_grad()
     def slots(self, latents: Array) -> list[tuple[Tensor, Tensor]]:

@@ -341,7 +341,7 @@ def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
         ("latentwire models ", ["ls", "pull", "rm"]),
         ("latentwire train --sampl", ["--samples"]),
         ("latentwire eval --dataset sq", ["squad", "squad_v2"]),
-        ("latentwire ask --rec", ["--receiver"]),
+        ("latentwire ask --rec", ["--receivers", "--receiver"]),
         ("latentwire encode --text b", ["beside"]),
     ],
 )

@@ -31,7 +31,7 @@ from typer.main import get_command
 from latentwire import Receiver, Sender, Wire
 from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, WireError
-from latentwire.core.names import LATENT
+from latentwire.core.names import LATENT, TEXT
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
 from latentwire.serving.vllm_gate import WireGate
@@ -331,6 +331,26 @@ def test_the_gate_reads_nothing_of_who_has_no_key(
 
 
 # ---- what a server is started with -------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_cut_short_means_the_same_everywhere(tmp_path: Path) -> None:
+    model = str(save_tiny("llama", tmp_path / "llama"))
+    config = small_config(
+        model={"receivers": {"tiny-llama": model}},
+        encoder={"model": model},
+        features={"use_lora": True},
+        deep_prefix={"ranked": {"tiny-llama": 2}},
+    )
+    system = LatentWire.build(config)
+    for name in (LATENT, TEXT):
+        system.receivers["tiny-llama"].add_adapter(name)
+    save_checkpoint(tmp_path / "run", system)
+    short, whole = (Client(tmp_path / "run", name) for name in ("tiny", "tiny-llama"))
+    assert short.wire_model == whole.wire_model == "tiny-llama-latent" and short.text_model == whole.text_model
+    given = [serve_arguments(tmp_path / "run", name, tmp_path) for name in ("tiny", "tiny-llama")]
+    assert given[0] == given[1]
+    makers = [SlotMaker(tmp_path / "run", name, model, torch.float32) for name in ("tiny", "tiny-llama")]
+    assert makers[0].reader.ranked and makers[1].reader.ranked
 
 
 def test_lora_is_exported_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
