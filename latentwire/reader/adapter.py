@@ -66,7 +66,7 @@ class EmbeddingReader(Reader):
             self.head.copy_(lm.embed(torch.tensor(head, device=lm.device)).float())
 
     def generate(self, z: Tensor, counts: Tensor) -> Tensor:
-        values = self.generator(z)
+        values = self.generator(z, counts)
         return values if self.color is None else self.color(values, row_mask(counts, values.shape[1]))
 
     def calibrate(self, values: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class Reader(nn.Module, ABC):
         return
 
     def generate(self, z: Tensor, counts: Tensor) -> Tensor:
-        """What is generated from latents (batch, M, d_z): (batch, M, d_out)."""
-        return self.generator(z)
+        """What is generated from latents (batch, M, d_z), counts[i] of them in row i: (batch, M, d_out)."""
+        return self.generator(z, counts)
 
     def calibrate(self, values: Tensor) -> Tensor:
         """What the receiver is given of generated values or targets (batch, M, d_out), in the same shape."""

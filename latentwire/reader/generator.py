@@ -8,22 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentwire.backbone.padding import row_mask
+
 
 class Generator(nn.Module):
-    """Linear map plus a zero-initialised MLP, then scale and shift: (..., d_z) -> (..., d_out).
+    """Linear map plus a zero-initialised MLP, then scale and shift: (batch, M, d_z) -> (batch, M, d_out).
 
     The closed-form fit sets the linear map, the scale and the shift, which are those of what is to be made, and the
     `centre` of the latents, which is zero where the encoder was fitted as well; the MLP starts at zero and learns what
-    is not linear. With a `rank` the linear map is a product of two thin ones. `dropout` falls on the latents, in
-    training.
+    is not linear, also of so many `neighbours` on each side. With a `rank` the linear map is a product of two thin
+    ones. `dropout` falls on the latents, in training.
     """
 
     scale: Tensor
     shift: Tensor
     centre: Tensor
 
-    def __init__(self, d_z: int, d_out: int, hidden: int = 0, *, rank: int | None = None, dropout: float = 0.0):
+    def __init__(
+        self,
+        d_z: int,
+        d_out: int,
+        hidden: int = 0,
+        *,
+        neighbours: int = 0,
+        rank: int | None = None,
+        dropout: float = 0.0,
+    ):
         super().__init__()
+        self.neighbours = neighbours
         self.dropout = dropout
         self.linear = nn.Parameter(torch.randn(rank or d_z, d_out) / (rank or d_z) ** 0.5)
         self.down = nn.Parameter(torch.randn(d_z, rank) / d_z**0.5) if rank else None
@@ -34,7 +46,9 @@ class Generator(nn.Module):
         if hidden:
             out = nn.Linear(hidden, d_out, bias=False)
             nn.init.zeros_(out.weight)
-            self.mlp = nn.Sequential(nn.Linear(d_z, hidden), nn.GELU(), out)
+            width = 2 * neighbours + 1
+            first = nn.Conv1d(d_z, hidden, width, padding=neighbours) if neighbours else nn.Linear(d_z, hidden)
+            self.mlp = nn.Sequential(first, nn.GELU(), out)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         state.setdefault(f"{prefix}centre", torch.zeros_like(self.centre))  # older checkpoints know of none
@@ -60,13 +74,21 @@ class Generator(nn.Module):
         """Make nothing of the last so many dimensions of latents."""
         self.linear[-last:].zero_()
         if self.mlp is not None:
-            assert isinstance(self.mlp[0], nn.Linear)
+            assert isinstance(self.mlp[0], nn.Linear | nn.Conv1d)
             self.mlp[0].weight[:, -last:].zero_()
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Latents (..., d_z) to what the reader gives the model for each (..., d_out)."""
+    def forward(self, z: Tensor, counts: Tensor) -> Tensor:
+        """Latents (batch, M, d_z), counts[i] of them in row i, to what the reader gives the model for each
+        (batch, M, d_out)."""
         z = F.dropout(z - self.centre, self.dropout, training=self.training and torch.is_grad_enabled())
         y = (z if self.down is None else z @ self.down) @ self.linear
         if self.mlp is not None:
-            y = y + self.mlp(z)
+            y = y + (self._among_neighbours(z, counts) if self.neighbours else self.mlp(z))
         return y * self.scale + self.shift
+
+    def _among_neighbours(self, z: Tensor, counts: Tensor) -> Tensor:
+        """What the MLP makes of latents; before the first one and behind the last one of a row there is nothing."""
+        assert self.mlp is not None
+        z = z.masked_fill(~row_mask(counts, z.shape[1])[..., None], 0)
+        made: Tensor = self.mlp[1:](self.mlp[0](z.mT).mT)
+        return made

@@ -83,6 +83,7 @@ class SlotReader(Reader):
         *,
         span: float,
         hidden: int = 0,
+        neighbours: int = 0,
         rank: int | None = None,
         dropout: float = 0.0,
         pattern: str = "interleaved",
@@ -92,7 +93,7 @@ class SlotReader(Reader):
         self.shape = anatomy.slot_shape
         self.phases = phases
         self.span = span
-        self.generator = Generator(d_z, anatomy.slot_size, hidden, rank=rank, dropout=dropout)
+        self.generator = Generator(d_z, anatomy.slot_size, hidden, neighbours=neighbours, rank=rank, dropout=dropout)
         self.head = nn.Parameter(torch.zeros(head_len, *self.shape))
         self.ranked = ranked
         table = phase_table(anatomy, phases, pattern)
@@ -109,6 +110,7 @@ class SlotReader(Reader):
             head_len,
             span=config.encoder.window,
             hidden=config.deep_prefix.hidden,
+            neighbours=config.deep_prefix.neighbours,
             rank=config.deep_prefix.rank,
             dropout=config.deep_prefix.dropout,
             pattern=config.deep_prefix.pattern,

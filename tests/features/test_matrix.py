@@ -257,11 +257,38 @@ def test_low_rank_generator_and_dropout() -> None:
     generator.set_linear(weight)
     assert generator.down is not None
     torch.testing.assert_close(generator.down @ generator.linear, weight, atol=1e-4, rtol=1e-4)
-    z = torch.randn(3, 16)
+    z = torch.randn(1, 3, 16), torch.tensor([3])
     with torch.no_grad():
-        assert torch.equal(generator(z), generator(z))
-    assert not torch.equal(generator(z), generator(z))
+        assert torch.equal(generator(*z), generator(*z))
+    assert not torch.equal(generator(*z), generator(*z))
     assert not list(dead_parameters(system))
+
+
+def test_a_generator_may_look_at_neighbours() -> None:
+    system = small_system(small_config(deep_prefix={"neighbours": 1}), ("llama",))
+    receiver, generator = system.receivers["a"], system.receivers["a"].reader.generator
+    assert generator.mlp is not None
+    torch.manual_seed(0)
+    z, counts = torch.randn(2, 5, 16), torch.tensor([5, 3])
+    torch.testing.assert_close(generator(z, counts), z @ generator.linear * generator.scale + generator.shift)
+    nn.init.normal_(generator.mlp[2].weight)
+    made = generator(z, counts)
+    (reached,) = torch.autograd.grad(generator(z.requires_grad_(), counts)[0, 2].sum(), z)
+    assert (reached.abs().sum(-1) > 0).tolist() == [[False, True, True, True, False], [False] * 5]
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z[1:, :3], counts[1:]), made[1:, :3])  # alone or beside a longer one
+        generated = receiver.read_latents(z, counts).generated
+        z[1, 3:] = 7.0  # behind the end
+        torch.testing.assert_close(generator(z, counts)[1, :3], made[1, :3])
+        assert generated is not None
+        torch.testing.assert_close(generated, made)
+        generator.forget(4)
+        kept = generator(z, counts)
+        z[..., -4:] = 5.0
+        torch.testing.assert_close(generator(z, counts), kept)
+    assert not list(dead_parameters(system))
+    with pytest.raises(ConfigError, match=r"deep_prefix\.neighbours: the MLP looks at them, and hidden is 0"):
+        small_config(deep_prefix={"neighbours": 1, "hidden": 0})
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=ids)

@@ -65,7 +65,7 @@ def test_without_options_the_loss_is_the_plain_one_bit_by_bit(slots: bool, copy_
     out = module.forward(batch)
     features = module.features(batch.chosen)
     z, counts = module.system.sender.latents(features, [len(row) for row in features])
-    values = receiver.reader.generator(z)
+    values = receiver.reader.generator(z, counts)
     with receiver.using(LATENT):
         context = receiver.reader.context(receiver.lm, values, counts)
         hidden = receiver.lm.continue_from(context, block.ids, block.mask, block.segments)

@@ -31,6 +31,13 @@ class DeepPrefixConfig(Section):
         description="Width of the MLP beside the linear generator; 0 leaves it out.",
         json_schema_extra=flag("generator_hidden"),
     )
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Latents on each side of its own that the MLP looks at too.",
+        json_schema_extra=flag("generator_neighbours"),
+    )
     rank: PositiveInt | None = Field(
         None,
         description="Rank of the linear generator, where it should be less than full.",
@@ -43,6 +50,12 @@ class DeepPrefixConfig(Section):
         description="Dropout on the latents before the generator.",
         json_schema_extra=flag("generator_dropout"),
     )
+
+    @model_validator(mode="after")
+    def _has_mlp(self) -> DeepPrefixConfig:
+        if self.neighbours and not self.hidden:
+            raise ValueError("neighbours: the MLP looks at them, and hidden is 0")
+        return self
 
 
 class AdapterConfig(Section):

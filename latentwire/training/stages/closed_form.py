@@ -179,8 +179,11 @@ def fit_companion(
 
     def rows(batch: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
         sent = [text for text, _ in batch]
-        x, z = torch.cat(companion.window_features(sent)), unpadded(*sender.latents_of(sent))
-        made = [r.reader.generator(z.to(r.lm.device)).to(x.device) for r in receivers.values()]
+        x, (z, counts) = torch.cat(companion.window_features(sent)), sender.latents_of(sent)
+        made = []
+        for receiver in receivers.values():
+            values = receiver.reader.generator(z.to(receiver.lm.device), counts.to(receiver.lm.device))
+            made.append(unpadded(values.to(x.device), counts))
         return x, targets_of(receivers, batch, x.device) - torch.cat(made, 1)
 
     equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
