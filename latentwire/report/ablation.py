@@ -17,7 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from latentwire.config import config_from_dict
 from latentwire.core.atomic import write_bytes, write_text
+from latentwire.core.errors import ConfigError
 from latentwire.core.intervals import around, with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
@@ -172,10 +174,18 @@ def _apart(difference: dict[str, Any] | None, key: str) -> str:
 
 
 def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
-    """Whether a run's folder holds an evaluation, and of this very configuration where one is given."""
-    if not (run / RESULTS).is_file():
+    """Whether a run's folder holds an evaluation, and of this very configuration where one is given.
+
+    An option that came later had its default then.
+    """
+    if config is None or not (run / RESULTS).is_file():
+        return (run / RESULTS).is_file()
+    made_with = mapping_at(read_json(run / RESULTS), "manifest").get("config")
+    try:
+        whole = [config_from_dict(values, str(run), {}).model_dump(mode="json") for values in (made_with, config)]
+    except ConfigError:  # of options that there are no more
         return False
-    return config is None or mapping_at(read_json(run / RESULTS), "manifest").get("config") == config
+    return whole[0] == whole[1]
 
 
 def _words(differs: dict[str, Any]) -> str:

@@ -84,6 +84,21 @@ def test_a_run_of_another_configuration_is_not_taken_for_done(
     assert trainer.runs == ["r=4", "r=2", "r=8"]
 
 
+def test_an_option_that_came_later_makes_no_run_another(tmp_path: Path, trainer: Trainer, words: list[str]) -> None:
+    table = main(words)
+    trainer.runs.clear()
+    for name, section, key in (("r=2", "deep_prefix", "neighbours"), ("r=4", "lora", "dropout")):
+        file = tmp_path / "out" / name / "eval.json"
+        found = json.loads(file.read_text())
+        del found["manifest"]["config"][section][key]
+        file.write_text(json.dumps(found))
+    assert main(words) == table and not trainer.runs
+    found["manifest"]["config"]["lora"]["gone"] = 1  # nor is one of other options taken for the same
+    file.write_text(json.dumps(found))
+    main(words)
+    assert trainer.runs == ["r=4"]
+
+
 def test_ctrl_c_ends_it_and_is_no_failure(tmp_path: Path, trainer: Trainer, words: list[str]) -> None:
     from latentwire.core.errors import Interrupted
 
