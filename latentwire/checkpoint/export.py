@@ -39,7 +39,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     receiver: which ones are whose hangs on all of them.
     """
     config = Config.model_validate(info["config"])
-    chosen = some_receivers(config.model, names, where)
+    chosen = some_receivers(config.model.chosen, names, where)
     if config.encoder.latent_private_len:
         raise ConfigError(f"{where} sets latents aside for each of its receivers, so all of them go together")
     others = set(config.model.chosen) - set(chosen)

@@ -26,7 +26,7 @@ def reader_stem(receiver: str) -> str:
 def receiver_of(folder: Path, config: Config, receiver: str) -> tuple[str, str]:
     """The name, which may be cut short, and the model of a checkpoint's receiver; CheckpointError where it has none."""
     try:
-        ((name, model),) = some_receivers(config.model, [receiver], str(folder)).items()
+        ((name, model),) = some_receivers(config.model.chosen, [receiver], str(folder)).items()
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if file_of(reader_stem(name)) not in read_info(folder)["files"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Debug, Overrides, names_of, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.running import EvaluationConfig
@@ -34,7 +34,6 @@ def add_receiver(
     steps: Annotated[int, typer.Option(min=0, help="Most end-to-end steps.")] = 1000,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Remove what an earlier run left in the folder.")] = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Add a receiver to a trained checkpoint without touching its sender: messages that were sent are read by it too.
 

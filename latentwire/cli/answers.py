@@ -37,7 +37,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
 
     folder = find_checkpoint(Path(ckpt))
     config = load_config_of(folder, parse_overrides(overrides))
-    chosen = some_receivers(config.model, names_of(*names), f"--receiver: {folder}")
+    chosen = some_receivers(config.model.chosen, names_of(*names), f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)
     from latentwire.checkpoint.system import load_checkpoint

@@ -23,7 +23,7 @@ from latentwire.cli.answers import (
 )
 from latentwire.cli.extras import extras
 from latentwire.cli.files import label
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, OnlyReceivers, Overrides, names_of
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, OnlyReceivers, Overrides, names_of
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, WireError
@@ -51,7 +51,6 @@ def ask(
     max_new_tokens: MaxNewTokens = 24,
     as_json: Json = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Answer questions on a text from one message, and from the text itself, as the answers come.
 
@@ -119,7 +118,9 @@ def _ask_index(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     checkpoint, changes = find_checkpoint(Path(ckpt)), parse_overrides(overrides)
-    chosen = some_receivers(load_config_of(checkpoint, changes).model, names_of(*names), f"--receiver: {checkpoint}")
+    chosen = some_receivers(
+        load_config_of(checkpoint, changes).model.chosen, names_of(*names), f"--receiver: {checkpoint}"
+    )
     if index.info.get("text", "none") == "none" and index.info["sender"] != sender_fingerprint(checkpoint).hex():
         raise WireError(f"{folder}: made by another sender than that of {checkpoint}, and it holds no texts")
     from latentwire.model.pretrained import load_receivers

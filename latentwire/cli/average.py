@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug, output_folder
+from latentwire.cli.options import output_folder
 from latentwire.cli.run import CHECKPOINT
 from latentwire.core.errors import ConfigError
 
@@ -15,7 +15,6 @@ from latentwire.core.errors import ConfigError
 def average(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CKPT...", help=f"Two or more: {CHECKPOINT}")],
     out_dir: Annotated[str, output_folder("Where the new checkpoint goes.")],
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Average the weights of checkpoints that went on from the same weights; the mean often reads better than each.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import ConfigFile, Debug, Json, Overrides
+from latentwire.cli.options import ConfigFile, Json, Overrides
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config import load_config
 from latentwire.config.flags import schema_options
@@ -43,7 +43,6 @@ def command(
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps a stage and receiver.")] = 6,
     as_json: Json = False,
-    debug: Debug = False,
     flags: dict[str, Any],
 ) -> dict[str, Any]:
     """Measure tokens/s of slot tuning, text tuning and end-to-end tuning, and where a step's time goes.

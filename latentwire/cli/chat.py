@@ -19,7 +19,8 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, OnlyReceivers, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, OnlyReceivers, Overrides
+from latentwire.config import some_receivers
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 from latentwire.core.paths import cache_dir
 
@@ -40,7 +41,6 @@ def chat(
     text_too: TextToo = True,
     max_new_tokens: MaxNewTokens = 24,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Ask about a text in a dialogue: it is compressed once, and again with /reload. /help lists the commands.
 
@@ -124,11 +124,7 @@ class Talk:
 
     def choose(self, words: list[str]) -> None:
         """Ask only some receivers from now on."""
-        known = self.system.receivers
-        for word in words:
-            if word not in known:
-                raise ConfigError(f"/receiver: no receiver {word!r} is loaded (there are: {', '.join(known)})")
-        self.names = words or list(known)
+        self.names = list(some_receivers(self.system.receivers, words, "/receiver: the dialogue"))
         print(f"asking: {', '.join(self.names)}", flush=True)
 
     def ask(self, question: str) -> None:

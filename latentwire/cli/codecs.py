@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
 from latentwire.core.manifest import cpu_model
@@ -35,7 +35,6 @@ def codecs(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time spent on each codec, each way.")] = 1.0,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Measure encoding and decoding of whole messages, frame and checksum included.
 

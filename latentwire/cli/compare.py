@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.json_files import dump_json
 from latentwire.report.compare import as_markdown, compare, files_of
@@ -18,7 +18,6 @@ def command(
     latent: Annotated[str, typer.Option(metavar="FILE", help="eval.json whose latents are compared.")],
     text: Annotated[str, typer.Option(metavar="FILE", help="eval.json with the text baseline.")],
     as_json: Json = False,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Compare latents with a text baseline on the same questions, receiver by receiver.
 

@@ -12,7 +12,7 @@ import typer
 
 from latentwire.cli.answers import check_questions, printable
 from latentwire.cli.files import opened
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import WireError
 from latentwire.wire.message import Wire, read_texts
@@ -27,7 +27,6 @@ def decode(
     candidates: Annotated[int, typer.Option(min=1, help="Answers of which the closest to all is taken.")] = 1,
     as_json: Json = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Answer questions on the texts behind messages, one line an answer; with --json, one line a text.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, output_folder
 from latentwire.cli.run import ROOT, command_line, invoke, run_and_exit
 from latentwire.core.errors import named
 
@@ -29,7 +29,6 @@ def command(
     samples: Annotated[int, typer.Option(min=1, help="Questions in the table.")] = 100,
     out_dir: Annotated[str, output_folder("Where results go.")] = "runs/demo",
     train: Annotated[bool, typer.Option("--train/--no_train", help="Also train a short run on invented facts.")] = True,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Two different language models answer questions from one compressed message.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from latentwire.cli.files import codec_of, label, text_of
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
@@ -38,7 +38,6 @@ def encode(
     ] = None,
     as_json: Json = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> dict[str, int]:
     """Encode texts into messages, one behind the other; a longer text takes several.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from latentwire.cli.options import Checkpoint, Dataset, Debug, OnlyReceivers, Overrides, names_of, output_folder
+from latentwire.cli.options import Checkpoint, Dataset, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import differences, parse_overrides
 from latentwire.core.atomic import make_folder
@@ -61,7 +61,6 @@ def command(
     ] = None,
     overrides: Overrides = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint against every baseline; writes eval.json, eval.csv, predictions and passages.
 
@@ -106,7 +105,7 @@ def command(
     if rivals:
         changes["evaluation.rivals"] = names_of(rivals)
     config = load_config_of(folder, changes)
-    wanted = list(some_receivers(config.model, names_of(*(receivers or ())), f"--receivers: {folder}"))
+    wanted = list(some_receivers(config.model.chosen, names_of(*(receivers or ())), f"--receivers: {folder}"))
     out = Path(out_dir or ckpt)
     if suite:
         from latentwire.cli.suite import Suite, run_suite

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Checkpoint, Debug, OnlyReceivers, names_of, output_folder
+from latentwire.cli.options import Checkpoint, OnlyReceivers, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError
@@ -29,7 +29,6 @@ def command(
             "--data_licence", metavar="TEXT", help="What the training files are, with their licences, for its card."
         ),
     ] = None,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Export a checkpoint: matrices in 8 bits, no paths of this machine, training log, model card.
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.core.json_files import dump_json
 from latentwire.diagnostics.memory import peak_memory_mb
@@ -41,7 +41,6 @@ def fuzz(
     messages: Annotated[int, typer.Option(min=1, help="Messages tried.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed: the same messages in the same order.")] = 0,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Parse mutated, truncated, forged and random messages; anything but a message or a WireError ends it.
 

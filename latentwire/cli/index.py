@@ -12,7 +12,7 @@ import typer
 
 from latentwire.cli.extras import extras
 from latentwire.cli.files import codec_of
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides, output_folder
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.names import CODEBOOKS, file_of
@@ -40,7 +40,6 @@ def index(
     ] = None,
     as_json: Json = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Compress a corpus once, to answer questions on it without its texts.
 

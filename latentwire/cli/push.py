@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.options import Debug
-
 
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint that `latentwire export` made.")],
@@ -17,7 +15,6 @@ def push(
     message: Annotated[
         str, typer.Option("--message", "-m", metavar="TEXT", help="What the commit says.")
     ] = "Upload a LatentWire checkpoint",
-    debug: Debug = False,
 ) -> str:
     """Put an exported checkpoint into a model repository on the Hub, in one commit; README.md is its model card.
 

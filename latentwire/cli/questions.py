@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Overrides, names_of, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides, some_receivers
 from latentwire.core.errors import ConfigError, DataError
@@ -35,7 +35,6 @@ def questions(
     ] = 1.5,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many paragraphs.")] = None,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> dict[str, Any]:
     """Have a receiver ask questions on plain text, and keep those that it can answer from the text.
 
@@ -56,7 +55,7 @@ def questions(
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)
     config = load_config_of(folder, changes)
-    name = next(iter(some_receivers(config.model, [receiver] if receiver else [], f"--receiver: {folder}")))
+    name = next(iter(some_receivers(config.model.chosen, [receiver] if receiver else [], f"--receiver: {folder}")))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]
     passages = load_passages(config.data, "train", config.data.samples)
     decisive = config.model_dump(mode="json", include={"model", "data", "lora", "optimizer", "anchor"})

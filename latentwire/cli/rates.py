@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import codec_of
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import make_folder, write_bytes
 from latentwire.core.errors import ConfigError, DataError
@@ -31,7 +31,6 @@ def rates(
     out: Annotated[str, typer.Option("-o", "--out", metavar="FILE", help="Where the rows go.")] = "wire_rates.json",
     as_json: Json = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Answer the same held-out questions from messages of every codec; writes one row a codec and receiver, and a plot.
 

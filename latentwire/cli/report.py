@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentwire.cli.options import Debug, Json, output_folder
+from latentwire.cli.options import Json, output_folder
 from latentwire.core.json_files import dump_json
 
 
@@ -18,7 +18,6 @@ def report(
         output_folder("Where it goes; default: RUN itself, or ./report for several."),
     ] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> dict[str, str]:
     """Write report.html, one page that needs nothing else, and report.md. No model is loaded.
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from latentwire.cli.extras import extras
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Debug, OnlyReceivers, Overrides, names_of
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, OnlyReceivers, Overrides, names_of
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, LatentWireError
 
@@ -49,7 +49,6 @@ def serve(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 64,
     access_log: Annotated[bool, typer.Option("--access_log", help="Log a line for every request.")] = False,
     overrides: Overrides = None,
-    debug: Debug = False,
 ) -> None:
     """Serve a checkpoint over HTTP: texts to messages, messages and questions to answers.
 

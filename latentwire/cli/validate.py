@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import Debug, Json
+from latentwire.cli.options import Json
 from latentwire.config import config_from_dict
 from latentwire.config.ablation import Ablation, load_ablation
 from latentwire.config.load import parse_overrides, read_config_file
@@ -22,7 +22,6 @@ def validate(
         list[str] | None, typer.Option("--override", metavar="KEY=VALUE", help="Change one key of every file.")
     ] = None,
     as_json: Json = False,
-    debug: Debug = False,
 ) -> list[dict[str, Any]]:
     """Check configurations as training would, and every run of an ablation. Loads no model and no data.
 

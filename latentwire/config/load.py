@@ -7,16 +7,16 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from latentwire.config.schema import Config
 from latentwire.config.sections.base import leaves, section_of
-from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_object
 
+T = TypeVar("T")
 SHOWN = 200
 """Characters of a wrong value that an error quotes."""
 
@@ -72,12 +72,11 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Con
         raise ConfigError(f"{where}: {first_problem(error)}") from None
 
 
-def some_receivers(model: ModelConfig, names: Sequence[str], where: str) -> dict[str, str]:
-    """The named receivers with their models, all where none is named; ConfigError, beginning with `where`, for another.
+def some_receivers(known: Mapping[str, T], names: Sequence[str], where: str) -> dict[str, T]:
+    """The named ones of some receivers, all where none is named; ConfigError, beginning with `where`, for another.
 
     A name may be cut short as long as one receiver alone begins so.
     """
-    known = model.chosen
     chosen = []
     for name in names or known:
         fitting = [name] if name in known else [other for other in known if other.startswith(name)]

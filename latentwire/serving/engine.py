@@ -169,7 +169,7 @@ def ends_of(
     config = load_config_of(folder, changes)
     if names and role == "sender":
         raise ConfigError("--receiver: does nothing with --role sender, which loads none")
-    chosen = [] if role == "sender" else list(some_receivers(config.model, names or [], f"--receiver: {folder}"))
+    chosen = [] if role == "sender" else list(some_receivers(config.model.chosen, names or [], f"--receiver: {folder}"))
     return partial(_load, folder, role != "receiver", chosen, changes)
 
 

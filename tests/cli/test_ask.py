@@ -172,7 +172,7 @@ def test_a_dialogue(
         yield QUESTIONS[0]
         yield ""
         yield "/receiver lama"
-        yield "/receiver qwen"
+        yield "/receiver q"
         yield "/text off"
         yield QUESTIONS[0]
         capsys.readouterr()

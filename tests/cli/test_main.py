@@ -24,7 +24,6 @@ from latentwire.cli.main import VERBS, run
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.run import run_and_exit
 from latentwire.config import some_receivers
-from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import ConfigError, WireError
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.train import main as train_main
@@ -278,7 +277,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_name_of_a_receiver_may_be_cut_short() -> None:
-    model = ModelConfig(receivers={"gemma3-270m": "g", "gemma3-1b": "h", "smollm2": "s", "smol": "t"})
+    model = {"gemma3-270m": "g", "gemma3-1b": "h", "smollm2": "s", "smol": "t"}
     assert some_receivers(model, ["smoll", "gemma3-2"], "x") == {"smollm2": "s", "gemma3-270m": "g"}
     assert some_receivers(model, ["smol"], "x") == {"smol": "t"}  # a whole name is no beginning of another
     with pytest.raises(ConfigError, match=r"^x has several receivers that begin with 'gemma' \(it has: gemma3-270m, g"):
@@ -332,6 +331,7 @@ def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
     assert [text.split()[0] for text in helps] == NAMES
     for text in helps:
         assert re.search(r"Example: latentwire \w+|Example:\n", text) or "so export twice. Example:" in text, text
+        assert re.search(r"^  --debug  +Show tracebacks", text, re.MULTILINE) or text.startswith("models "), text
 
 
 @pytest.mark.parametrize(
@@ -339,6 +339,7 @@ def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
     [
         ("latentwire mo", ["models"]),
         ("latentwire models ", ["ls", "pull", "rm"]),
+        ("latentwire models ls --de", ["--debug"]),
         ("latentwire train --sampl", ["--samples"]),
         ("latentwire eval --dataset sq", ["squad", "squad_v2"]),
         ("latentwire ask --rec", ["--receivers", "--receiver"]),
