@@ -37,9 +37,9 @@ def command(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
-    from latentwire.cli.evaluation import evaluate_system
     from latentwire.config import load_config
     from latentwire.data import load_passages
+    from latentwire.evaluation.run import evaluate_system
     from latentwire.training.origin import Origin
 
     out = Path(out_dir)

@@ -9,10 +9,9 @@ import typer
 
 from latentwire.cli.options import Checkpoint, Dataset, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
-from latentwire.config.load import differences, parse_overrides
+from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
-from latentwire.core.json_files import mapping_at, read_json
 from latentwire.core.names import RESULTS
 
 
@@ -85,9 +84,8 @@ def command(
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
-    from latentwire.cli.evaluation import evaluate_system, held_out
     from latentwire.config import some_receivers
-    from latentwire.data import data_fingerprint
+    from latentwire.evaluation.run import evaluate_system, held_out, known_results
 
     folder = find_checkpoint(Path(ckpt))
     if not out_dir and not Path(ckpt).is_dir():
@@ -123,17 +121,11 @@ def command(
             quiet=quiet,
         )
     done, passages = out / RESULTS, held_out(config)
-    if done.is_file() and not fresh_eval:
-        results: dict[str, Any] = read_json(done)
-        made_with = mapping_at(results, "manifest")
-        made, now = mapping_at(made_with, "config"), config.model_dump(mode="json")
-        same = not any(differences(made, now, ("evaluation.rivals",)))
-        same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])  # more of them do no harm
-        same = same and mapping_at(results, "receivers").keys() == set(wanted)
-        if same and made_with.get("checkpoint") == files and made_with.get("data") == data_fingerprint(passages):
-            if not quiet:
-                print(f"{done} holds these results already; --fresh_eval evaluates again")
-            return results
+    results = None if fresh_eval else known_results(done, config, wanted, files, passages)
+    if results is not None:
+        if not quiet:
+            print(f"{done} holds these results already; --fresh_eval evaluates again")
+        return results
     make_folder(out)  # what is wrong with it is said before models are loaded
     system = load_checkpoint(folder, config, wanted)
     return evaluate_system(

@@ -89,7 +89,7 @@ def train(
     """Run stages in a folder, then evaluate what was trained; returns the folder, its checkpoint, its evaluation."""
     from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
     from latentwire.checkpoint.tensors import read_info
-    from latentwire.cli.evaluation import evaluate_system
+    from latentwire.evaluation.run import evaluate_system
     from latentwire.training.pipeline import Run
 
     run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates, named=named)

@@ -1,14 +1,16 @@
-"""Evaluation as the commands run it: held-out questions, files, table."""
+"""An evaluation as a whole: held-out questions, measures, files, table; and whether a folder holds its results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latentwire.config import Config
+from latentwire.config.load import differences
 from latentwire.config.sections.running import EvaluationConfig
-from latentwire.data import load_passages
+from latentwire.core.json_files import mapping_at, read_json
+from latentwire.data import data_fingerprint, load_passages
 from latentwire.data.example import Passage
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
@@ -45,3 +47,22 @@ def evaluate_system(
         print_table(results)
         print(f"results: {folder / 'eval.json'}")
     return results
+
+
+def known_results(
+    path: Path, config: Config, receivers: Collection[str], checkpoint: Mapping[str, Any], passages: Sequence[Passage]
+) -> dict[str, Any] | None:
+    """The results in eval.json, where they are of these receivers, files and passages, and made with the same options.
+
+    More rivals than the configuration names do no harm.
+    """
+    if not path.is_file():
+        return None
+    results: dict[str, Any] = read_json(path)
+    manifest = mapping_at(results, "manifest")
+    made = mapping_at(manifest, "config")
+    same = not any(differences(made, config.model_dump(mode="json"), ("evaluation.rivals",)))
+    same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])
+    same = same and mapping_at(results, "receivers").keys() == set(receivers)
+    same = same and manifest.get("checkpoint") == checkpoint and manifest.get("data") == data_fingerprint(passages)
+    return results if same else None
