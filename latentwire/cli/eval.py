@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from latentwire.cli.extras import extras
 from latentwire.cli.options import Checkpoint, Dataset, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import parse_overrides
@@ -106,7 +107,8 @@ def command(
     wanted = list(some_receivers(config.model.chosen, names_of(*(receivers or ())), f"--receivers: {folder}"))
     out = Path(out_dir or ckpt)
     if suite:
-        from latentwire.cli.suite import Suite, run_suite
+        with extras():
+            from latentwire.evaluation.suite import Suite, run_suite
 
         asked = Suite(names_of(tasks), limit, num_fewshot, include_path, data_path, names_of(context_fields) or None)
         return run_suite(

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.main import main as console
 from latentwire.cli.run import run_and_exit
-from latentwire.cli.suite import known_results
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.encoder.backbone import BackboneEncoder
@@ -275,13 +274,6 @@ def test_results_of_another_form_are_no_results(
     words = ["--ckpt", str(models / "run"), "--samples", "2", "--dataset", "facts", "--out_dir", str(tmp_path)]
     results = eval_main([*words, "--override", 'evaluation.modes=["latent"]'])
     assert json.loads((tmp_path / "eval.json").read_text())["samples"] == results["samples"] == 2
-
-
-@pytest.mark.parametrize("made", [None, [], {"config": [1]}])
-def test_results_of_a_suite_of_another_form_are_none(tmp_path: Path, made: object) -> None:
-    file, now = tmp_path / "suite.json", {"checkpoint": None, "versions": None, "config": {"evaluation": {}}}
-    file.write_text(json.dumps({"settings": 1, "manifest": made, "receivers": {"a": {}}}))
-    assert known_results(file, {"settings": 1, "manifest": now}) == {}
 
 
 def test_bad_checkpoints_end_in_one_line(

@@ -230,7 +230,7 @@ def test_the_page_s_command_measures_every_mode_once(
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr("latentwire.checkpoint.system.load_checkpoint", loads_nothing)
+        patch.setattr(suite, "load_checkpoint", loads_nothing)
         assert latentwire(words)["receivers"] == results["receivers"]
         with pytest.raises(AssertionError):
             latentwire([*words, "--fresh_eval"])
@@ -295,5 +295,13 @@ def test_a_task_that_cannot_be_loaded_and_a_missing_harness(
     with pytest.raises(ConfigError, match="--include_path: nowhere: no such folder"):
         eval_main([*words[:-1], "nowhere"])
     monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, suite.__name__)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[lm-eval\]'"):
         eval_main(words)
+
+
+@pytest.mark.parametrize("made", [None, [], {"config": [1]}])
+def test_results_of_a_suite_of_another_form_are_none(tmp_path: Path, made: object) -> None:
+    file, now = tmp_path / "suite.json", {"checkpoint": None, "versions": None, "config": {"evaluation": {}}}
+    file.write_text(json.dumps({"settings": 1, "manifest": made, "receivers": {"a": {}}}))
+    assert suite.known_results(file, {"settings": 1, "manifest": now}) == {}
