@@ -30,13 +30,14 @@ TOWNS = ["Talden", "Orlin", "Brannock", "Veyra", "Kestrel", "Mosk"]
 
 def small_config(**sections: dict[str, Any]) -> Config:
     """Two receivers, windows of 4, everything in fp32."""
+    kind = sections.get("encoder", {}).get("type", "backbone")
     base: dict[str, dict[str, Any]] = {
         "model": {"dtype": "float32", "receivers": {"a": "tiny-llama", "b": "tiny-gemma3"}},
         "encoder": {"model": "tiny-llama", "layers": [0, 2], "window": 4, "d_z": 16},
         "deep_prefix": {"hidden": 8},
         "adapter": {"hidden": 8},
         "lora": {"r": 4, "alpha": 8},
-        "queries": {"width": 16, "heads": 2},
+        "queries": {"width": 16} | ({} if kind == "simple-st" else {"heads": 2}),
         "byte": {"layers": 1},
         "latent_refiner": {"width": 16, "heads": 2, "ff": 16},
         "optimizer": {"batch_size": 2, "warmup_steps": 2},
@@ -46,6 +47,7 @@ def small_config(**sections: dict[str, Any]) -> Config:
     on = base.get("features", {})
     idle = ["adapter" if on.get("use_deep_prefix", True) else "deep_prefix"]
     idle += [] if on.get("use_latent_refiner") else ["latent_refiner"]
+    idle += {"backbone": ["queries", "byte"], "byte": []}.get(kind, ["byte"])
     return config_from_dict(
         {name: sections.get(name, {}) if name in idle else base[name] for name in base}, "small", {}
     )

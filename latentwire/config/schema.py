@@ -88,12 +88,16 @@ class Config(Section):
             raise ValueError(
                 f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
             )
-        for name in type(self).model_fields:
+        for name, why in self._off().items():
             section = getattr(self, name)
-            # LoRA's section is also that of the sender's.
-            for key in () if name == "lora" or getattr(self.features, f"use_{name}", True) else section.changed:
+            for key in section.changed:
                 default = type(section).model_fields[key].default
-                raise ValueError(f"{name}.{key}: does nothing, as features.use_{name} is off; leave it at {default!r}")
+                raise ValueError(f"{name}.{key}: does nothing, as {why}; leave it at {default!r}")
+        if "bank" in self.queries.changed and self.latent_layout.total:
+            raise ValueError("queries.bank: does nothing, as the encoder's latent_len says how many queries there are")
+        for key in self.queries.changed:
+            if key in ("heads", "layers") and self.encoder.type == "simple-st":
+                raise ValueError(f"queries.{key}: does nothing, as encoder.type = 'simple-st' has no attention")
         if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
             raise ValueError(
                 f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
@@ -126,6 +130,21 @@ class Config(Section):
                     f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
                 )
         return self
+
+    def _off(self) -> dict[str, str]:
+        """The sections of what is not there, and why it is not."""
+        switches = {name: f"use_{name}" for name in type(self).model_fields if name != "lora"}  # the sender's LoRA too
+        off = {
+            name: f"features.{switch} is off"
+            for name, switch in switches.items()
+            if not getattr(self.features, switch, True)
+        }
+        kind = self.encoder.type
+        if kind == "backbone":
+            off["queries"] = f"encoder.type = {kind!r} has none"
+        if kind != "byte":
+            off["byte"] = f"encoder.type is {kind!r}"
+        return off
 
     @model_validator(mode="after")
     def _known_receivers(self) -> Config:

@@ -19,13 +19,15 @@ KINDS = ["byte", "simple-st", "stq"]
 
 
 def flags_of(models: Path, kind: str, **more: object) -> list[str]:
-    if kind != "byte":
+    if kind == "byte":
+        more["byte_layers"] = 1
+    else:
         more["sender_id"] = models / "bert"
+    if kind != "simple-st":
+        more["query_heads"] = 2
     options: dict[str, object] = {
         "encoder_type": kind,
         "query_width": 16,
-        "query_heads": 2,
-        "byte_layers": 1,
         "refiner_width": 16,
         "latent_shared_len": 6,
         "latent_private_len": 2,

@@ -77,6 +77,14 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({}, ["anchor.question=Why?"], r"c\.json: anchor\.question: \{question\} has to stand in it once$"),
         ({}, ["model.receivers={}"], r"c\.json: model\.receivers: at least one receiver is needed$"),
         ({}, ["queries.heads=3"], r"c\.json: queries\.width: 256 is not a multiple of heads = 3$"),
+        ({}, ["queries.bank=80"], r"c\.json: queries\.bank: does nothing, as encoder\.type = 'backbone' has none"),
+        ({"encoder": {"type": "stq"}}, ["byte.layers=3"], r"byte\.layers: does nothing, as encoder\.type is 'stq'"),
+        ({"encoder": {"type": "simple-st"}}, ["queries.heads=2"], r"queries\.heads: .* has no attention$"),
+        ({"encoder": {"type": "simple-st"}}, ["queries.layers=2"], r"queries\.layers: .* has no attention$"),
+        ({"encoder": {"type": "stq", "latent_len": 8}}, ["queries.bank=80"], r"queries\.bank: .*latent_len"),
+        ({}, ["codec.width=64"], r"c\.json: codec\.width: does nothing without a codec in codec\.learned; leave it"),
+        ({"codec": {"learned": ["fsq"]}}, ["codec.index_bits=6"], r"codec\.index_bits: does nothing without rvq in"),
+        ({"codec": {"learned": ["fsq"]}}, ["codec.epochs=6"], r"codec\.epochs: does nothing without rvq in"),
         ({}, ["lora.merge=true", "model.load_4bit=true"], r"lora\.merge: excludes model\.load_4bit"),
         ({}, ['lora.targets=["attn_firstN:12", "mlp"]'], "a group of the first layers stands alone"),
         ({}, ["lora.targets=attn", "lora.first_n=[3]"], r"lora\.first_n"),
@@ -148,7 +156,9 @@ def test_a_stage_has_its_own_limit_unless_a_file_asks_for_epochs(
     config = load_config(write(tmp_path / "c.json", {"curriculum": {"slot_tuning": stage}}))
     assert config.curriculum.slot_tuning.max_steps == limit
     assert load_config(None, ["curriculum.end_to_end.lr_scale=2"]).curriculum.end_to_end.max_steps == 1000
-    assert load_config(None, ["codec.epochs=5"]).codec.epochs == 5  # no stage, and so without a limit
+    assert (
+        load_config(None, ["codec.epochs=5", 'codec.learned=["rvq"]']).codec.epochs == 5
+    )  # no stage, and so without a limit
 
 
 def test_a_flag_takes_a_name_or_a_mapping() -> None:

@@ -27,7 +27,8 @@ from latentwire.wire.codecs.fsq import FiniteScalarCodec
 from latentwire.wire.samples import sample_codebook
 from tests.systems import small_config, small_passages, small_system
 
-OWN = {"learned": ["rvq", "fsq"], "bits": 12.0, "layers": 3, "index_bits": 4, "width": 8, "passages": 12}
+FSQ = {"learned": ["fsq"], "bits": 12.0, "layers": 3, "width": 8, "passages": 12}
+OWN = FSQ | {"learned": ["rvq", "fsq"], "index_bits": 4}
 
 
 def fitted(**sections: dict) -> tuple[LatentWire, list]:
@@ -286,7 +287,9 @@ def test_codes_are_counted_again_where_latents_have_changed() -> None:
 @pytest.mark.parametrize("kind", ["rvq", "fsq"])
 def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
     system, prepared = fitted()
-    config = small_config(codec=OWN | {"learned": [kind], "float_share": 0.0, "drop_layers": 0.0})
+    config = small_config(
+        codec=(FSQ if kind == "fsq" else OWN) | {"learned": [kind], "float_share": 0.0, "drop_layers": 0.0}
+    )
     module = CodecTuning(system, prepared, config)
     batch = module.batch(0)
     z, counts = system.sender.latents_of([prepared[i][0] for i in batch.chosen])
@@ -392,7 +395,7 @@ def test_a_codebook_is_found_with_its_options_and_judged_on_what_it_was_not_foun
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = small_config(
-        codec=OWN | {"learned": ["fsq"], "passages": 20, "width": 5},
+        codec=FSQ | {"passages": 20, "width": 5},
         curriculum={"closed_form": {"importance_floor": 0.7}},
     )
     system = small_system(config)

@@ -216,6 +216,18 @@ class CodecConfig(Section):
             raise ValueError("names a codec twice")
         return value
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> CodecConfig:
+        """Options of codecs that are not learned are refused."""
+        for key in self.changed:
+            needed = "rvq" if key in ("index_bits", "epochs") else ""
+            if not self.learned or (needed and needed not in self.learned):
+                default = type(self).model_fields[key].default
+                raise ValueError(
+                    f"{key}: does nothing without {needed or 'a codec'} in codec.learned; leave it at {default!r}"
+                )
+        return self
+
 
 class LatentsConfig(Section):
     """Latent dropout in end-to-end training: the share of latents that a receiver reads goes from start to end.
