@@ -132,11 +132,7 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
                 raise HTTPException(400, "the text is empty")
             for name in set(request.query_params) - {"codec", "text"}:
                 raise HTTPException(422, f"{name}: there is no such parameter")
-            job = engine.encode(content, task)
-            try:
-                wires = await _while_there(request, asyncio.wrap_future(job))
-            finally:
-                job.cancel()
+            wires = await _while_there(request, asyncio.wrap_future(engine.encode(content, task)))
             data = b"".join(wire.to_bytes() for wire in wires)
             engine.metrics.wire_bytes.labels("encode").inc(len(data))
             return Response(data, media_type=MESSAGES, headers={"x-latentwire-messages": str(len(wires))})
@@ -150,12 +146,10 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
             engine.metrics.wire_bytes.labels(task.receiver).inc(len(body.wire))
             if body.stream:
                 return await _stream(request, engine, task, ask)
-            job = engine.answer(ask, task)
             try:
-                replies = await _while_there(request, asyncio.wrap_future(job))
+                replies = await _while_there(request, asyncio.wrap_future(engine.answer(ask, task)))
             finally:
                 ask.stopped = True
-                job.cancel()
             return JSONResponse(_answers(task, ask, replies))
 
     return Gate(app, engine, token)
@@ -194,12 +188,15 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
 
 
 async def _while_there(request: Request, awaited: Awaitable[T]) -> T:
-    """What is awaited, as long as the client waits for it too."""
+    """What is awaited, as long as the client waits for it too; cancelled where nobody does any more."""
     result = asyncio.ensure_future(awaited)
-    while not (await asyncio.wait([result], timeout=0.5))[0]:
-        if await request.is_disconnected():
-            raise HTTPException(GONE, "the client left")
-    return result.result()
+    try:
+        while not (await asyncio.wait([result], timeout=0.5))[0]:
+            if await request.is_disconnected():
+                raise HTTPException(GONE, "the client left")
+        return result.result()
+    finally:
+        result.cancel()
 
 
 async def _stream(request: Request, engine: Engine, task: Answer, ask: Ask) -> Response:

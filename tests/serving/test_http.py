@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,10 +18,12 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from starlette.exceptions import HTTPException
 
 from latentwire import Receiver, Wire
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.model.receiver import Reply
+from latentwire.serving import http
 from latentwire.serving.batching import Batcher, Job
 from latentwire.serving.engine import Answer, Ask, Ends, Engine, Limits
 from latentwire.serving.http import FAILED
@@ -368,6 +371,21 @@ def test_a_client_that_leaves_is_not_worked_for(ends: Ends, monkeypatch: pytest.
         held.go.set()
         assert first.result().status_code == 200 and held.batches == [1]
         assert client.post("/v1/answer", json=given).status_code == 200 and held.batches == [1, 1]
+
+
+def test_what_nobody_waits_for_is_no_longer_awaited() -> None:
+    class Gone:
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def awaited() -> bool:
+        waiting = asyncio.ensure_future(asyncio.Event().wait())
+        with pytest.raises(HTTPException, match="the client left"):
+            await http._while_there(Gone(), waiting)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        return waiting.cancelled()
+
+    assert asyncio.run(awaited())
 
 
 def test_what_nobody_waits_for_is_not_done_again(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
