@@ -16,7 +16,7 @@ MODULES = (
     *("encoder.base", "encoder.text", "encoder.registry", "encoder.backbone", "encoder.byte"),
     *("encoder.simple_st", "encoder.stq", "wire.message", "wire.frame", "wire.codecs.base"),
     *("wire.codebook", "reader.base", "reader.slots", "reader.adapter", "features.base"),
-    *("model.sender", "model.receiver", "model.contexts", "model.asking", "model.system", "checkpoint.system"),
+    *("model.sender", "model.receiver", "model.contexts", "model.asking", "model.system", "model.pretrained"),
     *("training.pipeline", "training.stages.slot_tuning", "training.stages.closed_form"),
     *("training.stages.end_to_end", "evaluation.evaluate", "serving.index"),
 )

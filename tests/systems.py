@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from latentwire.backbone.text_model import TextModel, TextTokenizer
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError
 from latentwire.core.names import LATENT, TEXT
@@ -19,6 +18,7 @@ from latentwire.encoder.base import Encoder
 from latentwire.encoder.byte import ByteEncoder
 from latentwire.encoder.simple_st import SimpleSTEncoder
 from latentwire.encoder.stq import STQEncoder
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire

@@ -40,7 +40,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
     chosen = some_receivers(config.model.chosen, names_of(*names), f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)
-    from latentwire.checkpoint.system import load_checkpoint
+    from latentwire.model.pretrained import load_checkpoint
 
     return load_checkpoint(folder, config, list(chosen))
 

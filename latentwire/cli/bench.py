@@ -95,7 +95,7 @@ def gemm_rate(dtype: Any, device: str, size: int = 2048, repeats: int = 8) -> fl
     """TFLOP/s of a square matrix product: the best of some repeats."""
     import torch
 
-    from latentwire.model.system import resolve_device
+    from latentwire.backbone.devices import resolve_device
 
     a, b = (torch.randn(size, size).to(resolve_device(device), dtype) for _ in range(2))
     seconds = []

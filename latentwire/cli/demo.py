@@ -35,11 +35,11 @@ def command(
     Example: latentwire demo --samples 50 --no_train
     """
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
-    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.config import load_config
     from latentwire.data import load_passages
     from latentwire.evaluation.run import evaluate_system
+    from latentwire.model.pretrained import load_checkpoint
     from latentwire.training.origin import Origin
 
     out = Path(out_dir)

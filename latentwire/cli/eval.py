@@ -83,10 +83,10 @@ def command(
     if suite and not names_of(tasks):
         raise ConfigError("--suite: needs --tasks")
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
-    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.config import some_receivers
     from latentwire.evaluation.run import evaluate_system, held_out, known_results
+    from latentwire.model.pretrained import load_checkpoint
 
     folder = find_checkpoint(Path(ckpt))
     if not out_dir and not Path(ckpt).is_dir():

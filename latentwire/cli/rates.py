@@ -42,13 +42,13 @@ def rates(
     if Path(out).suffix == ".png" or Path(out).is_dir():
         raise DataError(f"--out: {out}: a file for the rows, beside which the plot becomes a .png")
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
-    from latentwire.checkpoint.system import load_checkpoint
     from latentwire.checkpoint.tensors import read_info
     from latentwire.core.hashing import stable_hash
     from latentwire.data import data_fingerprint, load_passages
     from latentwire.evaluation.answering import encode_items
     from latentwire.evaluation.evaluate import lossless_limits
     from latentwire.evaluation.rates import FLOAT, rate
+    from latentwire.model.pretrained import load_checkpoint
     from latentwire.report.rates import plot
 
     folder, path = find_checkpoint(Path(ckpt)), Path(out)

@@ -87,9 +87,9 @@ def train(
     named: bool = True,
 ) -> dict[str, Any]:
     """Run stages in a folder, then evaluate what was trained; returns the folder, its checkpoint, its evaluation."""
-    from latentwire.checkpoint.system import reload_checkpoint  # torch is loaded only when it is needed
     from latentwire.checkpoint.tensors import read_info
     from latentwire.evaluation.run import evaluate_system
+    from latentwire.model.pretrained import reload_checkpoint  # torch is loaded only when it is needed
     from latentwire.training.pipeline import Run
 
     run = Run(config, folder, stages=stages, command=words, fresh=fresh, evaluates=evaluates, named=named)

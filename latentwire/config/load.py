@@ -144,6 +144,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
+def changed_in(kept: Any, where: str, config: Config, but: Container[str] = ()) -> list[str]:
+    """Dotted keys in which a kept configuration is another than this one, but for some keys and sections.
+
+    An option that came later had its default then. ConfigError, beginning with `where`, for options that there are no
+    more.
+    """
+    before = config_from_dict(kept, where, {}).model_dump(mode="json")
+    return sorted(differences(before, config.model_dump(mode="json"), but))
+
+
+def same_config(kept: Any, config: Config, but: Container[str] = ()) -> bool:
+    """Whether nothing is `changed_in` a kept configuration that this version can read."""
+    try:
+        return not changed_in(kept, "", config, but)
+    except ConfigError:
+        return False
+
+
 def differences(a: dict[str, Any], b: dict[str, Any], but: Container[str] = (), path: str = "") -> Iterator[str]:
     """Dotted keys whose values differ, but for some keys and sections."""
     for key in a.keys() | b.keys():

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latentwire.backbone.devices import check_devices
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config import Config
 from latentwire.config.sections.running import EvaluationConfig
@@ -28,7 +29,7 @@ from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import EVERY_MODE, MODES, RIVALS, modes_for
 from latentwire.evaluation.summary import gained, joint_measures, kept, mean_over_receivers, measure
 from latentwire.model.receiver import Receiver
-from latentwire.model.system import LatentWire, check_devices
+from latentwire.model.system import LatentWire
 from latentwire.rivals import versions_of
 
 SCHEMA = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.config import Config
-from latentwire.config.load import differences
+from latentwire.config.load import same_config
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.json_files import mapping_at, read_json
 from latentwire.data import data_fingerprint, load_passages
@@ -61,8 +61,8 @@ def known_results(
     results: dict[str, Any] = read_json(path)
     manifest = mapping_at(results, "manifest")
     made = mapping_at(manifest, "config")
-    same = not any(differences(made, config.model_dump(mode="json"), ("evaluation.rivals",)))
-    same = same and set(config.evaluation.rivals) <= set(made["evaluation"]["rivals"])
+    same = same_config(made, config, ("evaluation.rivals",))
+    same = same and set(config.evaluation.rivals) <= set(mapping_at(made, "evaluation").get("rivals", []))
     same = same and mapping_at(results, "receivers").keys() == set(receivers)
     same = same and manifest.get("checkpoint") == checkpoint and manifest.get("data") == data_fingerprint(passages)
     return results if same else None

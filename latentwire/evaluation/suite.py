@@ -14,9 +14,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from rich.table import Table
 
-from latentwire.checkpoint.system import load_checkpoint
 from latentwire.config import Config
-from latentwire.config.load import differences
+from latentwire.config.load import same_config
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError, DataError, LatentWireError, one_line
 from latentwire.core.hashing import sha256_file
@@ -25,6 +24,7 @@ from latentwire.core.manifest import run_manifest
 from latentwire.evaluation.harness import CONTEXT_FIELDS, HARNESS_MODES, HarnessLM, Messages
 from latentwire.evaluation.modes import modes_for
 from latentwire.evaluation.table import wide_console
+from latentwire.model.pretrained import load_checkpoint
 
 SCHEMA = 1
 FEWSHOT_SEED = 1234
@@ -71,7 +71,7 @@ def run_suite(
     manifest["versions"]["lm_eval"] = lm_eval.__version__
     results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
     path = out / "lm_eval.json"
-    known = results["receivers"] = {} if fresh else known_results(path, results)
+    known = results["receivers"] = {} if fresh else known_results(path, results, config)
     left = [name for name in receivers if not set(modes) <= set(known.get(name, {}))]
     if not left:
         if not quiet:
@@ -107,7 +107,7 @@ def _files(suite: Suite) -> dict[str, str]:
     return {str(file): sha256_file(file) for file in sorted(files) if file.is_file()}
 
 
-def known_results(path: Path, results: dict[str, Any]) -> dict[str, Any]:
+def known_results(path: Path, results: dict[str, Any], config: Config) -> dict[str, Any]:
     """What the file holds of receivers and modes that were measured with the same settings, checkpoint and versions."""
     there = read_json(path) if path.is_file() else {}
     if not isinstance(there, dict) or there.get("settings") != results["settings"]:
@@ -115,7 +115,7 @@ def known_results(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     made, now = mapping_at(there, "manifest"), results["manifest"]
     if made.get("checkpoint") != now["checkpoint"] or made.get("versions") != now["versions"]:
         return {}
-    if any(differences(mapping_at(made, "config"), now["config"], ("evaluation.modes",))):
+    if not same_config(mapping_at(made, "config"), config, ("evaluation.modes",)):
         return {}
     return mapping_at(there, "receivers")
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
-from latentwire.config.schema import Config
 
 
 class ReadingFeature(nn.Module):
@@ -46,22 +45,3 @@ class ReadingFeature(nn.Module):
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that training moves (fp32)."""
         return self.parameters()
-
-
-FEATURES: dict[str, type[ReadingFeature]] = {}
-"""Reading features by name: each is on where `features.use_<name>` is."""
-
-
-def register(name: str):  # type: ignore[no-untyped-def]
-    """Class decorator: make a reading feature known under its config name."""
-
-    def add(kind: type[ReadingFeature]) -> type[ReadingFeature]:
-        FEATURES[name] = kind
-        return kind
-
-    return add
-
-
-def build_features(config: Config, lm: LanguageModel) -> dict[str, ReadingFeature]:
-    """The reading features that a configuration switches on, for one receiver's model."""
-    return {name: kind(config, lm) for name, kind in FEATURES.items() if getattr(config.features, f"use_{name}")}

@@ -286,23 +286,19 @@ class ContextReader:
         """
         if candidates > 1:
             return [consensus(own) for own in self.candidates(context, tails, max_new_tokens, candidates)]
-        lm = self.lm
-        ids, mask = pad_left(tails, lm.pad_id, lm.device)
-        if watch is None:
-            return [self.prompt.read(row) for row in self._go_on(context, ids, mask, max_new_tokens)[0].tolist()]
-
-        def seen(new: Tensor) -> list[bool]:
-            # A character may be cut off in its middle: its bytes can be tokens of their own.
-            so_far = [self.prompt.read(tokens).rstrip("\ufffd") for tokens in new.tolist()]
-            return [watch(row, text) for row, text in enumerate(so_far)]
-
-        with self.reading(context):
-            out = lm.generate(context, ids, mask, max_new_tokens, self.prompt.stop, seen)
-        return [self.prompt.read(row) for row in out.tolist()]
+        ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
+        tokens, _ = self._go_on(context, ids, mask, max_new_tokens, watch=watch)
+        return [self.prompt.read(row) for row in tokens.tolist()]
 
     @torch.no_grad()
     def _go_on(
-        self, context: Context, ids: Tensor, mask: Tensor, most: int, scored: bool = False
+        self,
+        context: Context,
+        ids: Tensor,
+        mask: Tensor,
+        most: int,
+        scored: bool = False,
+        watch: Callable[[int, str], bool] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Greedy tokens (batch, new) behind left-padded ones (batch, Q), and their log-probabilities if asked for.
 
@@ -313,7 +309,15 @@ class ContextReader:
         if ids.shape[1] > 1:
             with self.reading(context):
                 context, _ = lm.read_on(context, ids[:, :-1], mask[:, :-1])
-        last, done = ids[:, -1:], 0
+        last, done, ended = ids[:, -1:], 0, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        def seen(new: Tensor) -> list[bool]:
+            assert watch is not None
+            for row, own in zip(going.tolist(), torch.cat([tokens[going, :done], new], 1).tolist(), strict=True):
+                # A character may be cut off in its middle: its bytes can be tokens of their own.
+                ended[row] |= watch(row, self.prompt.read(own).rstrip("\ufffd"))
+            return ended[going].tolist()
+
         while len(going) and done < most:
             scores: list[Tensor] = []
             with self.reading(context):
@@ -323,13 +327,14 @@ class ContextReader:
                     torch.ones_like(last),
                     min(TOGETHER, most - done),
                     self.prompt.stop,
-                    scores=scores if scored else None,
+                    None if watch is None else seen,
+                    scores if scored else None,
                 )
             part = slice(done, done := done + new.shape[1])
             tokens[going, part] = new
             if scored:
                 logp[going, part] = torch.stack(scores, 1)
-            goes = (~self._stops(new).any(1)).nonzero()[:, 0]
+            goes = (~self._stops(new).any(1) & ~ended[going]).nonzero()[:, 0]
             context.mask = torch.cat([context.mask, torch.ones_like(new, dtype=torch.bool)], 1)
             context, going, last = context.rows(goes), going[goes], new[goes, -1:]
         return tokens[:, :done], logp[:, :done]

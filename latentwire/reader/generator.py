@@ -65,8 +65,8 @@ class Generator(nn.Module):
         self.linear.zero_()[:rank] = values[:rank].sqrt()[:, None] * right[:rank]
         self.down.zero_()[: len(weight), :rank] = left[:, :rank] * values[:rank].sqrt()
 
-    def linear_map(self, n: int) -> Tensor:
-        """What `set_linear` left of a map of the first n latent dimensions: (n, d_out)."""
+    def linear_map(self, n: int | None = None) -> Tensor:
+        """What `set_linear` left of a map of the first n latent dimensions, by default all: (n, d_out)."""
         return self.linear[:n] if self.down is None else self.down[:n] @ self.linear
 
     @torch.no_grad()

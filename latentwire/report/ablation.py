@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentwire.config import config_from_dict
+from latentwire.config.load import config_from_dict, same_config
 from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.errors import ConfigError
 from latentwire.core.intervals import around, with_interval
@@ -182,10 +182,10 @@ def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
         return (run / RESULTS).is_file()
     made_with = mapping_at(read_json(run / RESULTS), "manifest").get("config")
     try:
-        whole = [config_from_dict(values, str(run), {}).model_dump(mode="json") for values in (made_with, config)]
+        planned = config_from_dict(config, str(run), {})
     except ConfigError:  # of options that there are no more
         return False
-    return whole[0] == whole[1]
+    return same_config(made_with, planned)
 
 
 def _words(differs: dict[str, Any]) -> str:

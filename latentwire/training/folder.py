@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentwire.config import Config, config_from_dict
-from latentwire.config.load import differences
+from latentwire.config import Config
+from latentwire.config.load import changed_in
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.hashing import stable_hash
@@ -68,9 +68,7 @@ def changed_since(path: Path, config: Config) -> list[str]:
     if not has_begun(path):
         return []
     file = path / CONFIG
-    # Through the schema, as options that came later had their defaults then.
-    before = config_from_dict(read_json(file), str(file), {}).model_dump(mode="json")
-    return sorted(differences(before, config.model_dump(mode="json"), MAY_CHANGE))
+    return changed_in(read_json(file), str(file), config, MAY_CHANGE)
 
 
 def own_folder(path: Path, config: Config) -> Path:

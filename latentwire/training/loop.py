@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
 
 from latentwire.checkpoint.training_state import TrainingState, latest_state, load_state, prune_states, save_state
 from latentwire.config.schema import Config
@@ -85,8 +84,6 @@ class Trainer:
         self.watch = TensorWatch(module.name, config.diagnostics.log_shapes)
         self.norms_due: dict[str, int] = {}
         self.processes = Processes()
-        # Mixed precision is the language models' own affair (fp32 masters, bf16 compute), so none is asked for here.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         self.groups = [g for g in module.parameter_groups() if g.parameters]
         self.optimizer = torch.optim.AdamW(
             [{"params": g.parameters, "lr": g.lr * lr_scale, "peak": g.lr * lr_scale} for g in self.groups],
@@ -123,10 +120,8 @@ class Trainer:
             for g in self.groups:
                 self.processes.add_up(g.parameters)
             norms = {g.name: _total_norm([p.grad for p in g.parameters if p.grad is not None]) for g in self.groups}
-            total = self.accelerator.clip_grad_norm_(
-                [p for g in self.groups for p in g.parameters], self.config.optimizer.grad_clip
-            )
-            record["grad_norm"] = float(total)
+            every = [p for g in self.groups for p in g.parameters]
+            record["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(every, self.config.optimizer.grad_clip))
             record |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
             wrong = "" if math.isfinite(record["grad_norm"]) else "gradient"
         if not wrong:

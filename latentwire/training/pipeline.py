@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from latentwire.backbone.anatomy import describe
+from latentwire.backbone.devices import check_devices
 from latentwire.backbone.load import load_config
 from latentwire.checkpoint.parts import load_codebooks
 from latentwire.config import Config
@@ -21,7 +22,7 @@ from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
-from latentwire.model.system import LatentWire, check_devices
+from latentwire.model.system import LatentWire
 from latentwire.rivals import versions_of
 from latentwire.training.fitting import fit
 from latentwire.training.folder import RunFolder, own_folder

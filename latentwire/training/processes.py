@@ -22,9 +22,9 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from torch import distributed
 from torch.nn import Parameter
 
+from latentwire.backbone.devices import resolve_device
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, LatentWireError
-from latentwire.model.system import resolve_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)

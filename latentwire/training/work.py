@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.checkpoint.system import save_checkpoint, take_baselines
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.errors import ConfigError
+from latentwire.model.pretrained import save_checkpoint, take_baselines
 from latentwire.model.system import LatentWire
 from latentwire.training.folder import RunFolder
 from latentwire.training.material import Material

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
-from latentwire.checkpoint.system import load_checkpoint
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.cli.export import main as export_main
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
+from latentwire.model.pretrained import load_checkpoint
 from tests.systems import saved_run
 
 

@@ -9,10 +9,10 @@ import torch
 
 from latentwire.checkpoint import tensors
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.checkpoint.tensors import SCALE, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.core.names import INDEX
+from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from tests.systems import saved_run, small_config, small_system
 
 

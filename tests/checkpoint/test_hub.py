@@ -13,12 +13,12 @@ from latentwire import Receiver, Sender
 from latentwire.backbone.store import stored_models
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.push import push_to_hub
-from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.checkpoint.tensors import read_info
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import CheckpointError
 from latentwire.core.names import INDEX
 from latentwire.eval import main as eval_main
+from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from latentwire.report.card import model_card
 from tests.cli.test_commands import fails
 from tests.hub import LocalHub, local_hub

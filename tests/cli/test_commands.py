@@ -124,6 +124,11 @@ def test_eval_gives_what_training_gave_and_keeps_it(
     assert eval_main(words)["latent"]["f1"] == results["latent"]["f1"]
     assert "holds these results already" in capsys.readouterr().out
     assert (tmp_path / "eval.json").stat().st_mtime_ns == written
+    del results["manifest"]["config"]["evaluation"]["candidates"]  # as it was written before there was such an option
+    (tmp_path / "eval.json").write_text(json.dumps(results))
+    written = (tmp_path / "eval.json").stat().st_mtime_ns
+    eval_main(words)
+    assert (tmp_path / "eval.json").stat().st_mtime_ns == written
     eval_main([*words, "--fresh_eval", "--quiet"])
     assert (tmp_path / "eval.json").stat().st_mtime_ns > written
 
@@ -301,7 +306,7 @@ def test_results_that_could_not_be_written_are_not_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("latentwire.checkpoint.system.load_checkpoint", None)
+    monkeypatch.setattr("latentwire.model.pretrained.load_checkpoint", None)
     (tmp_path / "file").touch()
     words = ["--ckpt", str(models / "run"), "--samples", "2"]
     wrong = fails(eval_main, [*words, "--out_dir", str(tmp_path / "file")], capsys)

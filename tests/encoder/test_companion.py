@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.config.form import unlike_forms
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, ModelError
+from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.training.origin import READ_LATENTS, Origin, widened
 from latentwire.training.stages.closed_form import fit, fit_companion

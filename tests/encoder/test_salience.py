@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, TrainingError
 from latentwire.data.asked import answer_spans, common_words, question_spans
@@ -17,6 +16,7 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.salience import Salience
 from latentwire.encoder.text import SenderText
 from latentwire.encoder.windows import best_of_text, best_of_windows
+from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.training.material import Material
 from latentwire.training.origin import Origin

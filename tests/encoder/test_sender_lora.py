@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire, load_sender_state
 from latentwire.training.loop import Trainer
 from latentwire.training.origin import Origin

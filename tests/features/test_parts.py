@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from latentwire.backbone.context import Context
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import load_folder
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from tests.features.test_matrix import dead_parameters, module_of
 from tests.systems import small_config, small_passages, small_system

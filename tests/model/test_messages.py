@@ -11,10 +11,10 @@ import torch
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.checkpoint.index import sender_fingerprint
-from latentwire.checkpoint.system import load_checkpoint, save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, ModelError, WireError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.model.consensus import consensus
+from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from latentwire.model.system import LatentWire
 from tests.systems import saved_run, small_config, small_passages, small_system
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.config.layout import LatentLayout
 from latentwire.core.errors import ConfigError, WireError
 from latentwire.core.names import LATENT
 from latentwire.evaluation.evaluate import evaluate
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.origin import Origin

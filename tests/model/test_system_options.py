@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from latentwire.backbone.anatomy import decoder_layers, describe
+from latentwire.backbone.devices import check_devices
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.load import load_model
 from latentwire.backbone.turns import Turns
@@ -22,7 +23,7 @@ from latentwire.config import Config, load_config
 from latentwire.core.errors import ConfigError, ModelError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.encoder.backbone import BackboneEncoder
-from latentwire.model.system import LatentWire, check_devices
+from latentwire.model.system import LatentWire
 from latentwire.train import main as train_main
 from latentwire.training.module import TrainModule
 from latentwire.training.stages.end_to_end import EndToEnd

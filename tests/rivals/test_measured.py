@@ -45,7 +45,7 @@ def test_a_checkpoint_that_was_made_with_rivals_needs_no_package(
         eval_main([*words, "--rivals", "kvpress"])
     results["manifest"]["config"]["evaluation"]["rivals"] = ["kvpress"]  # as the run itself may have measured it
     write_json(run / "eval.json", results)
-    monkeypatch.setattr("latentwire.checkpoint.system.load_checkpoint", None)
+    monkeypatch.setattr("latentwire.model.pretrained.load_checkpoint", None)
     assert eval_main(words) == results
 
 

@@ -29,9 +29,9 @@ from peft import PeftModel
 from typer.main import get_command
 
 from latentwire import Receiver, Sender, Wire
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import CheckpointError, ConfigError, WireError
 from latentwire.core.names import LATENT, TEXT
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
 from latentwire.serving.vllm_gate import WireGate

@@ -26,8 +26,8 @@ import torch
 from latentwire import Receiver, Sender, Wire
 from latentwire.backbone.context import Context
 from latentwire.backbone.padding import pad_left
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.names import LATENT, TEXT
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.serving.vllm_requests import PLACEHOLDER, Client
 from tests.serving.test_vllm import refusals

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from latentwire.checkpoint.parts import codebooks_in
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.core.names import LATENT
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire

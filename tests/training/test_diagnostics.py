@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.backbone import devices
 from latentwire.core.json_files import append_jsonl
 from latentwire.core.names import LATENT
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.memory import peak_memory_mb
 from latentwire.diagnostics.progress import StepLog
 from latentwire.diagnostics.tensors import TensorWatch, hand_over
-from latentwire.model import system
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
@@ -88,9 +88,9 @@ def test_time_and_memory_are_those_of_the_device_that_is_asked_for(monkeypatch: 
     measured: list[int] = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "set_device_index", measured.append)
-    monkeypatch.setattr(system, "check_devices", lambda config: config.system.device)
+    monkeypatch.setattr(devices, "check_devices", lambda config: config.system.device)
     for device in ("cpu", "cuda:1"):
-        assert system.prepare_device(small_config(system={"device": device})) == device
+        assert devices.prepare_device(small_config(system={"device": device})) == device
     assert measured == [1]
 
 

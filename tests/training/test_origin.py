@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from latentwire.checkpoint.system import save_checkpoint
 from latentwire.core.errors import ConfigError
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.training.origin import Origin
 from tests.systems import small_config, small_system
 

@@ -9,11 +9,10 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.encoder.blocks import query_block, query_blocks
-from latentwire.features.base import ReadingFeature, register
+from latentwire.features.base import ReadingFeature
 from latentwire.features.prefix import starting_slots
 
 
-@register("coprocessor")
 class Coprocessor(ReadingFeature):
     """`coprocessor.len` learned queries attend to the latents; what they find becomes slots behind the message.
 

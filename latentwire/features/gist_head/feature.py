@@ -12,10 +12,9 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
 from latentwire.encoder.blocks import query_block
-from latentwire.features.base import ReadingFeature, register
+from latentwire.features.base import ReadingFeature
 
 
-@register("gist_head")
 class GistHead(ReadingFeature):
     """One query a position of the text's first `gist_head.target_len` tokens, cross-attending to the latents.
 

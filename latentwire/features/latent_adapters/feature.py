@@ -14,7 +14,7 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError
-from latentwire.features.base import ReadingFeature, register
+from latentwire.features.base import ReadingFeature
 
 
 class GatedCrossAttention(nn.Module):
@@ -47,7 +47,6 @@ class GatedCrossAttention(nn.Module):
         return hidden + (self.gate.tanh() * self.out(found)).to(hidden)
 
 
-@register("latent_adapters")
 class LatentAdapters(ReadingFeature):
     """One gated cross-attention behind each of `latent_adapters.layers` (default: four, evenly spaced)."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
-from latentwire.features.base import ReadingFeature, register
+from latentwire.features.base import ReadingFeature
 
 START = "\nAnswer the question with a few words from the text above."
 """Real words to start from, as Li & Liang advise."""
@@ -21,7 +21,6 @@ def starting_slots(lm: LanguageModel, length: int) -> Tensor:
     return lm.own_slots((ids * -(-length // len(ids)))[:length]).float()
 
 
-@register("prefix")
 class Prefix(ReadingFeature):
     """`prefix.len` slots, free or (with `prefix.projection`) made by an MLP from a smaller embedding each.
 

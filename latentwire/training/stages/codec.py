@@ -68,8 +68,7 @@ class Information:
 @torch.no_grad()
 def _change(receiver: Receiver) -> Tensor:
     """(d_z, d_z) the squared change of what a receiver's generator makes, each number by its own scale."""
-    generator = receiver.reader.generator
-    linear = generator.linear if generator.down is None else generator.down @ generator.linear
+    linear = receiver.reader.generator.linear_map()
     return _of_mean_one((linear @ linear.T).cpu())
 
 
