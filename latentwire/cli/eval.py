@@ -15,6 +15,12 @@ from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.names import RESULTS
 
+OF_TRAINING = (
+    *("curriculum.", "losses.", "optimizer.", "latents.", "codec."),
+    *("data.data_path", "data.samples", "data.text_path", "data.cloze", "data.renamed"),
+)
+"""Keys that an evaluation does not look at."""
+
 
 def command(
     context: typer.Context,
@@ -93,6 +99,8 @@ def command(
         raise ConfigError(f"--out: {ckpt} is on the Hub, so the results need a folder here")
     trained, files = load_config_of(folder), read_info(folder)["files"]
     changes: dict[str, Any] = parse_overrides(overrides)
+    for key in sorted(key for key in changes if key.startswith(OF_TRAINING)):
+        raise ConfigError(f"--override {key}: does nothing here; --data_path and --samples say what is evaluated")
     if dataset:
         changes["data.dataset"] = dataset
         if dataset != trained.data.dataset:

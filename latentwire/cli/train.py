@@ -12,9 +12,9 @@ from latentwire.cli.options import ConfigFile, Overrides, names_of, output_folde
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config import Config, load_config
 from latentwire.config.flags import schema_options
+from latentwire.config.form import run_id
 from latentwire.config.sections.training import STAGES
 from latentwire.core.errors import ConfigError
-from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import dump_json
 from latentwire.core.names import INDEX
 
@@ -25,7 +25,7 @@ def run_name(config_path: str | None, tag: str | None, config: Config) -> str:
     """<config file's name>[-<tag>]; without a file and tag, a hash of the configuration."""
     parts = [Path(config_path).stem if config_path else "run", tag or ""]
     if not config_path and not tag:
-        parts[1] = stable_hash(config.model_dump(mode="json"))[:8]
+        parts[1] = run_id(config)
     return "-".join(part for part in parts if part)
 
 

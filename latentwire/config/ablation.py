@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from latentwire.config.load import config_from_dict, first_problem, read_config_file
+from latentwire.config.load import config_from_dict, first_problem, lifting, read_config_file
 from latentwire.config.schema import Config
 from latentwire.config.sections.base import Section
 from latentwire.core.errors import ConfigError
@@ -96,7 +96,7 @@ def load_ablation(
         for point in itertools.product(*grid.values()):
             differs = own | dict(zip(grid, point, strict=True))
             label = "_".join([name] * bool(name) + _labels(dict(zip(grid, point, strict=True)))) or BASE
-            changes = ablation.overrides | differs | (overrides or {})
+            changes = lifting(ablation.overrides) | lifting(differs) | lifting(overrides or {})
             config = config_from_dict(known, f"{path}: run {label!r}", changes)
             if not config.evaluation.samples:
                 raise ConfigError(f"{path}: run {label!r}: evaluation.samples: 0, but the table is made of evaluations")

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint mean by its configuration."""
+"""What of a configuration makes a run another one, and what the tensors of its checkpoints mean by it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from latentwire.config.load import differences
 from latentwire.config.schema import Config
+from latentwire.config.sections.running import EvaluationConfig
+from latentwire.core.hashing import stable_hash
 
 SAME_FORM = (
     "encoder",
@@ -26,6 +28,24 @@ SAME_FORM = (
     "coprocessor",
 )
 """What checkpoints must agree on to be averaged, and a checkpoint and a run that starts from it."""
+
+
+MAY_CHANGE = {
+    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
+    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
+    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "llmlingua_model"),  # a LoRA hangs on it
+    "data.eval_path",
+    "diagnostics",
+}
+"""Where a run writes and what it evaluates may change while it goes on."""
+
+
+def run_id(config: Config) -> str:
+    """Eight digits that tell runs of different configurations apart."""
+    own = config.model_dump(mode="json")
+    for section, _, key in (dotted.partition(".") for dotted in MAY_CHANGE):
+        (own[section] if key else own).pop(key or section)
+    return stable_hash(own)[:8]
 
 
 def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:

@@ -60,16 +60,21 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Con
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a configuration is a JSON object, got {_short(values)}")
     values = json.loads(json.dumps(values))
-    stages = [key.removesuffix("epochs") for key in changes if re.fullmatch(r"curriculum\.\w+\.epochs", key)]
-    limits = {f"{stage}max_steps": None for stage in stages}
-    if "_firstN:" in str(changes.get("lora.targets")):
-        limits["lora.first_n"] = None
-    for dotted, value in (limits | dict(changes)).items():
+    for dotted, value in lifting(changes).items():
         _set(values, dotted, value, where)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_problem(error)}") from None
+
+
+def lifting(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes by dotted key, and what they lift of that which they come over: a limit in other words."""
+    stages = [key.removesuffix("epochs") for key in changes if re.fullmatch(r"curriculum\.\w+\.epochs", key)]
+    limits = {f"{stage}max_steps": None for stage in stages}
+    if "_firstN:" in str(changes.get("lora.targets")):
+        limits["lora.first_n"] = None
+    return limits | dict(changes)
 
 
 def some_receivers(known: Mapping[str, T], names: Sequence[str], where: str) -> dict[str, T]:
@@ -103,7 +108,7 @@ def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    merged = {key: value for key, value in base.items() if key != "max_steps" or "epochs" not in over}
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "receivers"
         merged[key] = _merge(merged[key], value) if both else value

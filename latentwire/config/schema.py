@@ -32,6 +32,9 @@ from latentwire.config.sections.reading import AdapterConfig, AnchorConfig, Deep
 from latentwire.config.sections.running import CheckpointConfig, DiagnosticsConfig, EvaluationConfig, SystemConfig
 from latentwire.config.sections.training import CurriculumConfig, LossesConfig, OptimizerConfig
 
+WITH_QUERIES = ("byte", "simple-st", "stq")
+"""Encoders with learned queries."""
+
 
 class Config(Section):
     """One run."""
@@ -140,7 +143,7 @@ class Config(Section):
             if not getattr(self.features, switch, True)
         }
         kind = self.encoder.type
-        if kind == "backbone":
+        if kind not in WITH_QUERIES:
             off["queries"] = f"encoder.type = {kind!r} has none"
         if kind != "byte":
             off["byte"] = f"encoder.type is {kind!r}"
@@ -189,7 +192,7 @@ class Config(Section):
     def _enough_latents(self) -> Config:
         """Latents add up, and there is a query for each of them."""
         layout = self.latent_layout
-        if self.encoder.type == "backbone" or layout.total is not None:
+        if self.encoder.type not in WITH_QUERIES or layout.total is not None:
             return self
         most = -(-self.data.max_context_tokens // self.encoder.window)
         if most > self.queries.bank:

@@ -17,13 +17,14 @@ def bootstrap_ci(
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979), or with `weights` of sum(values) / sum(weights).
 
-    With `clusters`, whole clusters are drawn: questions on one passage are not independent. Draws without any weight
-    say nothing and are left out.
+    With `clusters`, whole clusters are drawn: questions on one passage are not independent. Of a single cluster, which
+    says nothing of others, its values are drawn. Draws without any weight say nothing and are left out.
     """
     import numpy as np  # a listing of runs starts without it
 
     array = np.asarray(values, dtype=np.float64)
-    groups = np.arange(len(array)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    alone = clusters is None or len(set(clusters)) < 2
+    groups = np.arange(len(array)) if alone else np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums = np.bincount(groups, weights=array)
     sizes = np.bincount(groups, weights=weights)
     rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.intervals import estimate
-from latentwire.core.json_files import read_json, read_jsonl
+from latentwire.core.json_files import mapping_at, read_json, read_jsonl
 from latentwire.core.names import PREDICTIONS, RESULTS
 
 MODE = "latent"
@@ -16,12 +16,17 @@ def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
     """Receiver -> F1 and NLL a token of the answers in `folder` less those in `other`, with paired 95 % intervals.
 
     Only receivers that both runs have, on the same model, and measured from latents. Empty where one run is not
-    evaluated yet, where they were asked other questions, or where their predictions.jsonl is older than the NLL in it.
+    evaluated yet, where they were asked other questions or on other passages, or where their predictions.jsonl is older
+    than the NLL in it.
     """
     files = [run / name for run in (folder, other) for name in (RESULTS, PREDICTIONS)]
     if not all(path.is_file() for path in files):
         return {}
-    receivers = [list(read_json(run / RESULTS)["receivers"]) for run in (folder, other)]
+    results = [read_json(run / RESULTS) for run in (folder, other)]
+    data = [mapping_at(one, "manifest").get("data") for one in results]
+    if data[0] != data[1] and None not in data:
+        return {}
+    receivers = [list(one["receivers"]) for one in results]
     ours, theirs = (read_jsonl(run / PREDICTIONS) for run in (folder, other))
     if [(row["id"], row["question"]) for row in ours] != [(row["id"], row["question"]) for row in theirs]:
         return {}

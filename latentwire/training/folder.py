@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.config import Config
+from latentwire.config.form import MAY_CHANGE, run_id
 from latentwire.config.load import changed_in
-from latentwire.config.sections.running import EvaluationConfig
 from latentwire.core.errors import ConfigError
-from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import append_jsonl, read_json, read_object, write_json
 from latentwire.core.manifest import run_manifest
 from latentwire.core.names import (
@@ -40,14 +39,6 @@ from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
 from latentwire.training.tracking import tracker_of
 
-MAY_CHANGE = {
-    *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
-    *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
-    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "llmlingua_model"),  # a LoRA hangs on it
-    "data.eval_path",
-    "diagnostics",
-}
-"""Where a run writes and what it evaluates may change while it goes on."""
 OWN = (
     *("stages", "last", "tensorboard", LOG, ORIGIN, INPUTS, FAILED, RESULTS, TABLE, PREDICTIONS, PASSAGES),
     *(MANIFEST, CONFIG),
@@ -75,10 +66,7 @@ def own_folder(path: Path, config: Config) -> Path:
     """The folder for a run that nobody named: where another configuration's run is there already, one beside it."""
     if not changed_since(path, config):
         return path
-    own = config.model_dump(mode="json")
-    for section, _, key in (dotted.partition(".") for dotted in MAY_CHANGE):
-        (own[section] if key else own).pop(key or section)
-    beside = path.with_name(f"{path.name}-{stable_hash(own)[:8]}")
+    beside = path.with_name(f"{path.name}-{run_id(config)}")
     print(f"{path} holds a run of another configuration; this one is in {beside}", flush=True)
     return beside
 

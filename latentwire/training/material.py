@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat, zip_longest
+from typing import Any, TypeVar
 
 from latentwire.backbone.load import files_digest
 from latentwire.config import Config
@@ -16,6 +18,8 @@ from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.stages.salience import SentPassage
 
+T = TypeVar("T")
+END: Any = object()
 TOO_SHORT = 32
 """Plain texts of so few tokens say little of how latents are spread."""
 
@@ -38,8 +42,10 @@ class Material:
             flush=True,
         )
         if not asked:
+            refusals = (system.sender.refusal(system.sender.tokenize(passage.context)) for passage in passages)
+            reason = next((f" (the first one: {refusal})" for refusal in refusals if refusal), "")
             raise TrainingError(
-                "data: no training passage is short enough for data.max_context_tokens, sender and receivers"
+                f"data: no training passage is short enough for data.max_context_tokens, sender and receivers{reason}"
             )
         self.passages = [passage for passage, _ in asked]
         self.prepared: list[Prepared] = [prepared for _, prepared in asked]
@@ -82,25 +88,27 @@ class Material:
         return [texts[receiver.name] for _, texts in self.prepared]
 
     def for_closed_form(self) -> Iterator[Prepared]:
-        """Training passages and plain text in turn, up to closed_form.passages."""
-        left = self.config.curriculum.closed_form.passages + self.config.curriculum.closed_form.held_out
-        asked = {sent.text for sent, _ in self.prepared}  # with data.cloze the same texts may be both
-        known, plain = iter(self.prepared), (text for text in self.texts if text not in asked)
-        while left > 0:
-            before = left
-            for prepared in (next(known, None), self._next_plain(plain)):
-                if prepared is not None and left > 0:
-                    left -= 1
-                    yield prepared
-            if left == before:
+        """Training passages and plain text in turn, up to closed_form.passages behind the closed_form.held_out that the
+        fit sets aside. Of these no passage comes once more under other names (data.renamed)."""
+        stage, number, aside = self.config.curriculum.closed_form, 0, set()
+        origins = (passage.id.removeprefix(RENAMED) for passage in self.passages)
+        plain = zip(repeat(None), self._plain())
+        for origin, prepared in _in_turn(zip(origins, self.prepared, strict=True), plain):
+            if number == stage.held_out + stage.passages:
                 return
+            if origin in aside:
+                continue
+            if number < stage.held_out and origin is not None:
+                aside.add(origin)
+            number += 1
+            yield prepared
 
-    def _next_plain(self, texts: Iterator[str]) -> Prepared | None:
-        for text in texts:
-            prepared = self._prepare(Passage("", text, ()))
+    def _plain(self) -> Iterator[Prepared]:
+        asked = {sent.text for sent, _ in self.prepared}  # with data.cloze the same texts may be both
+        for text in self.texts:
+            prepared = None if text in asked else self._prepare(Passage("", text, ()))
             if prepared is not None and len(prepared[0].ids) > TOO_SHORT:
-                return prepared
-        return None
+                yield prepared
 
     def _prepare(self, passage: Passage) -> Prepared | None:
         """A passage as token ids, or None where it is longer than what is trained on."""
@@ -110,3 +118,9 @@ class Material:
         _, texts = prepared = self.system.prepare(passage, sent)
         fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
         return prepared if fits else None
+
+
+def _in_turn(*sources: Iterable[T]) -> Iterator[T]:
+    """The first of each, the second of each, and so on; of what ends early there are fewer."""
+    for turn in zip_longest(*sources, fillvalue=END):
+        yield from (one for one in turn if one is not END)

@@ -97,7 +97,8 @@ class Run:
         if lora:
             for receiver in new.values():
                 tune(work, receiver, LATENT)
-                begin_adapter(receiver, LATENT, self.config.system.seed)  # also where slot tuning is left out
+            for receiver in receivers.values():  # slot tuning may be left out, and what one starts from be without
+                begin_adapter(receiver, LATENT, self.config.system.seed)
         if new or (work.origin and work.origin.lacks_companion):
             main_first(partial(solve_closed_form, work, new))
         trained = self._end_to_end(work)
@@ -125,6 +126,7 @@ class Run:
         if origin and self.fresh and self.folder.holds(origin.folder):
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {origin.folder}")
         self._check_codec(origin)
+        self._check_stages(origin)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
         if self.evaluates:  # what cannot be loaded should be known before hours of training
             load_passages(self.config.data, "validation", self.config.evaluation.samples)
@@ -148,6 +150,17 @@ class Run:
         if profiled:
             self.folder.record(loaded)
         return work
+
+    def _check_stages(self, origin: Origin | None) -> None:
+        """ConfigError where a stage that was asked for has nothing to do, as what it makes came with the checkpoint."""
+        if origin is None or set(self.stages) == set(STAGES):
+            return
+        trained = self.config.curriculum.train_only or self.config.model.chosen
+        if set(trained) - (origin.known - origin.shown_anew):
+            return
+        idle = {"slot_tuning"} if origin.lacks_companion or origin.lacks_salience else {"slot_tuning", "closed_form"}
+        for stage in sorted(idle & set(self.stages)):
+            raise ConfigError(f"--stages: {stage}: all receivers have that from {origin.folder} already")
 
     def _check_codec(self, origin: Origin | None) -> None:
         """ConfigError where the codec to evaluate with is a learned one that there will be no codebook of."""

@@ -219,6 +219,17 @@ def test_a_receiver_with_lora_joins_frozen_ones_on_an_exported_checkpoint(
     assert {name: own["latent"]["tuned"] for name, own in results.items()} == {
         "llama": False, "qwen": False, "gemma": True,
     }  # fmt: skip
+    # Trained on together, those that had none have LoRA too.
+    flags = arguments(models, **short | {"out_dir": tmp_path / "all"}, init_from=tmp_path / "more", lora_r=2)
+    for key in ("llama_id", "qwen_id"):
+        place = flags.index(f"--{key}")
+        del flags[place : place + 2]
+    receivers = {"llama": "llama", "qwen": "qwen3", "gemma": "gemma3"}
+    receivers = {name: str(models / folder) for name, folder in receivers.items()}
+    flags += ["--override", f"model.receivers={json.dumps(receivers)}", "--end_to_end_warmup_text_steps", "1"]
+    train_main(flags)
+    kept = load_folder(tmp_path / "all" / "last")
+    assert all(any("lora" in key for key in kept[f"receivers/{name}"]) for name in receivers)
 
 
 def test_mistakes_end_in_one_line_and_write_nothing(

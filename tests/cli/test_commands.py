@@ -255,6 +255,33 @@ def test_a_mistake_ends_in_one_line(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "change", ["data.data_path=x.json", "data.samples=1", "data.renamed=0.5", "losses.kd_weight=3", "codec.bits=8"]
+)
+def test_what_training_alone_looks_at_is_refused(
+    change: str, models: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--ckpt", str(models / "run"), "--override", change]
+    assert f"--override {change.split('=')[0]}: does nothing here" in fails(eval_main, words, capsys)
+
+
+def test_a_run_without_a_name_is_found_again_by_what_it_trains() -> None:
+    def folder(*words: str) -> str:
+        return str(train_main([*words, "--dry-run"])["run"])
+
+    assert folder("--samples", "64") == folder("--samples", "64", "--threads", "2", "--eval_samples", "300")
+    assert folder("--samples", "64") != folder("--samples", "65")
+
+
+def test_a_stage_that_came_with_the_checkpoint_is_not_asked_for(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stages, named in (("slot_tuning", "slot_tuning"), ("end_to_end,closed_form", "closed_form")):
+        words = arguments(models, out_dir=tmp_path / "run", init_from=models / "run", stages=stages)
+        assert f"--stages: {named}: all receivers have that from {models / 'run'}" in fails(train_main, words, capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_that_shows_late_may_be_put_right_in_the_same_folder(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,20 @@ def test_the_command_line_adds_to_the_file_and_wins(tmp_path: Path) -> None:
     assert {run.config.data.samples for run in plan.runs} == {3}
 
 
+def test_epochs_of_a_run_lift_the_limit_of_all_that_they_come_over(tmp_path: Path) -> None:
+    stage = "curriculum.end_to_end"
+    path = write(
+        tmp_path,
+        overrides={f"{stage}.max_steps": 40},
+        runs={"short": {}, "long": {f"{stage}.epochs": 3}, "both": {f"{stage}.epochs": 2, f"{stage}.max_steps": 9}},
+    )
+    stages = [run.config.curriculum.end_to_end for run in load_ablation(path).runs]
+    assert [(one.epochs, one.max_steps) for one in stages] == [(1, 40), (3, None), (2, 9)]
+    assert load_ablation(write(tmp_path, runs={"a": {f"{stage}.max_steps": 4}}), overrides={f"{stage}.epochs": 5}).runs[
+        0
+    ].changes == {f"{stage}.max_steps": None, f"{stage}.epochs": 5}
+
+
 def test_a_base_is_beside_the_file_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     write(tmp_path / "given")

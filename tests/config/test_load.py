@@ -173,7 +173,7 @@ def test_a_flag_takes_a_name_or_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("words", [["--epochs", "3"], ["--override", "curriculum.end_to_end.epochs=3"]])
-def test_epochs_that_are_asked_for_lift_the_limit_of_a_file(words: list[str]) -> None:
+def test_epochs_that_are_asked_for_lift_the_limit_of_a_file(words: list[str], tmp_path: Path) -> None:
     from latentwire.train import main
 
     base = ["--config", str(ROOT / "configs" / "smoke" / "base.json"), "--dry-run"]
@@ -181,6 +181,8 @@ def test_epochs_that_are_asked_for_lift_the_limit_of_a_file(words: list[str]) ->
     stages = main([*base, *words])["config"]["curriculum"]
     assert (stages["end_to_end"]["epochs"], stages["end_to_end"]["max_steps"]) == (3, None)
     assert stages["slot_tuning"]["max_steps"] == 3  # another stage's limit stays
+    more = {"extends": base[1], "curriculum": {"end_to_end": {"epochs": 4}}}
+    assert load_config(write(tmp_path / "more.json", more)).curriculum.end_to_end.max_steps is None
     both = main([*base, *words, "--end_to_end_max_steps", "5"])["config"]["curriculum"]["end_to_end"]
     assert (both["epochs"], both["max_steps"]) == (3, 5)
 

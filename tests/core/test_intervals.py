@@ -27,10 +27,16 @@ def test_draws_without_weight_are_left_out() -> None:
     assert low == high == 0.5
 
 
+def test_of_a_single_passage_questions_are_drawn() -> None:
+    values = [0.0, 1.0, 0.0, 1.0, 1.0]
+    assert bootstrap_ci(values, [7] * 5) == bootstrap_ci(values)
+    assert bootstrap_ci(values, [7] * 5)[0] < 0.6 < bootstrap_ci(values, [7] * 5)[1]
+
+
 def test_an_interval_reaches_to_its_mean_whatever_was_rounded() -> None:
-    values = [0.1, 0.2, 0.3]
-    assert bootstrap_ci(values, [0, 0, 0])[0] > sum(values) / 3 - 1e-9  # one passage: every draw is the mean, or nearly
-    row = estimate("f1", values, [0, 0, 0])
+    values, passages = [0.1, 0.2, 0.3] * 2, [0, 0, 0, 1, 1, 1]
+    assert bootstrap_ci(values, passages)[0] > sum(values) / 6 - 1e-9  # alike: every draw is the mean, or nearly
+    row = estimate("f1", values, passages)
     assert row["f1_ci"][0] <= row["f1"] <= row["f1_ci"][1] and row["f1"] == pytest.approx(0.2)
     assert estimate("r", [1.0, 2.0], weights=[2.0, 4.0]) == {"r": 0.5, "r_ci": [0.5, 0.5]}
     off = {"f1": 0.2, "f1_ci": [0.2 + 1e-16, 0.25]}  # as a file of another hand may have it

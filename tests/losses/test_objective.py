@@ -81,6 +81,23 @@ def test_without_options_the_loss_is_the_plain_one_bit_by_bit(slots: bool, copy_
     assert torch.equal(torch.stack(list(out.terms.values())).sum(), out.loss)
 
 
+def test_dropout_of_the_sender_is_the_round_s_whether_receivers_share_an_encoding_or_not() -> None:
+    def latents(norms_every: int) -> list[Tensor]:
+        options = {"features": {"use_latent_refiner": True}, "latent_refiner": {"dropout": 0.5}}
+        config = small_config(optimizer={"accumulation": 2}, diagnostics={"grad_norms_every": norms_every}, **options)
+        system = small_system(config)
+        refiner = system.sender.parts["latent_refiner"].train()
+        with torch.no_grad():
+            for p in refiner.parameters():
+                p.add_(torch.randn_like(p) * 0.1)
+        module = EndToEnd(system, [system.prepare(p) for p in small_passages(6)], config)
+        return [module.latents(module.batch(index))[0] for index in range(4)]
+
+    together, apart = latents(0), latents(1)
+    assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
+    assert torch.equal(apart[0], apart[1]) and not torch.equal(apart[0], apart[2])
+
+
 NORMS = {"grad_norms_every": 1}
 TERMS: list[tuple[str, dict[str, Any], float]] = [
     ("first_token_ce", {"first_token_weight": 0.5}, 0.5),

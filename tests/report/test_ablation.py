@@ -151,6 +151,15 @@ def test_answers_are_compared_pair_by_pair(folder: Path) -> None:
     del older[0]["a"]["latent"]["nll"]
     shorter[0]["a"]["latent"]["tokens"] += 1  # of another tokenizer
     del without[0]["a"]["latent"]
+    results = folder / "wide" / "eval.json"
+    made = json.loads(results.read_text())
+    for data, found in (("1", True), ("2", False)):
+        for run in ("frozen", "wide"):
+            file = folder / run / "eval.json"
+            was = json.loads(file.read_text())
+            file.write_text(json.dumps(was | {"manifest": was["manifest"] | {"data": data if run == "wide" else "1"}}))
+        assert (write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is not None) == found
+    results.write_text(json.dumps(made))
     for other in (better[:-1], [row | {"question": "another"} for row in better], older, shorter, without):
         write(folder / "wide" / "predictions.jsonl", *other)
         assert write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is None

@@ -13,6 +13,7 @@ import torch
 
 from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.names import LATENT, TEXT
+from latentwire.data.renamed import RENAMED
 from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
@@ -294,6 +295,15 @@ def test_text_is_read_after_every_passage_and_none_twice() -> None:
     assert read == [asked[0], more[0], asked[1], more[1], asked[2], more[2]]
     config = small_config(curriculum={"closed_form": {"passages": 50}})
     assert len(list(Material(system, config, passages, more).for_closed_form())) == len(passages) + len(more)
+
+
+def test_what_is_set_aside_is_not_fitted_on_under_another_name() -> None:
+    config = small_config(curriculum={"closed_form": {"passages": 5, "held_out": 1}})
+    system, passages = small_system(config), small_passages(3)
+    twins = [replace(p, id=f"{RENAMED}{p.id}", context=f"Once more: {p.context}") for p in passages]
+    for first, others in ((passages, twins), (twins, passages)):
+        read = [sent.text for sent, _ in Material(system, config, [*first, *others], []).for_closed_form()]
+        assert read == [p.context for p in (*first, *others[1:])]
 
 
 def test_heads_are_ranked_by_what_answers_hang_on_when_the_text_is_read() -> None:

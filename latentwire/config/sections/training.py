@@ -176,6 +176,8 @@ class OptimizerConfig(Section):
     decay_share: float = Field(
         0.2, gt=0.0, le=1.0, description="Last share of the steps in which schedule='wsd' decays."
     )
-    warmup_steps: int = Field(20, ge=0)
+    warmup_steps: int = Field(
+        20, ge=0, description="Steps in which the rate rises to its peak; at most a tenth of a stage's."
+    )
     min_lr_ratio: float = Field(0.05, ge=0.0, le=1.0, description="Where the decay ends, as a share of the peak.")
     max_bad_steps: PositiveInt = Field(5, description="NaN or inf losses in a row after which training stops.")

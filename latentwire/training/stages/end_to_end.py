@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -134,19 +135,22 @@ class EndToEnd:
     def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Latents of a batch's passages (batch, M, d_z), and counts (batch,)."""
         if not self.encodes_once:
-            return self._encode(batch.chosen)
+            return self._encode(batch)
         round_, turns = self._round
         if round_ != batch.round or not turns:
-            z, counts = self._encode(batch.chosen)
+            z, counts = self._encode(batch)
             turns = [(one, counts) for one in one_after_another(z, len(self.names))]
             self._round = batch.round, turns
         return turns.pop(0)
 
-    def _encode(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        sender, known = self.system.sender, self.features(chosen)
-        made = [self.passages[i][0].latents for i in chosen]
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        sender, known = self.system.sender, self.features(batch.chosen)
+        made = [self.passages[i][0].latents for i in batch.chosen]
         if not self.sender_fixed:
-            return sender.latents(known, made)
+            # Dropout is the round's own: the same whether receivers share one encoding or not.
+            with torch.random.fork_rng([sender.device] if sender.device.type == "cuda" else []):
+                torch.manual_seed(zlib.crc32(f"encode-{self.config.system.seed}-{batch.round}".encode()))
+                return sender.latents(known, made)
         return pad_sequence([z.float() for z in known], batch_first=True), torch.tensor(made, device=sender.device)
 
     def features(self, chosen: Sequence[int]) -> list[Tensor]:
