@@ -19,10 +19,8 @@ class ModelConfig(Section):
         description="Receiver name -> model: built-in alias, Hub id, local folder or .gguf file.",
         json_schema_extra=flag(None),
     )
-    llama_id: str | None = Field(
-        None, description="Shorthand: a receiver named 'llama'. Replaces the default receivers."
-    )
-    qwen_id: str | None = Field(None, description="Shorthand: a receiver named 'qwen'. Replaces the default receivers.")
+    llama_id: str | None = Field(None, description="Shorthand: a receiver named 'llama'. Replaces model.receivers.")
+    qwen_id: str | None = Field(None, description="Shorthand: a receiver named 'qwen'. Replaces model.receivers.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Compute and frozen-weight type; auto: bfloat16 where the machine multiplies it natively.",
