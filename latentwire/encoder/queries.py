@@ -7,14 +7,16 @@ A bank of learned queries reads a text's states by cross-attention, as in the Pe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from latentwire.backbone.padding import row_mask
+from latentwire.backbone.text_model import TextModel
 from latentwire.config.schema import Config
-from latentwire.encoder.base import Encoder
+from latentwire.encoder.base import Encoder, too_many_tokens
 from latentwire.encoder.blocks import query_blocks
 from latentwire.encoder.text import SenderText
 
@@ -73,6 +75,24 @@ class Standardiser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) to (..., d), fp32."""
         return (x.float() - self.mean) / self.std
+
+
+class TextModelEncoder(QueryEncoder):
+    """What reads a frozen pretrained model's hidden states, standardised."""
+
+    def __init__(self, model: TextModel):
+        super().__init__()
+        self.source = self.model = model
+        self.device = model.device
+        self.inputs = Standardiser(model.hidden_size)
+
+    @classmethod
+    def load(cls, config: Config, device: str) -> Self:
+        model = TextModel.load(config.encoder.model, config.model, device)
+        return cls(model, config)  # type: ignore[call-arg]  # which each is built by
+
+    def too_long(self, text: SenderText) -> str | None:
+        return too_many_tokens(text, self.model.max_positions) or self.too_many_latents(text)
 
 
 class QueryPooler(nn.Module):

@@ -14,31 +14,21 @@ from torch import Tensor, nn
 
 from latentwire.backbone.text_model import TextModel
 from latentwire.config.schema import Config
-from latentwire.encoder.base import rms_normalised, too_many_tokens
-from latentwire.encoder.queries import LatentHead, QueryEncoder, Standardiser, bank_of
+from latentwire.encoder.base import rms_normalised
+from latentwire.encoder.queries import LatentHead, TextModelEncoder, bank_of
 from latentwire.encoder.text import SenderText
 
 
-class SimpleSTEncoder(QueryEncoder):
+class SimpleSTEncoder(TextModelEncoder):
     """A sentence embedding (hidden_size,) to latents (M, d_z): each query's offset is added to it, then an MLP."""
 
     def __init__(self, model: TextModel, config: Config):
-        super().__init__()
+        super().__init__(model)
         section = config.queries
-        self.source = self.model = model
-        self.device = model.device
-        self.inputs = Standardiser(model.hidden_size)
         self.sentence = nn.Linear(model.hidden_size, section.width)
         self.queries = bank_of(config)
         self.mlp = nn.Sequential(nn.GELU(), nn.Linear(section.width, section.width), nn.GELU())
         self.head = LatentHead(config)
-
-    @classmethod
-    def load(cls, config: Config, device: str) -> SimpleSTEncoder:
-        return cls(TextModel.load(config.encoder.model, config.model, device), config)
-
-    def too_long(self, text: SenderText) -> str | None:
-        return too_many_tokens(text, self.model.max_positions) or self.too_many_latents(text)
 
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """The RMS-normalised mean of the last hidden states of each text's own tokens: (hidden_size,), fp32."""

@@ -13,28 +13,18 @@ from torch import Tensor, nn
 
 from latentwire.backbone.text_model import TextModel
 from latentwire.config.schema import Config
-from latentwire.encoder.base import rms_normalised, too_many_tokens
-from latentwire.encoder.queries import LatentHead, QueryEncoder, QueryPooler, Standardiser
+from latentwire.encoder.base import rms_normalised
+from latentwire.encoder.queries import LatentHead, QueryPooler, TextModelEncoder
 from latentwire.encoder.text import SenderText
 
 
-class STQEncoder(QueryEncoder):
+class STQEncoder(TextModelEncoder):
     """Last hidden states (T, hidden_size) to latents (M, d_z)."""
 
     def __init__(self, model: TextModel, config: Config):
-        super().__init__()
-        self.source = self.model = model
-        self.device = model.device
-        self.inputs = Standardiser(model.hidden_size)
+        super().__init__(model)
         self.pooler = QueryPooler(model.hidden_size, config)
         self.head = LatentHead(config)
-
-    @classmethod
-    def load(cls, config: Config, device: str) -> STQEncoder:
-        return cls(TextModel.load(config.encoder.model, config.model, device), config)
-
-    def too_long(self, text: SenderText) -> str | None:
-        return too_many_tokens(text, self.model.max_positions) or self.too_many_latents(text)
 
     def features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """RMS-normalised last hidden states of each text's own tokens: (T_i, hidden_size), fp32."""
