@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.export import check_target, histories, lineage, training_log
-from latentwire.checkpoint.index import SENDER, load_config_of
+from latentwire.checkpoint.index import load_config_of
 from latentwire.checkpoint.parts import State
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config.form import unlike_forms
@@ -22,7 +22,7 @@ from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import mapping_at, write_jsonl
 from latentwire.core.manifest import run_manifest
-from latentwire.core.names import CODEBOOKS, EXPORTED_LOG, stem_of
+from latentwire.core.names import CODEBOOKS, EXPORTED_LOG, SENDER, file_of, stem_of
 from latentwire.wire.codecs import LearnedCodec, parse_codec
 
 
@@ -37,7 +37,7 @@ def average(folders: Sequence[Path], out: Path, command: Sequence[str]) -> tuple
     runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
     of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
     of_first["config"].get("checkpoint", {}).pop("init_from", None)
-    if SENDER not in shared:  # a new one, which no codebook is for
+    if file_of(SENDER) not in shared:  # a new one, which no codebook is for
         of_first["config"].get("codec", {}).pop("learned", None)
         sends = mapping_at(of_first["config"], "evaluation").get("codec")
         if sends and isinstance(parse_codec(sends), LearnedCodec):
@@ -79,7 +79,7 @@ def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
         state[stem] = _mean([load_folder(folder, [stem])[stem] for folder in versions], versions, name)
     if not state:
         raise ConfigError(f"{', '.join(map(str, folders))}: nothing to average, as they hold the same")
-    for name in (name for name in files[first] if name.startswith(CODEBOOKS) and SENDER in shared):
+    for name in (name for name in files[first] if name.startswith(CODEBOOKS) and file_of(SENDER) in shared):
         if any(files[folder].get(name, files[first][name]) != files[first][name] for folder in others):
             raise CheckpointError(f"{name}: codebooks of these checkpoints differ, and have no mean")
         shared[name] = checked_file(first, name, files[first][name])

@@ -11,9 +11,7 @@ from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config, config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.hashing import stable_hash
-from latentwire.core.names import CODEBOOKS, INDEX
-
-SENDER = "sender.safetensors"
+from latentwire.core.names import CODEBOOKS, INDEX, SENDER, file_of
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -61,7 +59,8 @@ def sender_fingerprint(folder: Path) -> bytes:
     change with what is overridden for a machine, such as the path of a model.
     """
     info = read_info(folder)
-    if SENDER not in info["files"]:
-        raise CheckpointError(f"{folder}: the checkpoint has no file {SENDER}")
-    whole = stable_hash({"weights": info["files"][SENDER]["sha256"], "encoder": info["config"]["encoder"]})
+    file = file_of(SENDER)
+    if file not in info["files"]:
+        raise CheckpointError(f"{folder}: the checkpoint has no file {file}")
+    whole = stable_hash({"weights": info["files"][file]["sha256"], "encoder": info["config"]["encoder"]})
     return bytes.fromhex(whole)[:8]

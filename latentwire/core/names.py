@@ -19,8 +19,10 @@ PREDICTION_KEYS = ("id", "question", "answers", "passage", "joint")
 """What a line of predictions.jsonl has beside what the receivers answered, by their names."""
 INDEX, CARD, EXPORTED_LOG = "checkpoint.json", "README.md", "training.jsonl"
 """Of a checkpoint, the latter two of one that is passed on."""
+SENDER = "sender"
+"""The stem of the file of its sender's weights."""
 READERS, BASELINES, CODEBOOKS = "receivers/", "baselines/", "codecs/"
-"""What the names of its weights' files begin with: of readers with the LoRA that reads latents, of other LoRA, of
+"""What the stems of its other weights' files begin with: of readers with the LoRA that reads latents, of other LoRA, of
 codebooks of learned codecs."""
 
 

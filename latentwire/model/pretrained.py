@@ -22,7 +22,7 @@ from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
-from latentwire.core.names import ADAPTERS, BASELINES, LATENT, READERS, TEXT, file_of, stem_of
+from latentwire.core.names import ADAPTERS, BASELINES, LATENT, READERS, SENDER, TEXT, file_of, stem_of
 from latentwire.encoder.registry import build_encoder
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
@@ -92,7 +92,7 @@ def _stems_of(folder: Path, only: Sequence[str] | None) -> list[str] | None:
     there = read_info(folder)["files"]
     if not only or any(file_of(reader_stem(name)) not in there for name in only):
         return None
-    return ["sender", *codebook_stems(folder), *(adapter_stem(name, adapter) for name in only for adapter in ADAPTERS)]
+    return [SENDER, *codebook_stems(folder), *(adapter_stem(name, adapter) for name in only for adapter in ADAPTERS)]
 
 
 def reload_checkpoint(system: LatentWire, folder: Path) -> None:
@@ -112,7 +112,7 @@ def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     folder = find_checkpoint(Path(folder))
     config = load_config_of(folder, changes)
     default_codec(config)
-    state = load_folder(folder, ["sender", *codebook_stems(folder)])
+    state = load_folder(folder, [SENDER, *codebook_stems(folder)])
     sender = Sender(build_encoder(config, prepare_device(config)), config)
     load_sender_state(sender, state)
     sender.fingerprint = sender_fingerprint(folder)

@@ -13,8 +13,6 @@ from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.load import load_config
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.parts import (
-    CODEBOOKS,
-    READERS,
     adapter_stem,
     codebooks_in,
     load_part,
@@ -24,7 +22,7 @@ from latentwire.checkpoint.parts import (
 )
 from latentwire.config import Config
 from latentwire.core.errors import CheckpointError
-from latentwire.core.names import ADAPTERS
+from latentwire.core.names import ADAPTERS, CODEBOOKS, READERS, SENDER, file_of
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
 from latentwire.encoder.text import SenderText
@@ -71,7 +69,7 @@ class LatentWire:
 
         What is needed to go on training but not to read a message is in it only with `training`.
         """
-        state = {"sender": merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
+        state = {SENDER: merge(**{name: part.state_dict() for name, part in self.sender.parts.items()})}
         for name, receiver in self.receivers.items():
             state[reader_stem(name)] = merge(reader=receiver.reader.state_dict())
             for feature_name, feature in receiver.features.items():
@@ -98,10 +96,10 @@ class LatentWire:
 
 def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:
     """Take up a sender's part of a state; with `start`, parts that it knows nothing of stay as they begin."""
-    if "sender" not in state:
-        raise CheckpointError("the checkpoint has no file sender.safetensors")
+    if SENDER not in state:
+        raise CheckpointError(f"the checkpoint has no file {file_of(SENDER)}")
     for name, part in sender.parts.items():
-        own = part_of(state["sender"], name)
+        own = part_of(state[SENDER], name)
         if own or not start:
             load_part(part, own, f"sender: {name}")
     sender.codebooks |= codebooks_in(state)

@@ -15,7 +15,7 @@ from latentwire.checkpoint.parts import adapter_stem, load_part, part_of, reader
 from latentwire.checkpoint.tensors import load_folder, read_info, tensor_names
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError
-from latentwire.core.names import file_of
+from latentwire.core.names import LATENT, TEXT, file_of
 from latentwire.reader.slots import SlotReader
 from latentwire.wire.codecs.base import Array
 
@@ -62,7 +62,7 @@ class Served:
 
         Without LoRA both are answered under the receiver's own name; a checkpoint need not have a text baseline.
         """
-        stems = {f"{self.name}-{adapter}": adapter_stem(self.name, adapter) for adapter in ("latent", "text")}
+        stems = {f"{self.name}-{adapter}": adapter_stem(self.name, adapter) for adapter in (LATENT, TEXT)}
         files = read_info(self.folder)["files"] if self.config.features.use_lora else {}
         return {  # where a receiver was added later, some may have LoRA and others not
             name: stem

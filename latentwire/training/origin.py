@@ -16,7 +16,7 @@ from latentwire.config.form import unlike_forms
 from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_json, write_json
-from latentwire.core.names import CODEBOOKS, ORIGIN, READERS, TEXT, stem_of
+from latentwire.core.names import CODEBOOKS, ORIGIN, READERS, SENDER, TEXT, stem_of
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.encoder.companion import Companion
 from latentwire.encoder.salience import Salience
@@ -79,7 +79,7 @@ class Origin:
             state = widened(state, encoder.companion)
         if self.config.encoder.keep_by != system.config.encoder.keep_by:
             assert isinstance(encoder, BackboneEncoder)
-            state = state | {"sender": choosing_by(state["sender"], encoder.salience)}
+            state = state | {SENDER: choosing_by(state[SENDER], encoder.salience)}
         for name in self.shown_anew:
             state = state | {reader_stem(name): begun_anew(name, state)}
         load_sender_state(system.sender, state, start=True)
@@ -182,7 +182,7 @@ class Origin:
 
 def widened(state: State, companion: Companion) -> State:
     """A state for latents that have a companion's dimensions as well, which nothing has been made of yet."""
-    out = state | {"sender": state["sender"] | merge(encoder=merge(companion=companion.state_dict()))}
+    out = state | {SENDER: state[SENDER] | merge(encoder=merge(companion=companion.state_dict()))}
     for stem in (stem for stem in state if stem.startswith(READERS)):
         group = out[stem] = dict(state[stem])
         for key in READ_LATENTS.keys() & group.keys():

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from latentwire.config.sections.features import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError, one_line
+from latentwire.core.names import LATENT
 
 
 class LoRA:
     """LoRA under an adapter name; `active()` switches it on for a while, and every other adapter off."""
 
-    def __init__(self, config: LoraConfig, adapter: str = "latent"):
+    def __init__(self, config: LoraConfig, adapter: str = LATENT):
         self.config = config
         self.adapter = adapter
         self.model: nn.Module | None = None
