@@ -7,7 +7,7 @@ from typing import Any
 
 from latentwire.core.names import LATENT, LLMLINGUA, TEXT, TOKEN_BUDGET
 
-MODES = {
+ADAPTER_OF = {
     "text": None,
     "text_tuned": TEXT,
     "latent": LATENT,
@@ -15,24 +15,22 @@ MODES = {
     "no_context": TEXT,
     "embedding_replay": None,
     "embedding_anchor": None,
-}
-"""What a receiver reads, and with which of its LoRA adapters; None is the bare model."""
-RIVALS = {
     "llmlingua": None,
     "llmlingua_text_tuned": TEXT,
     "llmlingua_tuned": LLMLINGUA,
     "kvpress": None,
     "kvpress_text_tuned": TEXT,
 }
-"""The same of other projects' methods, which an eval.json has only where they were asked for."""
-EVERY_MODE = MODES | RIVALS
+"""What a receiver reads, and with which of its LoRA adapters; None is the bare model."""
+RIVAL_MODES = [mode for mode in ADAPTER_OF if mode.startswith(("llmlingua", "kvpress"))]
+"""Those by other projects' methods, which an eval.json has only where they were asked for."""
 SIZES = {"utf8": "UTF-8", "zstd": "zstd -19", "packed_ids": "token ids", "lm_bytes": "lossless by the sender's model"}
 """Forms of a text that a message's bytes are compared with."""
 
 
 def mode_label(mode: str, measured: Mapping[str, Any]) -> str:
     """What a mode is called in tables; one that was read without the LoRA of its own says so."""
-    return mode if measured["tuned"] or EVERY_MODE[mode] is None else f"{mode} (no LoRA)"
+    return mode if measured["tuned"] or ADAPTER_OF[mode] is None else f"{mode} (no LoRA)"
 
 
 def baseline_for(latent: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from latentwire.core.atomic import write_text
 from latentwire.core.json_files import write_json, write_jsonl
-from latentwire.core.measures import EVERY_MODE, RIVALS, SIZES
+from latentwire.core.measures import ADAPTER_OF, RIVAL_MODES, SIZES
 from latentwire.core.names import PASSAGES, PREDICTIONS, RESULTS, TABLE
 from latentwire.evaluation.answering import Answer, Answers
 
@@ -52,11 +52,11 @@ def _csv(results: dict[str, Any]) -> str:
     head = ["receiver", "mode", "f1", "f1_low", "f1_high", *columns[1:], "compression", "wire_bytes"]
     writer.writerow([*head, "bits_per_dimension", "bits_per_latent", *(f"wire_to_{kind}" for kind in SIZES)])
     for name, receiver in results["receivers"].items():
-        for mode in EVERY_MODE:
+        for mode in ADAPTER_OF:
             m = receiver.get(mode)
             if m is not None:
                 saved = {"latent": receiver["compression"], "token_budget": receiver["compression"], "no_context": ""}
-                if mode in RIVALS:
+                if mode in RIVAL_MODES:
                     saved[mode] = receiver["positions"]["text"] / m["positions"]
                 cost = [saved.get(mode, 1), receiver["bytes"]["wire"] if mode == "latent" else ""]
                 rates = [

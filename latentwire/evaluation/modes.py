@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from latentwire.backbone.context import Context
-from latentwire.core import measures
+from latentwire.core.measures import ADAPTER_OF, RIVAL_MODES
 from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.wire.message import Wire
@@ -77,7 +77,7 @@ def _evicted(receiver: Receiver, given: Given) -> Context:
 
 
 MODES = {
-    name: Mode(name, measures.MODES[name], read, needs_adapter=name == "text_tuned")
+    name: Mode(name, ADAPTER_OF[name], read, needs_adapter=name == "text_tuned")
     for name, read in {
         "text": _text,
         "text_tuned": _text,
@@ -90,9 +90,9 @@ MODES = {
 }
 """In a run with LoRA, the token budget is read with the adapter tuned for it, no context with that of the text."""
 RIVALS = {
-    name: Mode(name, adapter, read, needs_adapter=adapter is not None, rival=rival)
+    name: Mode(name, ADAPTER_OF[name], read, needs_adapter=ADAPTER_OF[name] is not None, rival=rival)
     for rival, read in {"llmlingua": _selected, "kvpress": _evicted}.items()
-    for name, adapter in measures.RIVALS.items()
+    for name in RIVAL_MODES
     if name.startswith(rival)
 }
 """Each is read by the bare model, with the LoRA tuned on text, and with one tuned on itself where there is one."""

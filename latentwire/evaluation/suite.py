@@ -71,7 +71,7 @@ def run_suite(
     manifest["versions"]["lm_eval"] = lm_eval.__version__
     results: dict[str, Any] = {"schema": SCHEMA, "suite": "lm-eval", "manifest": manifest, "settings": settings}
     path = out / "lm_eval.json"
-    known = results["receivers"] = {} if fresh else known_results(path, results, config)
+    known = results["receivers"] = {} if fresh else measured_before(path, results, config)
     left = [name for name in receivers if not set(modes) <= set(known.get(name, {}))]
     if not left:
         if not quiet:
@@ -107,7 +107,7 @@ def _files(suite: Suite) -> dict[str, str]:
     return {str(file): sha256_file(file) for file in sorted(files) if file.is_file()}
 
 
-def known_results(path: Path, results: dict[str, Any], config: Config) -> dict[str, Any]:
+def measured_before(path: Path, results: dict[str, Any], config: Config) -> dict[str, Any]:
     """What the file holds of receivers and modes that were measured with the same settings, checkpoint and versions."""
     there = read_json(path) if path.is_file() else {}
     if not isinstance(there, dict) or there.get("settings") != results["settings"]:

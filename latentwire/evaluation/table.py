@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentwire.core.intervals import with_interval
-from latentwire.core.measures import EVERY_MODE, RIVALS, SIZES, kept_in_words, mode_label
+from latentwire.core.measures import ADAPTER_OF, RIVAL_MODES, SIZES, kept_in_words, mode_label
 
 
 def wide_console() -> Console:
@@ -36,13 +36,13 @@ def print_table(results: dict[str, Any]) -> None:
     ):
         table.add_column(column, justify="left" if column in ("receiver", "reads") else "right", no_wrap=True)
     for name, receiver in results["receivers"].items():
-        for mode in EVERY_MODE:
+        for mode in ADAPTER_OF:
             m = receiver.get(mode)
             if m is None:
                 continue
             where = "latent" if mode == "latent" else "text"
             shown = mode in ("text", "text_tuned", "latent", "embedding_replay")
-            taken = m["positions"] if mode in RIVALS else receiver["positions"][where]
+            taken = m["positions"] if mode in RIVAL_MODES else receiver["positions"][where]
             table.add_row(
                 name,
                 mode_label(mode, m),
@@ -50,7 +50,7 @@ def print_table(results: dict[str, Any]) -> None:
                 f"{m['em']:.3f}",
                 f"{m['first_token_acc']:.3f}",
                 f"{m['nll_per_token']:.2f}",
-                f"{taken:.0f}" if shown or mode in RIVALS else "",
+                f"{taken:.0f}" if shown or mode in RIVAL_MODES else "",
                 f"{receiver['bytes']['wire' if mode == 'latent' else 'utf8']:.0f}" if shown else "",
                 f"{m['latency_s']['answer']:.2f}" if m["latency_s"] else "",
             )

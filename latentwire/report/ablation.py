@@ -23,7 +23,7 @@ from latentwire.core.errors import ConfigError
 from latentwire.core.intervals import around, with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
-from latentwire.report.paired import differences
+from latentwire.report.paired import paired_differences
 
 SCHEMA = 1
 PLAN = "ablation.json"
@@ -55,7 +55,7 @@ def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -
     """One run: how far it came, and what was measured of each receiver that reads latents.
 
     configs: that of each run; what one of another configuration left there is not its own.
-    A receiver's `difference` is that from the run which the plan sets this one against: see `paired.differences`.
+    A receiver's `difference` is that from the run which the plan sets this one against: see `paired_differences`.
     """
     run = folder / planned["name"]
     row: dict[str, Any] = {"run": planned["name"], "differs": planned["differs"], "status": "unfinished", "error": None}
@@ -72,7 +72,7 @@ def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -
     row |= {"status": "done", "dataset": results["dataset"], "samples": results["samples"]}
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
     compared = against is not None and is_evaluated(folder / against, configs[against])
-    apart = differences(run, folder / str(against)) if compared else {}
+    apart = paired_differences(run, folder / str(against)) if compared else {}
     steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]

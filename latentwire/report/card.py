@@ -12,7 +12,7 @@ from typing import Any
 from latentwire.backbone.aliases import ALIASES
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.intervals import with_interval
-from latentwire.core.measures import EVERY_MODE, kept_in_words, mode_label
+from latentwire.core.measures import ADAPTER_OF, kept_in_words, mode_label
 from latentwire.core.names import CODEBOOKS
 from latentwire.data.hub import SOURCES
 
@@ -147,7 +147,7 @@ def _results(results: dict[str, Any]) -> list[str]:
         f"|---|---|{'---|' * len(COLUMNS)}",
     ]
     for name, receiver in results["receivers"].items():
-        for mode in EVERY_MODE:
+        for mode in ADAPTER_OF:
             m = receiver.get(mode)
             if m is not None:
                 f1 = with_interval(m["f1"], m["f1_ci"])

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from latentwire.core.atomic import write_text
 from latentwire.core.json_files import dump_json
-from latentwire.core.measures import RIVALS
+from latentwire.core.measures import RIVAL_MODES
 from latentwire.report import charts, view
 from latentwire.report.artifacts import RunFiles, read_runs
 from latentwire.report.results import checked
@@ -21,7 +21,7 @@ from latentwire.report.results import checked
 PAGE, SUMMARY = "report.html", "report.md"
 TEMPLATES = Path(__file__).parent / "templates"
 SHAPES = {"text": "square", "text_tuned": "square", "latent": "circle", "token_budget": "triangle"}
-SHAPES |= dict.fromkeys(RIVALS, "diamond")
+SHAPES |= dict.fromkeys(RIVAL_MODES, "diamond")
 CONTRASTS = 3
 """Questions of each kind that the Markdown quotes."""
 
@@ -100,7 +100,7 @@ def _tradeoffs(scores: list[view.Row], costs: list[view.Row], colors: dict[str, 
         reads_text = mode in ("text", "text_tuned")
         saved = cost["text_positions"] / row["positions"] if row["positions"] else cost["compression"]
         compression.append(charts.Dot(label, 1.0 if reads_text else saved, *point))
-        if mode not in ("token_budget", *RIVALS):  # those are no messages
+        if mode not in ("token_budget", *RIVAL_MODES):  # those are no messages
             sizes.append(charts.Dot(label, cost["utf8"] if reads_text else cost["wire"], *point))
     drawn = ((compression, "positions of the text by positions read"), (sizes, "bytes of a passage (text: UTF-8)"))
     return [charts.dot_chart(dots, label, "F1") for dots, label in drawn if dots]

@@ -12,7 +12,7 @@ from latentwire.core.names import PREDICTIONS, RESULTS
 MODE = "latent"
 
 
-def differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
+def paired_differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
     """Receiver -> F1 and NLL a token of the answers in `folder` less those in `other`, with paired 95 % intervals.
 
     Only receivers that both runs have, on the same model, and measured from latents. Empty where one run is not

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from latentwire.core.measures import EVERY_MODE, SIZES, baseline_of, mode_label
+from latentwire.core.measures import ADAPTER_OF, SIZES, baseline_of, mode_label
 from latentwire.core.names import LOG, PASSAGES, PREDICTIONS, RESULTS
 from latentwire.report.artifacts import RunFiles, answers_in
 from latentwire.report.results import checked
@@ -23,7 +23,7 @@ def scores(runs: Sequence[RunFiles]) -> list[Row]:
     for run in runs:
         with checked(run.folder / RESULTS):
             for name, receiver in run.receivers.items():
-                measured = [(mode, m) for mode in EVERY_MODE if (m := receiver.get(mode)) is not None]
+                measured = [(mode, m) for mode in ADAPTER_OF if (m := receiver.get(mode)) is not None]
                 for mode, m in measured:
                     row = {"run": run.name, "receiver": name, "mode": mode, "label": mode_label(mode, m)}
                     row |= {"f1": m["f1"], "low": m["f1_ci"][0], "high": m["f1_ci"][1], "positions": m.get("positions")}
@@ -53,16 +53,16 @@ def latencies(runs: Sequence[RunFiles]) -> list[Row]:
     rows = []
     for run in runs:
         with checked(run.folder / RESULTS):
-            machine = measured_on(run).get("cpu")
+            machine = evaluation_manifest(run).get("cpu")
             for name, receiver in run.receivers.items():
-                for mode in EVERY_MODE:
+                for mode in ADAPTER_OF:
                     if (m := receiver.get(mode)) is not None and (times := m["latency_s"]):
                         row = {"run": run.name, "receiver": name, "mode": mode, "machine": machine}
                         rows.append(row | {key: times[key] for key in TIMES})
     return rows
 
 
-def measured_on(run: RunFiles) -> dict[str, Any]:
+def evaluation_manifest(run: RunFiles) -> dict[str, Any]:
     """The manifest of its evaluation, which may have been made later and elsewhere than its training."""
     made: dict[str, Any] = run.results["manifest"] if run.results else {}
     return made
@@ -161,7 +161,7 @@ def examples(run: RunFiles) -> Row:
             answers: Row = {}
             attention: Row = {}
             for name, given in answers_in(row).items():
-                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in EVERY_MODE if m in given}
+                answers[name] = {m: (given[m]["prediction"], given[m]["f1"]) for m in ADAPTER_OF if m in given}
                 if "attention" in given.get("latent", {}):
                     attention[name] = given["latent"]["attention"]
             example: Row = {"question": row["question"], "gold": row["answers"], "answers": answers}
@@ -173,7 +173,7 @@ def examples(run: RunFiles) -> Row:
                         raise ValueError(f"attention on {len(shares)} latents of a passage with {windows} windows")
             shown.append(example | ({"attention": attention} if attention else {}))
     names = list(dict.fromkeys(name for e in shown for name in e["answers"]))
-    modes = [m for m in EVERY_MODE if any(m in e["answers"].get(n, {}) for e in shown for n in names)]
+    modes = [m for m in ADAPTER_OF if any(m in e["answers"].get(n, {}) for e in shown for n in names)]
     against = {name: _baseline(run, name, shown) for name in names}
     return {
         "run": run.name,
@@ -225,7 +225,7 @@ def manifest(run: RunFiles) -> list[tuple[str, str]]:
     if run.results:
         measured = f"{run.results['samples']} questions on {run.results['passages']} passages"
         rows.append(("evaluation", f"{measured} ({run.results['dataset']})"))
-        if (own := measured_on(run)) != made:
+        if (own := evaluation_manifest(run)) != made:
             rows += [("evaluated on", own.get("date")), ("by commit", _commit(own)), ("on machine", own.get("cpu"))]
     return [(key, str(value)) for key, value in rows if value]
 

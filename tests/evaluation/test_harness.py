@@ -305,4 +305,4 @@ def test_a_task_that_cannot_be_loaded_and_a_missing_harness(
 def test_results_of_a_suite_of_another_form_are_none(tmp_path: Path, made: object) -> None:
     file, now = tmp_path / "suite.json", {"checkpoint": None, "versions": None, "config": {"evaluation": {}}}
     file.write_text(json.dumps({"settings": 1, "manifest": made, "receivers": {"a": {}}}))
-    assert suite.known_results(file, {"settings": 1, "manifest": now}, Config()) == {}
+    assert suite.measured_before(file, {"settings": 1, "manifest": now}, Config()) == {}
