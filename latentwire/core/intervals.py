@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
+SEED = 0
+"""Of all resamples: the same values have the same interval."""
+
 
 def bootstrap_ci(
     values: Sequence[float],
@@ -13,7 +16,6 @@ def bootstrap_ci(
     weights: Sequence[float] | None = None,
     *,
     resamples: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean (Efron 1979), or with `weights` of sum(values) / sum(weights).
 
@@ -27,7 +29,7 @@ def bootstrap_ci(
     groups = np.arange(len(array)) if alone else np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums = np.bincount(groups, weights=array)
     sizes = np.bincount(groups, weights=weights)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     means = np.empty(resamples)
     for i in range(resamples):
         drawn = rng.integers(0, len(sums), len(sums))

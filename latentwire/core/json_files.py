@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 from latentwire.core.atomic import write_text, writing
 from latentwire.core.errors import LatentWireError
 
+BLOCK = 1 << 16
+"""Bytes that are read at once on the way back to the last line's end."""
+
 
 def dump_json(value: Any) -> str:
     """Indented JSON with a line end, as all files of this project hold it."""
@@ -96,10 +99,10 @@ def append_jsonl(path: str | Path, value: Any) -> None:
             file.write(f"{_json_line(value)}\n".encode())
 
 
-def _end_of_last_line(file: BinaryIO, block: int = 1 << 16) -> int:
+def _end_of_last_line(file: BinaryIO) -> int:
     start = file.seek(0, os.SEEK_END)
     while start:
-        end, start = start, max(0, start - block)
+        end, start = start, max(0, start - BLOCK)
         file.seek(start)
         found = file.read(end - start).rfind(b"\n")
         if found >= 0:

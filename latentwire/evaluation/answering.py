@@ -18,6 +18,9 @@ from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.wire.message import Wire
 
+ENCODED_TOGETHER = 8
+"""Passages whose messages are made in one batch."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -58,10 +61,10 @@ class Answers:
 
 
 @torch.no_grad()
-def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str, batch_size: int = 8) -> list[Item]:
+def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str) -> list[Item]:
     """Compress every passage once, into bytes; ModelError where a model's window is too short for one."""
     items = []
-    for chunk in batched(passages, batch_size):
+    for chunk in batched(passages, ENCODED_TOGETHER):
         prepared = [system.prepare(p) for p in chunk]
         for name, receiver in system.receivers.items():
             receiver.check_length(max(texts[name].positions for _, texts in prepared))

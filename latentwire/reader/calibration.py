@@ -7,12 +7,15 @@ from torch import Tensor
 
 from latentwire.backbone.lm import LanguageModel
 
+SAMPLE = 8192
+"""Tokens whose embeddings stand for all of the vocabulary."""
+
 
 @torch.no_grad()
-def sample_embeddings(lm: LanguageModel, rows: int = 8192) -> Tensor:
-    """The receiver's first token embeddings, as its first layer sees them: (at most rows, hidden_size), fp32."""
+def sample_embeddings(lm: LanguageModel) -> Tensor:
+    """The receiver's first token embeddings, as its first layer sees them: (at most SAMPLE, hidden_size), fp32."""
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    return lm.embed(torch.arange(min(rows, vocabulary), device=lm.device)).float()
+    return lm.embed(torch.arange(min(SAMPLE, vocabulary), device=lm.device)).float()
 
 
 def embedding_rms(lm: LanguageModel) -> float:

@@ -10,12 +10,12 @@ from latentwire.wire.codebook import Codebook, cells_of, refined, remember
 from latentwire.wire.codecs import Codec, LearnedCodec
 
 
-def with_sample_book(codec: Codec, d_z: int, seed: int = 0) -> Codec:
+def with_sample_book(codec: Codec, d_z: int) -> Codec:
     """The codec itself, or a learned one without a codebook with one for latents of this width, from now on known."""
     if not isinstance(codec, LearnedCodec) or codec.book is not None:
         return codec
     sizes = [256] * 6 if codec.name == "rvq" else [9] * 8 + [5] * 12 + [3] * 16
-    return codec.with_book(remember(sample_codebook(codec.name, d_z, min(64, d_z), sizes, seed)))
+    return codec.with_book(remember(sample_codebook(codec.name, d_z, min(64, d_z), sizes)))
 
 
 def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int = 0) -> Codebook:

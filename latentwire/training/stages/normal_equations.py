@@ -24,6 +24,8 @@ from latentwire.training.interrupt import StopRequest
 
 T = TypeVar("T")
 SUMS = ("origin_x", "origin_y", "xx", "xy", "x", "y", "y2")
+CHUNK = 2048
+"""Rows, at least, that are added to the sums at once."""
 
 
 def cholesky(matrix: Tensor) -> Tensor:
@@ -39,19 +41,18 @@ def cholesky(matrix: Tensor) -> Tensor:
 class NormalEquations:
     """Sums of X'X, X'Y, X, Y and Y² over rows given batch by batch, in fp32.
 
-    Rows are gathered until there are `chunk` of them, because an update touches the whole of X'X and X'Y; and they
+    Rows are gathered until there are CHUNK of them, because an update touches the whole of X'X and X'Y; and they
     are centred on the first chunk's means before they are multiplied, which keeps fp32 sums exact enough.
     """
 
-    def __init__(self, chunk: int = 2048) -> None:
-        self.chunk = chunk
+    def __init__(self) -> None:
         self.rows = 0
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x: (rows, d_x); y: (rows, d_y)."""
         self.waiting.append((x, y))
-        if sum(len(x) for x, _ in self.waiting) >= self.chunk:
+        if sum(len(x) for x, _ in self.waiting) >= CHUNK:
             self._flush()
 
     @property
