@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import fsum
-from typing import Any
 
 SEED = 0
 """Of all resamples: the same values have the same interval."""
@@ -50,12 +49,6 @@ def estimate(
     mean = fsum(values) / (len(values) if weights is None else fsum(weights))
     low, high = bootstrap_ci(values, clusters, weights, resamples=resamples)
     return {name: mean, f"{name}_ci": [min(low, mean), max(high, mean)]}  # both are sums, rounded differently
-
-
-def around(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """How far the intervals of these means reach below and above them, as plots want it: never below nothing."""
-    apart = [(row[name] - row[f"{name}_ci"][0], row[f"{name}_ci"][1] - row[name]) for row in rows]
-    return [max(0.0, below) for below, _ in apart], [max(0.0, above) for _, above in apart]
 
 
 def with_interval(mean: float, interval: Sequence[float]) -> str:

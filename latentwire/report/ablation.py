@@ -20,10 +20,11 @@ from typing import Any
 from latentwire.config.load import config_from_dict, same_config
 from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.errors import ConfigError
-from latentwire.core.intervals import around, with_interval
+from latentwire.core.intervals import with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
 from latentwire.report.paired import paired_differences
+from latentwire.report.plots import around, as_png
 
 SCHEMA = 1
 PLAN = "ablation.json"
@@ -211,6 +212,4 @@ def plot(table: dict[str, Any]) -> bytes:
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    return as_png(figure)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from latentwire.core.intervals import around
+from latentwire.report.plots import around, as_png
 
 MARKS = {"utf8_bytes": "UTF-8", "zstd_bytes": "zstd -19", "packed_ids_bytes": "token ids", "lm_bytes": "lossless by LM"}
 
@@ -36,6 +35,4 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
         axes.grid(alpha=0.3)
     every[-1].set_xlabel("bytes a message, mean over passages")
     every[0].legend(ncols=min(4, len(kinds)), fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    return as_png(figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -64,6 +64,11 @@ class TrainModule(Protocol):
 def progress_of(index: int, total: int) -> float:
     """How far through a stage a micro-batch is: 0 for the first one, 1 for the last one."""
     return min(1.0, index / (total - 1)) if total > 1 else 0.0
+
+
+def epoch_batches(items: Sized, batch_size: int) -> int:
+    """Micro-batches in one pass over items: see `shuffled`."""
+    return max(1, len(items) // batch_size)
 
 
 POOL = 16

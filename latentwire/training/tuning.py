@@ -20,7 +20,8 @@ from latentwire.model.encoding import ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.reader.slots import SlotReader
 from latentwire.training.fitting import fit
-from latentwire.training.stages.slot_tuning import SlotTuning, epoch_batches, tuning_name
+from latentwire.training.module import epoch_batches
+from latentwire.training.stages.slot_tuning import SlotTuning, tuning_name
 from latentwire.training.work import Work
 
 END_TO_END = {
@@ -36,7 +37,7 @@ def tune(work: Work, receiver: Receiver, reads: str) -> None:
     """Give a receiver the LoRA that reads contexts of this form: the kept one, or one tuned now where stages allow."""
     kind, stage = _stage_of(work, reads)
     texts = work.material.of(receiver)
-    if not work.steps(epoch_batches(texts, work.config), stage):
+    if not work.steps(epoch_batches(texts, work.config.optimizer.batch_size), stage):
         return
     key = _key_of(work, receiver, texts, reads)
     kept = cached_folder(work.cache, key)
@@ -90,7 +91,7 @@ def _stage_of(work: Work, reads: str) -> tuple[str, TuningStage]:
 
 def _key_of(work: Work, receiver: Receiver, texts: Sequence[ReceiverText], reads: str) -> dict[str, Any]:
     stage = _stage_of(work, reads)[1]
-    steps = work.steps(epoch_batches(texts, work.config), stage)
+    steps = work.steps(epoch_batches(texts, work.config.optimizer.batch_size), stage)
     origin = work.origin.files if work.origin and receiver.name in work.origin.known else None
     key = tuning_key(receiver, work.config, reads, work.material.fingerprint, steps) | {"origin": origin}
     if stage.lr_scale != 1.0:

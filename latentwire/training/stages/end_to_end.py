@@ -21,7 +21,7 @@ from latentwire.model.encoding import Prepared, QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.dropout import keep_latents
-from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
+from latentwire.training.module import ParameterGroup, StepOutput, epoch_batches, progress_of, shuffled
 from latentwire.training.processes import Processes
 
 
@@ -67,7 +67,7 @@ class EndToEnd:
         self.sender_fixed = config.curriculum.train_only is not None
         most = config.data.questions_per_passage
         self.lengths = [sum(t.cost(most) - len(t.ids) for t in texts.values()) for _, texts in passages]
-        self.batches_per_epoch = max(1, len(passages) // config.optimizer.batch_size) * len(self.names)
+        self.batches_per_epoch = epoch_batches(passages, config.optimizer.batch_size) * len(self.names)
         self.total_batches = 0
         self._features: dict[int, Tensor] = {}
         mine, turns = Processes().share(config.optimizer.accumulation), len(self.names)

@@ -27,7 +27,7 @@ from latentwire.core.names import LATENT, LLMLINGUA, TOKEN_BUDGET
 from latentwire.features.lora import LoRA
 from latentwire.model.encoding import QuestionBlock, ReceiverText
 from latentwire.model.receiver import Receiver
-from latentwire.training.module import ParameterGroup, StepOutput, progress_of, shuffled
+from latentwire.training.module import ParameterGroup, StepOutput, epoch_batches, progress_of, shuffled
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class SlotTuning:
         self.reads = reads
         self.lora = begin_adapter(receiver, reads, config.system.seed)
         self.lengths = [t.cost(config.data.questions_per_passage) for t in texts]
-        self.batches_per_epoch = epoch_batches(texts, config)
+        self.batches_per_epoch = epoch_batches(texts, config.optimizer.batch_size)
         self.total_batches = 0
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -104,8 +104,3 @@ def begin_adapter(receiver: Receiver, reads: str, seed: int) -> LoRA:
 def tuning_name(receiver: Receiver, reads: str) -> str:
     """The name of a receiver's tuning, in logs and folders."""
     return f"slot_tuning/{receiver.name}" if reads == LATENT else f"baseline/{receiver.name}/{reads}"
-
-
-def epoch_batches(texts: Sequence[ReceiverText], config: Config) -> int:
-    """Micro-batches in one pass over the passages."""
-    return max(1, len(texts) // config.optimizer.batch_size)
