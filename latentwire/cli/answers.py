@@ -1,4 +1,4 @@
-"""What `ask` and `chat` share: a checkpoint opened for questions, and answers shown while they are made."""
+"""What `ask`, `chat` and `decode` share: questions checked, a checkpoint opened, answers shown while they are made."""
 
 from __future__ import annotations
 

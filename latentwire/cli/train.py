@@ -48,8 +48,9 @@ def command(
     ] = False,
     flags: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train a sender and its receivers: slot tuning, closed form, end to end, tuned baselines; then evaluate.
+    """Train a sender and its receivers, then evaluate.
 
+    Stages: salience, slot tuning, closed form, end to end, codecs, tuned baselines.
     The same command again goes on where it was cut off.
 
     Example: latentwire train --config configs/smoke/lora.json --samples 64

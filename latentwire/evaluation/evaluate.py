@@ -1,4 +1,4 @@
-"""One evaluation: answers, measures, files, table."""
+"""One evaluation: answers, and what is measured of them."""
 
 from __future__ import annotations
 

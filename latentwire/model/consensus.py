@@ -13,7 +13,7 @@ from typing import NamedTuple
 from latentwire.core.metrics import exact_match, f1_score
 
 SHARPNESS = 0.5
-"""Power of the probabilities. Chosen, as the next one, on 200 questions (LOG.md, 2026-11-28)."""
+"""Power of the probabilities: on 200 questions F1 of two receivers was 0.531 and 0.453 by it, 0.525 and 0.431 by 1."""
 
 ODDS = 20
 """A first token that is so many times less likely than the likeliest begins no candidate: none of four was missed."""

@@ -66,10 +66,10 @@ class SlotReader(Reader):
     may get negative positions, the question none, and plain `generate` needs no special position ids.
 
     phases: tokens that are read of a window; ranked: how many of these heads share that take them in the order of their
-    importance (`rank`), None where they take all, in the order of the heads; span: tokens that a window is taken to
-    have. Where the sender chooses some, all of a window stand in its middle. With encoder.latent_len windows differ in
-    length from text to text, which a reader does not learn from the message: then slots stand encoder.window apart all
-    the same, nearer or farther than their tokens did.
+    importance (`order_heads`), None where they take all, in the order of the heads; span: tokens that a window is taken
+    to have. Where the sender chooses some, all of a window stand in its middle. With encoder.latent_len windows differ
+    in length from text to text, which a reader does not learn from the message: then slots stand encoder.window apart
+    all the same, nearer or farther than their tokens did.
     """
 
     phases_of: Tensor
