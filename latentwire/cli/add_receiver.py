@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Dataset, Overrides, names_of, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
+from latentwire.config.sections.inputs import Dataset
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import CurriculumConfig
 from latentwire.core.errors import ConfigError

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from latentwire.cli.files import label, text_of
 from latentwire.cli.options import names_of
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 
     Key = tuple[str, Source]  # a receiver, and what it reads
 
-TextToo = Annotated[bool, typer.Option("--text-too/--no-text", help="Answer from the text as well, to compare.")]
-MaxNewTokens = Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")]
 LABELS: dict[Source, str] = {"latents": "message", "text": "text"}
 
 

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.answers import (
-    MaxNewTokens,
     Silent,
-    TextToo,
     ask_all,
     check_questions,
     open_checkpoint,
@@ -23,7 +21,16 @@ from latentwire.cli.answers import (
 )
 from latentwire.cli.extras import extras
 from latentwire.cli.files import label
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, OnlyReceivers, Overrides, names_of
+from latentwire.cli.options import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    Json,
+    MaxNewTokens,
+    OnlyReceivers,
+    Overrides,
+    TextToo,
+    names_of,
+)
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, WireError

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import output_folder
-from latentwire.cli.run import CHECKPOINT
+from latentwire.cli.options import CHECKPOINT, output_folder
 from latentwire.core.errors import ConfigError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config import load_config
 from latentwire.config.flags import schema_options
 from latentwire.core.errors import DataError
+from latentwire.core.json_files import dump_json
 from latentwire.core.manifest import cpu_model
 from latentwire.diagnostics.timing import timed
 
@@ -87,7 +87,7 @@ def command(
         "gemm_tflops": rate,
         "stages": [asdict(r) for r in rows],
     }
-    print(json.dumps(result, indent=2) if as_json else table(result))
+    print(dump_json(result) if as_json else table(result), end="")
     return result
 
 
@@ -162,7 +162,7 @@ def _timed(parts: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as aligned text."""
+    """The result as aligned lines."""
     lines = [
         f"{result['cpu']}, {result['threads']} threads, {result['dtype']} matrix product "
         f"{result['gemm_tflops']:.2f} TFLOP/s",
@@ -174,7 +174,7 @@ def table(result: dict[str, Any]) -> str:
             f"{r['stage']:12} {r['receiver']:26} {r['tokens_per_s']:9.0f} {r['step_s']:7.2f} {r['data']:5.0%} "
             f"{r['forward']:5.0%} {r['backward']:5.0%} {r['optimizer']:5.0%} {r['tflops']:8.2f} {r['gemm_share']:8.0%}"
         )
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.answers import (
-    MaxNewTokens,
-    TextToo,
     ask_all,
     check_questions,
     open_checkpoint,
@@ -19,7 +17,7 @@ from latentwire.cli.answers import (
     screen_for_output,
     summary,
 )
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, OnlyReceivers, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, MaxNewTokens, OnlyReceivers, Overrides, TextToo
 from latentwire.config import some_receivers
 from latentwire.core.errors import ConfigError, DataError, LatentWireError
 from latentwire.core.paths import cache_dir

@@ -12,7 +12,7 @@ import typer
 
 from latentwire.cli.answers import check_questions, printable
 from latentwire.cli.files import opened
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, MaxNewTokens, Overrides
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import WireError
 from latentwire.wire.message import Wire, read_texts
@@ -23,7 +23,7 @@ def decode(
     question: Annotated[list[str], typer.Option(metavar="TEXT", help="Question; may be given several times.")],
     file: Annotated[str, typer.Argument(metavar="FILE", help="Messages; - is standard input.")] = "-",
     ckpt: Checkpoint = DEFAULT_CHECKPOINT,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 24,
+    max_new_tokens: MaxNewTokens = 24,
     candidates: Annotated[int, typer.Option(min=1, help="Answers of which the closest to all is taken.")] = 1,
     as_json: Json = False,
     overrides: Overrides = None,

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, output_folder
-from latentwire.cli.run import ROOT, command_line, invoke, run_and_exit
+from latentwire.cli.options import DEFAULT_CHECKPOINT, ROOT, Checkpoint, output_folder
+from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.core.errors import named
 
 FACTS = ROOT / "configs" / "demo_facts.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -16,6 +15,7 @@ from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrid
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.json_files import dump_json
 
 if TYPE_CHECKING:
     from latentwire.wire.message import Wire
@@ -86,7 +86,7 @@ def encode(
     if out != "-":
         write_bytes(out, b"".join(written))
         if as_json:
-            print(json.dumps(counts))
+            print(dump_json(counts), end="")
             return counts
         print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from latentwire.cli.extras import extras
-from latentwire.cli.options import Checkpoint, Dataset, OnlyReceivers, Overrides, names_of, output_folder
+from latentwire.cli.options import Checkpoint, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
 from latentwire.config.load import parse_overrides
+from latentwire.config.sections.inputs import Dataset
 from latentwire.core.atomic import make_folder
 from latentwire.core.errors import ConfigError
 from latentwire.core.names import RESULTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from latentwire.cli.files import codec_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides, output_folder
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.json_files import dump_json
 from latentwire.core.names import CODEBOOKS, file_of
 from latentwire.data.documents import ROW_FILES, read_documents
 
@@ -98,7 +98,7 @@ def index(
         )
     info["seconds"] = time.perf_counter() - started
     if as_json:
-        print(json.dumps(info))
+        print(dump_json(info), end="")
     else:
         count = info["documents"]
         print(

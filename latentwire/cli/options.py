@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
 
-from latentwire.cli.run import CHECKPOINT, DEFAULT_CHECKPOINT, as_program
+from latentwire.cli.run import as_program
 
-Dataset = Literal["squad", "squad_v2", "hotpot", "facts"]
+HERE = Path(__file__).resolve().parents[2]
+ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path.cwd()
+"""The checkout that has checkpoints, configurations and examples, or the working directory where there is none."""
+DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
+CHECKPOINT = "Checkpoint, a run's folder (its last one), or ORG/NAME[@REVISION] on the Hub."
 Checkpoint = Annotated[str, typer.Option("--ckpt", metavar="DIR", help=CHECKPOINT)]
 ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="JSON configuration.")]
 Overrides = Annotated[
@@ -23,6 +28,8 @@ OnlyReceivers = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextToo = Annotated[bool, typer.Option("--text-too/--no-text", help="Answer from the text as well, to compare.")]
+MaxNewTokens = Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -47,18 +54,3 @@ def output_folder(help: str) -> Any:
 def names_of(*words: str | None) -> list[str]:
     """The names in words that may hold several each, separated by commas."""
     return [name.strip() for word in words if word for name in word.split(",") if name.strip()]
-
-
-__all__ = [
-    "DEFAULT_CHECKPOINT",
-    "Checkpoint",
-    "ConfigFile",
-    "Dataset",
-    "Debug",
-    "Json",
-    "OnlyReceivers",
-    "Overrides",
-    "names_of",
-    "output_folder",
-    "with_debug",
-]

@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentwire.core.errors import Interrupted, LatentWireError
@@ -15,11 +14,6 @@ from latentwire.core.errors import Interrupted, LatentWireError
 if TYPE_CHECKING:
     import typer
 
-HERE = Path(__file__).resolve().parents[2]
-ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path.cwd()
-"""The checkout that has checkpoints, configurations and examples, or the working directory where there is none."""
-DEFAULT_CHECKPOINT = str(ROOT / "checkpoints" / "default")
-CHECKPOINT = "Checkpoint, a run's folder (its last one), or ORG/NAME[@REVISION] on the Hub."
 INTERRUPTED = 130
 
 

@@ -10,7 +10,7 @@ import pytest
 from latentwire.checkpoint.export import measured_on
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.cli.run import ROOT
+from latentwire.cli.options import ROOT
 from latentwire.core.json_files import read_json
 from latentwire.report.card import model_card
 

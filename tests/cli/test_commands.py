@@ -413,7 +413,9 @@ def test_the_demo_shows_one_message_and_writes_its_results(
     assert not (tmp_path / "no").exists()
 
 
-def test_the_benchmark_measures_every_stage(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_measures_every_stage(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from latentwire.cli.bench import main as bench_main
 
     flags = arguments(models)
@@ -425,7 +427,8 @@ def test_the_benchmark_measures_every_stage(models: Path, monkeypatch: pytest.Mo
         return z
 
     monkeypatch.setattr(BackboneEncoder, "forward", watched)
-    result = bench_main([*flags, "--steps", "1", "--accumulation", "2"])
+    result = bench_main([*flags, "--steps", "1", "--accumulation", "2", "--json"])
+    assert json.loads(capsys.readouterr().out) == result
     assert len(encoded) == 2 * 3 and min(encoded) > 0, "two steps and the one that is counted, of each receiver"
     assert [row["stage"] for row in result["stages"]] == ["slot_tuning", "baseline"] * 2 + ["end_to_end"] * 2
     for row in result["stages"]:

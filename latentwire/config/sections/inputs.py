@@ -10,6 +10,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from latentwire.config.sections.base import Section, flag
 from latentwire.core.names import PREDICTION_KEYS, PREDICTIONS
 
+Dataset = Literal["squad", "squad_v2", "hotpot", "facts"]
+
 
 class ModelConfig(Section):
     """The receivers and how they are loaded."""
@@ -52,7 +54,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Questions on passages, and plain text for the closed-form fit."""
 
-    dataset: Literal["squad", "squad_v2", "hotpot", "facts"] = Field("facts", description="Which kind of data.")
+    dataset: Dataset = Field("facts", description="Which kind of data.")
     data_path: str | list[str] | None = Field(
         None, description="Training file(s) in the dataset's original JSON format; without it, the `datasets` library."
     )
