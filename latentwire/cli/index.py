@@ -13,7 +13,7 @@ from latentwire.cli.extras import extras
 from latentwire.cli.files import codec_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides, output_folder
 from latentwire.config.load import parse_overrides
-from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
 from latentwire.core.names import CODEBOOKS, file_of
 from latentwire.data.documents import ROW_FILES, read_documents
@@ -55,8 +55,6 @@ def index(
     from latentwire.model.sender import Sender
     from latentwire.wire.default import default_codec
 
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out: {out} is a file; an index is a folder")
     rows = documents.suffix.lower() in ROW_FILES
     if lines and rows:
         raise ConfigError(f"--lines: every row of {documents} is a document already")

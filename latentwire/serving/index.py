@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,12 @@ PART = 256
 """Documents of a file: what is lost at most when it is stopped, and how far a document may move and be kept."""
 GROUP = 16
 """Documents that are read from a file together."""
+COLUMNS = ("id", "digest", "bytes", "wire")
+OWN = re.compile(
+    r"index\.json|wires/(\d{5,}\.parquet)?|bm25/([\w.]+\.index\.(npy|json))?"
+    r"|(wires/)?\.[^/]+\.(new|old)-[0-9a-f]{8}/?"  # what a killed process left of files being written
+)
+"""What may stand in the folder of an index."""
 
 
 class Hit(NamedTuple):
@@ -94,8 +101,10 @@ def build_index(
     kept, so that a build that was stopped goes on where it was. Where documents were put in or taken out, files are
     written anew; messages of texts that were in the same file or one beside it are taken over, and the others encoded.
     The sender is loaded only if there is something to encode. engine: who encodes; all files are written here.
-    progress: called with the number of documents that are done after each file.
+    progress: called with the number of documents that are done after each file. DataError where `out` holds anything
+    that is no part of an index.
     """
+    _check_target(out)
     parts = list(_parts(documents, out))  # before anything is written, as a later one may be refused
     words: list[list[str]] = []
     sizes: dict[int, int] = {}
@@ -136,6 +145,31 @@ def build_index(
         _save_words(words, out)
         write_json(out / ABOUT, info)
     return info | {"encoded": encoded}
+
+
+def _check_target(out: Path) -> None:
+    """DataError where an index would take the place of anything but an earlier one, finished or not."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"--out: {out} is a file; an index is a folder")
+    folders = [folder for folder in (out, out / "wires", out / "bm25") if folder.is_dir()]
+    there = {path.relative_to(out).as_posix() + "/" * path.is_dir(): path for f in folders for path in f.iterdir()}
+    for name, path in sorted(there.items()):
+        if not OWN.fullmatch(name) or _is_foreign(path):
+            raise DataError(f"--out: {out} holds {name}, which is no part of an index; name another folder")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file with a name of ours is something else; a damaged one of ours is not."""
+    try:
+        if path.name == ABOUT:
+            return not _about(path)
+        return path.suffix == ".parquet" and tuple(parquet.read_schema(path).names) != COLUMNS
+    except DataError:
+        return True
+    except (OSError, pyarrow.ArrowException):
+        return False
 
 
 def _parts(documents: Iterable[Document], out: Path) -> Iterator[list[Document]]:
@@ -244,6 +278,14 @@ def _is_whole(out: Path, info: dict[str, Any]) -> bool:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
+def _about(path: Path) -> dict[str, Any]:
+    """An index.json; DataError where it is not that of an index."""
+    info = read_object(path, DataError)
+    if not {"documents", "sender"} <= info.keys():
+        raise DataError(f"{path}: not that of an index")
+    return info
+
+
 class Index:
     """A finished index; DataError where there is none, LatentWireError where its files are damaged."""
 
@@ -251,9 +293,7 @@ class Index:
         self.folder = Path(folder)
         if not (self.folder / ABOUT).is_file():
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
-        self.info = read_object(self.folder / ABOUT, DataError)
-        if not {"documents", "sender"} <= self.info.keys():
-            raise DataError(f"{self.folder / ABOUT}: not that of an index")
+        self.info = _about(self.folder / ABOUT)
         self._statistics = _load_words(self.folder)
 
     def __len__(self) -> int:

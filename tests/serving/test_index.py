@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ def system() -> LatentWire:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "PART", 4)
     monkeypatch.setattr(indexing, "GROUP", 3)
+
+
+def _unloaded() -> Sender:
+    raise AssertionError("the sender was loaded")
 
 
 def state(out: Path) -> dict[str, int]:
@@ -184,6 +189,48 @@ def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> 
             build(CORPUS[0], Document("long", "word " * 900))
     with pytest.raises(DataError, match="no finished index"):
         Index(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.txt", b"mine"),
+        ("index.json", b'{"my": "site"}'),
+        ("wires/copper.parquet", b"PAR1"),
+        ("wires/deep/x", b""),
+        ("bm25/plan.md", b"mine"),
+        ("bm25", b"mine"),
+        (".hidden", b"mine"),
+        ("wires/00000.parquet", None),
+    ],
+)
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, name: str, content: bytes | None) -> None:
+    out = tmp_path / "x"
+    (out / name).parent.mkdir(parents=True)
+    if content is None:
+        parquet.write_table(pyarrow.table({"mine": [1]}), out / name)
+    else:
+        (out / name).write_bytes(content)
+    before = state(out)
+    found = re.escape(f"--out: {out} holds {name.removesuffix('x')}, which is no part of an index")
+    with pytest.raises(DataError, match=found):
+        build_index(CORPUS, out, _unloaded, MADE_WITH)
+    assert state(out) == before
+
+
+def test_a_file_is_no_place_for_an_index(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"mine")
+    with pytest.raises(DataError, match="x is a file; an index is a folder"):
+        build_index(CORPUS, tmp_path / "x", _unloaded, MADE_WITH)
+
+
+def test_what_a_killed_process_left_is_no_hindrance(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    for left in (".index.json.new-0123abcd", "wires/.00000.parquet.new-0123abcd", ".bm25.old-0123abcd/bm25/params"):
+        (out / left).parent.mkdir(parents=True, exist_ok=True)
+        (out / left).write_bytes(b"half")
+    assert build_index(CORPUS, out, lambda: system.sender, MADE_WITH)["encoded"] == 6
+    assert build_index(CORPUS, out, lambda: system.sender, MADE_WITH)["encoded"] == 0
 
 
 # ---- documents ----------------------------------------------------------------------------------------------------
