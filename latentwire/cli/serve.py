@@ -101,8 +101,10 @@ def serve(
     ready = engine.batcher.ready
     if ready.done():
         ready.result()
-    print("stopped", file=sys.stderr, flush=True)
-    if not ready.done():  # its thread still loads models, which would not survive the interpreter's end
+    print("stopped", file=sys.stderr)
+    if engine.batcher.alive:  # its thread still loads models or computes, which would not survive the interpreter's end
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)
 
 

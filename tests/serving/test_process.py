@@ -27,7 +27,8 @@ from latentwire import Receiver, Wire
 from latentwire.cli.main import main as latentwire
 from latentwire.cli.serve import TOKEN, _token
 from latentwire.core.errors import DataError
-from latentwire.serving.engine import ends_of
+from latentwire.serving.engine import Encode, Ends, Engine, ends_of
+from latentwire.serving.http import create_app
 from scripts.load_test import Phase, measure, request_bodies
 from tests.cli.test_commands import ROOT, fails
 from tests.serving.running import engine_of, running
@@ -185,6 +186,43 @@ def test_stopped_while_it_loads_it_does_not_wait(
         latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
     finally:
         loaded.set()
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(number, handler)
+    assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
+
+
+def test_stopped_while_a_batch_runs_on_it_does_not_wait(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin, begun, done, codes = uvicorn.Server.run, threading.Event(), threading.Event(), list[int]()
+    engines: list[Engine] = []
+
+    def app_of(engine: Engine, token: str | None) -> Any:
+        engines.append(engine)
+        return create_app(engine, token)
+
+    def work(*batch: Any) -> list[Any]:
+        begun.set()
+        done.wait()
+        return [[]]
+
+    def stopped(server: uvicorn.Server, sockets: Any) -> None:
+        engines[0].encode(TEXT, Encode(None, False))
+        assert begun.wait(10)
+        signal.raise_signal(signal.SIGTERM)
+        begin(server, sockets)
+
+    monkeypatch.setattr(uvicorn.Server, "run", stopped)
+    monkeypatch.setattr("latentwire.serving.engine.ends_of", lambda *how: Ends)
+    monkeypatch.setattr("latentwire.serving.http.create_app", app_of)
+    monkeypatch.setattr("latentwire.serving.http.CLOSING", 0.1)
+    monkeypatch.setattr(Engine, "_work", work)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
+    finally:
+        done.set()
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
             signal.signal(number, handler)
     assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
