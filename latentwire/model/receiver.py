@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from latentwire.backbone.context import Context
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
-from latentwire.core.errors import ConfigError, WireError
+from latentwire.core.errors import ConfigError, DataError, WireError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.model.contexts import ContextReader
 from latentwire.reader.adapter import EmbeddingReader
@@ -72,14 +72,17 @@ class Receiver(ContextReader):
         watch: Watch | None = None,
         candidates: int = 1,
     ) -> list[list[Reply]]:
-        """Answers to questions[i] on the text behind messages[i]; each message is read once.
+        """Answers to each question of the list questions[i] on the text behind messages[i], which is read once.
 
         candidates: 1 for greedy answers; of more, which differ in their first token, the one closest to all is taken
         (`latentwire.model.consensus`).
 
         Where the latents are not for this reader, it reads the text that the message carries, and says so in the
-        reply; WireError where it carries none. `watch` sees greedy answers grow and may end them.
+        reply; WireError where it carries none. `watch` sees greedy answers grow and may end them. DataError unless
+        there is one list of questions for each message.
         """
+        if len(questions) != len(messages) or any(isinstance(own, str) for own in questions):
+            raise DataError(f"questions: one list of questions is needed for each of the {len(messages)} messages")
         parts = [[message] if isinstance(message, Wire) else list(message) for message in messages]
         notes = [self.why_text(wires) for wires in parts]
         replies: list[list[Reply]] = [[] for _ in parts]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from latentwire import Receiver, Sender, Wire
 from latentwire.checkpoint.index import sender_fingerprint
-from latentwire.core.errors import CheckpointError, ConfigError, ModelError, WireError
+from latentwire.core.errors import CheckpointError, ConfigError, DataError, ModelError, WireError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.model.consensus import consensus
 from latentwire.model.pretrained import load_checkpoint, save_checkpoint
@@ -117,6 +118,12 @@ def test_messages_are_answered_together_as_they_are_alone(system: LatentWire) ->
     assert [reply.source for replies in together for reply in replies] == ["latents", "latents", "latents", "text"]
     for wire, own, replies in zip(wires, questions, together, strict=True):
         assert replies == [receiver.answer(wire, question, 6) for question in own]
+
+
+@pytest.mark.parametrize("questions", [[QUESTION], [[QUESTION]] * 2, [], QUESTION, "?"])
+def test_every_message_has_a_list_of_questions(system: LatentWire, questions: Any) -> None:
+    with pytest.raises(DataError, match=r"questions: one list of questions is needed for each of the 1 messages"):
+        system.receivers["a"].answer_batch([system.sender.encode(TEXTS[0])], questions)
 
 
 def test_an_answer_may_be_the_consensus_of_several(system: LatentWire) -> None:
