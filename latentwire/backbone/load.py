@@ -44,6 +44,7 @@ from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError, one_line
 from latentwire.core.hashing import sha256_file, stable_hash
 from latentwire.core.hub import HUB_SECONDS, hub_reason, within
+from latentwire.core.unicode import utf8
 
 TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.txt", "*.jinja")
 MODEL_FILES = ("*.json", "*.safetensors", *TOKENIZER_FILES)
@@ -68,7 +69,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def tokenize_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and their character spans, without special tokens: one that a text spells out is text."""
+    """Token ids and their character spans, without special tokens: one that a text spells out is text.
+
+    DataError for a text that holds half a character.
+    """
+    utf8(text, "the text")
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
 

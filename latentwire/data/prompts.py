@@ -11,6 +11,7 @@ from typing import Any
 
 from latentwire.config.sections.reading import ASKED, AnchorConfig
 from latentwire.core.errors import ConfigError
+from latentwire.core.unicode import utf8
 
 SPAN = "\nText:"
 CONTENT_MARK = "\x02"
@@ -69,7 +70,8 @@ class PromptFormat:
         return self._ids(text)
 
     def tail(self, question: str) -> list[int]:
-        """Everything between the context and the answer."""
+        """Everything between the context and the answer; DataError for a question that holds half a character."""
+        utf8(question, "the question")
         return self.rest(self.question.replace(ASKED, question))
 
     def rest(self, text: str) -> list[int]:

@@ -90,6 +90,16 @@ def test_texts_that_cannot_be_sent_are_named(system: LatentWire) -> None:
         system.sender.encode(TEXTS[0], "int5")
 
 
+def test_half_a_character_is_neither_sent_nor_asked(system: LatentWire) -> None:
+    sender, receiver = system.sender, system.receivers["a"]
+    half = r"the (text|question) is not valid Unicode: surrogates not allowed at character 2"
+    for send in (sender.encode, sender.prepare, lambda text: list(sender.encode_stream([text]))):
+        with pytest.raises(DataError, match=half):
+            send("a \ud800")
+    with pytest.raises(DataError, match=half):
+        receiver.answer(sender.encode(TEXTS[0]), "a \ud800")
+
+
 def test_a_wrong_codec_in_the_configuration_is_known_before_models_are_loaded() -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.codec: codec 'int5' is unknown"):
         LatentWire.build(small_config(evaluation={"codec": "int5"}, encoder={"model": "/no/such/folder"}))
