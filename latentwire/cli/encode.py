@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -50,12 +51,15 @@ def encode(
         for name, value in (("--codec", codec), ("--chunk", chunk), ("--override", overrides)):
             if value is not None:
                 raise ConfigError(f"{name}: does nothing with --text only, which sends no latents")
-    for name in files or []:
+    if out != "-" and Path(out).is_dir():
+        raise DataError(f"--out: {out} is a folder; the messages go into a file")
+    names = files or ["-"]
+    for name in names:
         if name != "-" and not Path(name).exists():
             raise DataError(f"{name}: no such file")
         if Path(name).is_dir():
             raise DataError(f"{name}: a folder (latentwire index compresses the texts in one)")
-        if "-" not in (name, out) and Path(out).exists() and Path(out).samefile(name):
+        if out != "-" and _is_read(name, Path(out)):
             raise DataError(f"--out: {out} is a text that is read; the messages would take its place")
     if text != "only":
         folder = find_checkpoint(Path(ckpt))
@@ -65,7 +69,6 @@ def encode(
         raise DataError("--json: standard output is where the message goes; name a file with --out")
     if out == "-" and sys.stdout.isatty():
         raise DataError("--out: a message is binary; name a file, or send standard output to one")
-    names = files or ["-"]
     if text == "only":
         read: Callable[[str], Iterator[Sequence[Iterable[str]]]] = _lines if lines else _whole
         texts = chain.from_iterable(together for name in names for together in read(name))
@@ -90,6 +93,15 @@ def encode(
             return counts
         print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts
+
+
+def _is_read(name: str, out: Path) -> bool:
+    """Whether a text comes from a file, under whatever name."""
+    try:
+        text = os.fstat(sys.stdin.fileno()) if name == "-" else os.stat(name)
+        return out.is_file() and os.path.samestat(text, out.stat())
+    except OSError:  # standard input is no file at all
+        return False
 
 
 def _whole(name: str) -> Iterator[list[Iterable[str]]]:

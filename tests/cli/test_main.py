@@ -218,6 +218,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["codecs", "--latents", "65535", "--d_z", "65535"], "--latents, --d_z: 4,294,836,225 numbers are more than"),
         (["no_such_verb"], "no_such_verb"),
         (["encode", "{text}", "--text", "only", "-o", "./text"], "--out: ./text is a text that is read"),
+        (["encode", "{text}", "--ckpt", "gone", "-o", "."], "--out: . is a folder; the messages go into a file"),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -237,6 +238,21 @@ def test_a_mistake_ends_in_one_line(
     line = fails(latentwire, [word.format(**{Path(name).stem: name for name in files}) for word in words], capsys)
     assert message in line
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_standard_input_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f").write_text("Mira sells lamps.")
+    for words in (["-"], []):
+        with (tmp_path / "f").open() as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            words = ["encode", *words, "--ckpt", "gone", "-o", str(tmp_path / "f")]
+            assert "is a text that is read" in fails(latentwire, words, capsys)
+    with (tmp_path / "f").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        latentwire(["encode", "--text", "only", "-o", str(tmp_path / "g")])
+    assert (tmp_path / "f").read_text() == "Mira sells lamps."
 
 
 def test_a_message_for_another_reader_is_refused_before_models_are_loaded(
