@@ -33,7 +33,7 @@ from latentwire.cli.options import (
 )
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
-from latentwire.core.errors import ConfigError, DataError, WireError
+from latentwire.core.errors import ConfigError, DataError, ModelError, WireError
 from latentwire.core.json_files import dump_json
 
 
@@ -138,13 +138,21 @@ def _ask_index(
         rows: list[dict[str, Any]] = []
         if not as_json:
             print(question)
+        hits = index.search(question, documents)
+        found = [{"id": hit.id, "score": hit.score} for hit in hits]
         for name, receiver in receivers.items():
-            reply, hits = indexing.answer_from(index, receiver, question, documents, max_new_tokens)
-            found = [{"id": hit.id, "score": hit.score} for hit in hits]
-            answer = reply and {"answer": reply.text, "source": reply.source, "note": reply.note}
-            rows.append({"receiver": name, "documents": found} | (answer or {"answer": None, "source": None}))
+            answer: dict[str, Any] = {"answer": None, "source": None}
+            said, reply = "[no document shares a word with the question]", None
+            try:
+                reply = indexing.answer_from_hits(receiver, hits, question, max_new_tokens)
+            except ModelError as error:  # they are longer than its window; another question may find shorter ones
+                answer["note"] = str(error)
+                said = f"[{printable(str(error))}]"
+            if reply:
+                answer = {"answer": reply.text, "source": reply.source, "note": reply.note}
+                said = printable(reply.text)
+            rows.append({"receiver": name, "documents": found} | answer)
             if not as_json:
-                said = printable(reply.text) if reply else "[no document shares a word with the question]"
                 where = f"  (from {', '.join(printable(hit.id) for hit in hits)})" if hits else ""
                 print(f"  {name}  {said}{where}", flush=True)
                 if reply and reply.note:

@@ -335,6 +335,13 @@ def answer_from(
     question. WireError where the messages are not for the receiver.
     """
     hits = index.search(question, k)
-    if not hits:
-        return None, []
-    return receiver.answer([wire for hit in hits for wire in hit.message], question, max_new_tokens), hits
+    return answer_from_hits(receiver, hits, question, max_new_tokens), hits
+
+
+def answer_from_hits(receiver: Receiver, hits: Sequence[Hit], question: str, max_new_tokens: int = 24) -> Reply | None:
+    """A receiver's answer from the messages of documents, read as one text; None where there is none.
+
+    ModelError where they are longer than its window, WireError where they are not for it.
+    """
+    message = [wire for hit in hits for wire in hit.message]
+    return receiver.answer(message, question, max_new_tokens) if message else None

@@ -325,4 +325,14 @@ def test_a_corpus_is_asked(
     assert [row["receiver"] for row in asked_both["answers"]] == ["qwen", "llama"]
     assert {hit["id"] for hit in asked_both["answers"][0]["documents"]} == {"1", "2"}
     assert "no finished index there" in fails(latentwire, ["ask", "--index", str(tmp_path), "Who?", *run], capsys)
+    (tmp_path / "long.txt").write_text("\n".join([lines[1], "Pavel reads on and on. " * 400]))
+    index = str(tmp_path / "long.index")
+    latentwire(["index", str(tmp_path / "long.txt"), "--lines", "-o", index, *run])
+    capsys.readouterr()
+    asked = ["Who reads?", "--question", "Who sells boats?"]
+    too_long, fine = latentwire(["ask", "--index", index, *asked, "--receiver", "qwen", *run])["questions"]
+    (row,) = too_long["answers"]
+    assert (row["answer"], row["source"], row["documents"][0]["id"]) == (None, None, "2")
+    assert "window" in row["note"] and f"[{row['note']}]  (from 2)" in capsys.readouterr().out
+    assert fine["answers"][0]["answer"] == found["answers"][1]["answer"]
     assert "neither a text nor --index" in fails(latentwire, ["ask", *run], capsys)
