@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,32 +287,57 @@ def _about(path: Path) -> dict[str, Any]:
     return info
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from a later one of its name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 class Index:
-    """A finished index; DataError where there is none, LatentWireError where its files are damaged."""
+    """A finished index; DataError where there is none or it was updated since, LatentWireError where its files are
+    damaged."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not (self.folder / ABOUT).is_file():
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
+        self._opened = _stamp(self.folder / ABOUT)
         self.info = _about(self.folder / ABOUT)
         self._statistics = _load_words(self.folder)
 
     def __len__(self) -> int:
         return int(self.info["documents"])
 
+    @contextmanager
+    def _as_opened(self) -> Iterator[None]:
+        """DataError where what the block read, or failed to read, may be that of a later index."""
+        try:
+            yield
+        finally:
+            if _stamp(self.folder / ABOUT) != self._opened:  # it goes before any other file is changed
+                raise DataError(f"{self.folder}: the index has changed since it was opened; open it again")
+
     def search(self, query: str, k: int = 1) -> list[Hit]:
         """The k documents that a query's words speak for most, best first; fewer where fewer share a word with it."""
         words = _words([query])
-        if not self._statistics.get_tokens_ids(words[0]):
-            return []
-        found, scores = self._statistics.retrieve(
-            words, k=min(k, len(self)), show_progress=False, backend_selection="numpy"
-        )
+        with self._as_opened():
+            if not self._statistics.get_tokens_ids(words[0]):
+                return []
+            found, scores = self._statistics.retrieve(
+                words, k=min(k, len(self)), show_progress=False, backend_selection="numpy"
+            )
         best = [(int(number), float(score)) for number, score in zip(found[0], scores[0], strict=True) if score > 0]
         return [Hit(name, score, message) for n, score in best for name, message in [self.document(n)]]
 
     def document(self, number: int) -> tuple[str, tuple[Wire, ...]]:
         """Id and messages of a document by its place in the corpus."""
+        with self._as_opened():
+            return self._document(number)
+
+    def _document(self, number: int) -> tuple[str, tuple[Wire, ...]]:
         part, row = divmod(number, PART)
         path = _part(self.folder, part)
         try:

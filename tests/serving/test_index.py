@@ -92,6 +92,24 @@ def test_texts_of_several_documents_do_not_run_into_each_other(
     assert row == receiver._text_row([Wire.of(text=both)])
 
 
+def test_an_index_that_was_updated_is_opened_again(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+    index = Index(out)
+    build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+    assert index.document(2)[0] == "d2"  # nothing has changed
+    build_index(CORPUS[::-1], out, lambda: system.sender, MADE_WITH)
+    changed = "x: the index has changed since it was opened; open it again"
+    for _ in range(2):
+        for query in ("Where does Edda live?", "Zanzibar"):
+            with pytest.raises(DataError, match=changed):
+                index.search(query)
+        with pytest.raises(DataError, match=changed):
+            index.document(2)
+        (out / "index.json").unlink(missing_ok=True)  # as while a build is under way
+        shutil.rmtree(out / "wires", ignore_errors=True)
+
+
 def test_what_fails_before_anything_is_encoded_leaves_the_index(system: LatentWire, tmp_path: Path) -> None:
     out = tmp_path / "x"
     build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
