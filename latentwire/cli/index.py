@@ -15,7 +15,6 @@ from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrid
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
-from latentwire.core.names import CODEBOOKS, file_of
 from latentwire.data.documents import ROW_FILES, read_documents
 
 
@@ -49,11 +48,8 @@ def index(
     """
     from tqdm import tqdm
 
-    from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-    from latentwire.checkpoint.tensors import read_info
-    from latentwire.core.hashing import stable_hash
+    from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.model.sender import Sender
-    from latentwire.wire.default import default_codec
 
     rows = documents.suffix.lower() in ROW_FILES
     if lines and rows:
@@ -61,7 +57,7 @@ def index(
     if (text_key or id_key) and documents.is_file() and not rows:
         raise ConfigError(f"{'--text_key' if text_key else '--id_key'}: {documents} is a text, which has no keys")
     with extras():
-        from latentwire.serving.index import build_index
+        from latentwire.serving.index import build_index, recipe
     if workers and engine != "ray":
         raise ConfigError("--workers: only with --engine ray")
     if engine == "ray":
@@ -70,19 +66,9 @@ def index(
     folder = find_checkpoint(Path(ckpt))
     changes = parse_overrides(overrides)
     config = load_config_of(folder, changes)
-    elsewhere = {"model", "companion"}  # may lie in other places on other machines
-    unused = set() if config.encoder.companion else {"companion_layers", "companion_d_z"}
-    form = config.encoder.model_dump(mode="json", exclude=elsewhere | unused)
-    made_with = {
-        "sender": sender_fingerprint(folder).hex(),
-        "codec": str(codec_of(codec, folder) if codec else default_codec(config)),
-        "text": text,
-        "chunk": str(config.data.max_context_tokens),
-        "encoder": stable_hash(form | {"dtype": config.model.dtype}),
-    }
-    codebook = read_info(folder)["files"].get(file_of(f"{CODEBOOKS}{made_with['codec'].partition(':')[0]}"))
-    if codebook:
-        made_with["codebook"] = codebook["sha256"]
+    if codec is not None:
+        codec_of(codec, folder)
+    made_with = recipe(folder, codec, text, changes)
     started = time.perf_counter()
     with tqdm(unit="document", disable=None) as bar:
         info = build_index(

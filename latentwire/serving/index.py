@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +19,21 @@ import bm25s
 import pyarrow
 from pyarrow import parquet
 
+from latentwire.checkpoint.index import load_config_of, sender_fingerprint
+from latentwire.checkpoint.tensors import read_info
+from latentwire.config import Config
 from latentwire.core.atomic import atomic_dir, write_bytes
 from latentwire.core.batches import batched
 from latentwire.core.errors import DataError, ModelError, WireError, one_line
+from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import read_json, read_object, write_json
+from latentwire.core.names import CODEBOOKS, file_of
 from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
+from latentwire.wire.codecs import parse_codec
+from latentwire.wire.default import default_codec
 from latentwire.wire.message import Wire, read_texts
 
 ABOUT = "index.json"
@@ -52,6 +59,40 @@ class Hit(NamedTuple):
 
 
 # ---- making -------------------------------------------------------------------------------------------------------
+
+
+def recipe(
+    folder: Path, codec: str | None = None, text: str = "none", changes: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """What the messages of an index depend on, as `build_index` takes it: a checkpoint's sender, and how it is used.
+
+    codec: default: evaluation.codec; text: "beside" where texts are kept; changes: dotted keys of the checkpoint's
+    configuration with other values. ConfigError for one that it does not have, WireError for a codec.
+    """
+    config = load_config_of(folder, changes)
+    elsewhere = {"model", "companion"}  # may lie in other places on other machines
+    unused = set() if config.encoder.companion else {"companion_layers", "companion_d_z"}
+    form = config.encoder.model_dump(mode="json", exclude=elsewhere | unused) | {"dtype": config.model.dtype}
+    others = _other_sections(config)
+    if others != _other_sections(load_config_of(folder)):  # as they were trained, the fingerprint tells of them
+        form |= others
+    out = {
+        "sender": sender_fingerprint(folder).hex(),
+        "codec": str(parse_codec(codec) if codec else default_codec(config)),
+        "text": text,
+        "chunk": str(config.data.max_context_tokens),
+        "encoder": stable_hash(form),
+    }
+    codebook = read_info(folder)["files"].get(file_of(f"{CODEBOOKS}{out['codec'].partition(':')[0]}"))
+    return out | ({"codebook": codebook["sha256"]} if codebook else {})
+
+
+def _other_sections(config: Config) -> dict[str, Any]:
+    """What a sender depends on in the sections that are not the encoder's own."""
+    refined, adapted = config.features.use_latent_refiner, config.features.use_sender_lora
+    used = {"queries": True, "byte": True, "latent_refiner": refined, "lora": adapted}
+    sections = {name: getattr(config, name).model_dump(mode="json") for name, on in used.items() if on}
+    return sections | {"use_latent_refiner": refined, "use_sender_lora": adapted}
 
 
 class Part(NamedTuple):
@@ -98,9 +139,9 @@ def build_index(
 ) -> dict[str, Any]:
     """Bring an index up to date with its documents; returns what index.json holds, and how many were encoded anew.
 
-    A file whose documents and `made_with` (sender, codec and whatever else the messages depend on) are unchanged is
-    kept, so that a build that was stopped goes on where it was. Where documents were put in or taken out, files are
-    written anew; messages of texts that were in the same file or one beside it are taken over, and the others encoded.
+    A file whose documents and `made_with` (what the messages depend on, see `recipe`) are unchanged is kept, so that a
+    build that was stopped goes on where it was. Where documents were put in or taken out, files are written anew;
+    messages of texts that were in the same file or one beside it are taken over, and the others encoded.
     The sender is loaded only if there is something to encode. engine: who encodes; all files are written here.
     progress: called with the number of documents that are done after each file. DataError where `out` holds anything
     that is no part of an index.

@@ -15,12 +15,16 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from latentwire import Receiver, Sender
+from latentwire.checkpoint.index import load_config_of
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import DataError, ModelError
+from latentwire.core.hashing import stable_hash
 from latentwire.data.documents import Document, read_documents
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.serving import index as indexing
-from latentwire.serving.index import Index, answer_from, build_index
+from latentwire.serving.index import Index, answer_from, build_index, recipe
+from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
 from tests.cli.test_commands import fails
@@ -337,6 +341,29 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Index(tmp_path / "x").document(3)[1][0].text == TEXTS[3]
     words[1] = str(tmp_path / "gone")
     assert "gone: no such file or folder" in fails(latentwire, words, capsys)
+
+
+def test_messages_depend_on_all_that_makes_the_sender(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    on = {"use_latent_refiner": True, "use_sender_lora": True, "use_lora": True}
+    save_checkpoint(run, small_system(small_config(features=on)))
+    plain, config = recipe(run), load_config_of(run)
+    own = config.encoder.model_dump(mode="json", exclude={"model", "companion", "companion_layers", "companion_d_z"})
+    assert plain["encoder"] == stable_hash(own | {"dtype": config.model.dtype})
+    changes = [
+        {"features.use_latent_refiner": False, "latent_refiner": {}},
+        {"features.use_sender_lora": False},
+        {"latent_refiner.heads": 1},
+        {"lora.alpha": 4},
+        {"encoder.window": 2},
+    ]
+    made = [recipe(run, changes=one) for one in changes]
+    assert len({one["encoder"] for one in [plain, *made]}) == 1 + len(changes)
+    assert recipe(run, changes={"system.device": "cpu", "latent_refiner.heads": 2}) == plain
+    assert recipe(run, "int8:group=16", "beside") == plain | {
+        "codec": str(parse_codec("int8:group=16")),
+        "text": "beside",
+    }
 
 
 def test_the_figures_of_an_index(tmp_path: Path) -> None:
