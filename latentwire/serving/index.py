@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bm25s
 import pyarrow
 from pyarrow import parquet
 
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config
-from latentwire.core.atomic import atomic_dir, write_bytes
+from latentwire.core.atomic import write_bytes
 from latentwire.core.batches import batched
 from latentwire.core.errors import DataError, ModelError, WireError, one_line
 from latentwire.core.hashing import stable_hash
@@ -32,6 +31,7 @@ from latentwire.core.unicode import utf8
 from latentwire.data.documents import Document
 from latentwire.model.receiver import Receiver, Reply
 from latentwire.model.sender import Sender
+from latentwire.serving.words import VERSION, load_words, save_words, words_of
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.default import default_codec
 from latentwire.wire.message import Wire, read_texts
@@ -157,7 +157,7 @@ def build_index(
         nonlocal encoded
         before: dict[bytes, bytes] = {}
         for number, rows in enumerate(parts):
-            words.extend(_words([row.text for row in rows]))
+            words.extend(words_of([row.text for row in rows]))
             path, here = _part(out, number), dict[bytes, bytes]()
             found = _sizes(path, rows, made_with)
             if found is None:
@@ -179,12 +179,14 @@ def build_index(
         progress(len(part.rows))
     if not sizes:
         raise DataError(f"{out}: there is no document to index")
-    info = made_with | {"schema": 1, "documents": len(words), "wire_bytes": sum(sizes.values())}
+    info = made_with | {"schema": 1, "tokenizer": VERSION, "documents": len(words), "wire_bytes": sum(sizes.values())}
     if not _is_whole(out, info):
+        if not any(words):
+            raise DataError(f"{out}: no document holds a word to search for")
         (out / ABOUT).unlink(missing_ok=True)
         for left in {*(out / "wires").glob("*.parquet")} - {_part(out, number) for number in sizes}:
             left.unlink()
-        _save_words(words, out)
+        save_words(words, out / "bm25")
         write_json(out / ABOUT, info)
     return info | {"encoded": encoded}
 
@@ -287,32 +289,10 @@ def _table(rows: Sequence[Document], messages: Sequence[bytes], made_with: dict[
     return file.getvalue()
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    found: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
-    return found
-
-
-def _save_words(words: list[list[str]], out: Path) -> None:
-    if not any(words):
-        raise DataError(f"{out}: no document holds a word to search for")
-    statistics = bm25s.BM25()
-    statistics.index(words, show_progress=False)
-    with atomic_dir(out / "bm25") as folder:
-        statistics.save(folder, show_progress=False)
-
-
-def _load_words(out: Path) -> bm25s.BM25:
-    """The word statistics of an index; DataError where they cannot be read."""
-    try:
-        return bm25s.BM25.load(out / "bm25", mmap=True, show_progress=False)
-    except Exception as error:  # whatever may stand in these files in place of what the package wrote
-        raise DataError(f"{out / 'bm25'}: its word statistics could not be read: {error}") from error
-
-
 def _is_whole(out: Path, info: dict[str, Any]) -> bool:
     """Whether an index is finished and has this index.json."""
     try:
-        return (out / ABOUT).is_file() and read_json(out / ABOUT) == info and bool(_load_words(out))
+        return (out / ABOUT).is_file() and read_json(out / ABOUT) == info and bool(load_words(out / "bm25"))
     except DataError:
         return False
 
@@ -347,7 +327,7 @@ class Index:
             raise DataError(f"{folder}: no finished index there (latentwire index makes one, or goes on with it)")
         self._opened = _stamp(self.folder / ABOUT)
         self.info = _about(self.folder / ABOUT)
-        self._statistics = _load_words(self.folder)
+        self._statistics = load_words(self.folder / "bm25")
 
     def __len__(self) -> int:
         return int(self.info["documents"])
@@ -363,7 +343,7 @@ class Index:
 
     def search(self, query: str, k: int = 1) -> list[Hit]:
         """The k documents that a query's words speak for most, best first; fewer where fewer share a word with it."""
-        words = _words([query])
+        words = words_of([query])
         with self._as_opened():
             if not self._statistics.get_tokens_ids(words[0]):
                 return []

@@ -83,6 +83,26 @@ def test_documents_are_found_by_their_words_and_answered_from_their_messages(
         assert path.is_dir() or b"sells" not in path.read_bytes() or path.name == "vocab.index.json"
 
 
+def test_words_of_one_character_and_of_scripts_without_spaces_are_found(system: LatentWire, tmp_path: Path) -> None:
+    texts = ["米拉在塔尔登卖灯。", "エッダは橋を塗る", "에다는 다리를 칠한다", "Vitamin C in Plan 9", "Mira's lamps"]
+    corpus = [Document(str(n), text) for n, text in enumerate(texts)]
+    build_index(corpus, tmp_path / "x", lambda: system.sender, MADE_WITH)
+    index = Index(tmp_path / "x")
+    asked = ["谁卖灯。", "だれが橋を渡る", "다리", "c", "plan 9", "Tom's", "Tom\u2019s", "。"]
+    assert [[hit.id for hit in index.search(one)] for one in asked] == [["0"], ["1"], ["2"], ["3"], ["3"], [], [], []]
+
+
+def test_words_that_were_taken_otherwise_are_taken_anew(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+    about, before = json.loads((out / "index.json").read_text()), state(out / "bm25")
+    del about["tokenizer"]
+    (out / "index.json").write_text(json.dumps(about))
+    assert len(Index(out).search("lamps", 6)) == 6
+    info = build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+    assert (info["encoded"], Index(out).info["tokenizer"]) == (0, 2) and state(out / "bm25") != before
+
+
 def test_texts_of_several_documents_do_not_run_into_each_other(
     system: LatentWire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
