@@ -84,7 +84,7 @@ def add_receiver(
     given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
     given |= {"text_path": text_path, "samples": samples, "steps": steps}
     words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
-    words += [word for change in overrides or [] for word in ("--override", change)]
+    words += [word for change in overrides or [] for word in ("--override", change)] + ["--fresh"] * fresh
     asked = bool(config.data.eval_path) or config.data.dataset == "facts" or "evaluation.samples" in own
     measured = bool(config.evaluation.samples) and asked
     return train(config, Path(out_dir), words=words, fresh=fresh, evaluates=measured)

@@ -65,7 +65,7 @@ def command(
         show(system, passage, config.evaluation)
     print(f"\n== {sum(len(p.questions) for p in passages)} held-out questions ==\n", flush=True)
     files = read_info(folder)["files"]
-    results = {"squad": evaluate_system(system, config, out, command=command_line(__name__, context), checkpoint=files)}
+    results = {"squad": evaluate_system(system, config, out, command=command_line(context), checkpoint=files)}
     del system
     if train:
         print("\n== A short training run on invented facts, from the same checkpoint ==\n", flush=True)

@@ -127,7 +127,7 @@ def command(
             files,
             wanted,
             out,
-            command=command_line(__name__, context),
+            command=command_line(context),
             fresh=fresh_eval,
             quiet=quiet,
         )
@@ -143,7 +143,7 @@ def command(
         system,
         config,
         out,
-        command=command_line(__name__, context),
+        command=command_line(context),
         checkpoint=files,
         quiet=quiet,
         passages=passages,

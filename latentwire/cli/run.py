@@ -33,9 +33,9 @@ def as_program(function: Callable[..., Any], name: str | None = None) -> typer.T
     return program
 
 
-def command_line(module: str, context: typer.Context) -> list[str]:
-    """A running verb as it would be typed; `module` is the file that it stands in."""
-    return ["python", "-m", module, *context.obj]
+def command_line(context: typer.Context) -> list[str]:
+    """A running verb as it would be typed."""
+    return ["latentwire", str(context.info_name), *context.obj]
 
 
 def run_and_exit(main: Callable[[], Any]) -> None:

@@ -73,7 +73,7 @@ def command(
         return {"run": str(folder), "config": config.model_dump(mode="json")}
     evaluates = bool(config.evaluation.samples) and "end_to_end" in chosen
     named = bool(out_dir or tag)
-    words = command_line(__name__, context)
+    words = command_line(context)
     return train(config, folder, stages=chosen, words=words, fresh=fresh, evaluates=evaluates, named=named)
 
 

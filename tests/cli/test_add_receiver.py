@@ -122,9 +122,9 @@ def test_only_the_new_receiver_is_trained_and_measured(models: Path, added: dict
 
 def test_an_export_tells_of_both_runs(models: Path, added: dict[str, Any], tmp_path: Path) -> None:
     info = export_main(["--ckpt", str(models / "more"), "--out_dir", str(tmp_path / "out")])
-    assert [one["command"][2] for one in info["earlier"]] == ["latentwire.cli.train"]
+    assert [one["command"][1] for one in info["earlier"]] == ["train"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.index("latentwire.cli.train") < card.index("latentwire add-receiver")
+    assert card.index("latentwire train") < card.index("latentwire add-receiver")
     log = [json.loads(line) for line in (tmp_path / "out" / "training.jsonl").read_text().splitlines()]
     own = [rounded(json.loads(line)) for line in (models / "more" / "diagnostics.jsonl").read_text().splitlines()]
     assert all(len(f"{row['loss']:.9g}".replace(".", "").strip("0")) <= 6 for row in own if "loss" in row)

@@ -535,7 +535,7 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     info["config"]["data"]["data_path"] = "story.json"
     assert "Training data: story.json: a story, CC0." in model_card(info, None)
     card = (out / "README.md").read_text()
-    assert "| llama | latent |" in card and "invented facts" in card and "latentwire.cli.train" in card
+    assert "| llama | latent |" in card and "invented facts" in card and "latentwire train " in card
     for name in ("README.md", "eval.json", "checkpoint.json"):
         text = (out / name).read_text()
         assert str(tmp_path) not in text and str(models) not in text, name
@@ -729,7 +729,7 @@ def test_a_run_without_end_to_end_steps_is_a_checkpoint_too(models: Path, tmp_pa
     assert (
         results["receivers"]["llama"]["latent"]["tuned"] and not results["receivers"]["llama"]["token_budget"]["tuned"]
     )
-    assert results["manifest"]["command"][:4] == ["python", "-m", "latentwire.cli.train", "--config"]
+    assert results["manifest"]["command"][:3] == ["latentwire", "train", "--config"]
 
 
 def test_frozen_and_lora_checkpoints_do_not_start_each_other(
