@@ -143,7 +143,7 @@ class Config(Section):
             if not getattr(self.features, switch, True)
         }
         kind = self.encoder.type
-        if kind not in WITH_QUERIES:
+        if kind == "backbone":
             off["queries"] = f"encoder.type = {kind!r} has none"
         if kind != "byte":
             off["byte"] = f"encoder.type is {kind!r}"

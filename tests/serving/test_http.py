@@ -79,7 +79,7 @@ def events(reply: httpx2.Response) -> list[tuple[str, Any]]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

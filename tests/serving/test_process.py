@@ -65,6 +65,18 @@ def process(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], htt
             server.kill()
 
 
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Handlers of signals are afterwards what they were before."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
 def test_killed_under_load_it_starts_again_and_stopped_under_load_it_finishes_first(run: Path) -> None:
     before = state(run.parent)
     with process(run, "--batch", "1") as (server, client), ThreadPoolExecutor(4) as pool:
@@ -159,12 +171,8 @@ def test_a_signal_that_comes_before_the_server_runs_stops_it(
         begin(server, sockets)
 
     monkeypatch.setattr(uvicorn.Server, "run", late)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
+    with signals_kept():
         latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5", "--access_log"])
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
-            signal.signal(number, handler)
     assert capsys.readouterr().err.endswith("stopped\n") and configs[0].timeout_graceful_shutdown == 0.5
     assert configs[0].log_config["handlers"]["access"]["stream"] == "ext://sys.stderr"
 
@@ -181,13 +189,11 @@ def test_stopped_while_it_loads_it_does_not_wait(
     monkeypatch.setattr(uvicorn.Server, "run", stopped)
     monkeypatch.setattr("latentwire.serving.engine.ends_of", lambda *how: loaded.wait)
     monkeypatch.setattr(os, "_exit", codes.append)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
-    finally:
-        loaded.set()
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
-            signal.signal(number, handler)
+    with signals_kept():
+        try:
+            latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
+        finally:
+            loaded.set()
     assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
 
 
@@ -218,24 +224,18 @@ def test_stopped_while_a_batch_runs_on_it_does_not_wait(
     monkeypatch.setattr("latentwire.serving.http.CLOSING", 0.1)
     monkeypatch.setattr(Engine, "_work", work)
     monkeypatch.setattr(os, "_exit", codes.append)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
-    finally:
-        done.set()
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
-            signal.signal(number, handler)
+    with signals_kept():
+        try:
+            latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
+        finally:
+            done.set()
     assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
 
 
 def test_models_that_cannot_be_loaded_end_it_in_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["serve", "--ckpt", str(run), "--port", "0", "--override", "encoder.model=/no/such/model"]
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
+    with signals_kept():
         assert "/no/such/model" in fails(latentwire, words, capsys).splitlines()[-1]
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
-            signal.signal(number, handler)
 
 
 def test_at_ten_times_its_load_it_refuses_and_loses_nothing(run: Path, tmp_path: Path) -> None:
