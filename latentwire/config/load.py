@@ -160,9 +160,9 @@ def changed_in(kept: Any, where: str, config: Config, but: Container[str] = ()) 
 
 
 def same_config(kept: Any, config: Config, but: Container[str] = ()) -> bool:
-    """Whether nothing is `changed_in` a kept configuration that this version can read."""
+    """Whether nothing is `changed_in` a kept configuration, if there is one and this version can read it."""
     try:
-        return not changed_in(kept, "", config, but)
+        return bool(kept) and not changed_in(kept, "", config, but)
     except ConfigError:
         return False
 
