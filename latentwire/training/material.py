@@ -83,6 +83,14 @@ class Material:
         asked = [(sent, passage) for (sent, _), passage in every if not passage.id.startswith((CLOZE, RENAMED))]
         return asked[: stage.held_out + stage.salience_passages]
 
+    def for_codebooks(self) -> list[Prepared]:
+        """The first codec.passages. Of the last tenth, which codebooks are judged on, none comes once more under other
+        names (data.renamed)."""
+        origins = [passage.id.removeprefix(RENAMED) for passage in self.passages[: self.config.codec.passages]]
+        cut = len(origins) - max(1, len(origins) // 10)
+        aside = set(origins[cut:])
+        return [self.prepared[i] for i, origin in enumerate(origins) if i >= cut or origin not in aside]
+
     def of(self, receiver: Receiver) -> list[ReceiverText]:
         """The passages as a receiver gets them."""
         return [texts[receiver.name] for _, texts in self.prepared]

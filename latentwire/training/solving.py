@@ -197,7 +197,7 @@ def _keep_codebooks(work: Work, stage: str, find: Callable[..., dict[str, dict[s
 
     def make() -> tuple[State, dict[str, Any]]:
         started = time.perf_counter()
-        scores = find(system, work.material.prepared, work.config)
+        scores = find(system, work.material.for_codebooks(), work.config)
         work.folder.record({"stage": stage, **scores, "seconds": round(time.perf_counter() - started, 1)})
         for name, bits in scores["bits_per_latent"].items():
             kept = f" keep {scores['kept'][name]:.3f} of the variance" if "kept" in scores else ""

@@ -306,6 +306,15 @@ def test_what_is_set_aside_is_not_fitted_on_under_another_name() -> None:
         assert read == [p.context for p in (*first, *others[1:])]
 
 
+def test_codebooks_are_not_judged_on_what_they_were_found_on_under_another_name() -> None:
+    config = small_config(codec={"learned": ["fsq"], "passages": 11})
+    passages = small_passages(10)
+    twins = [replace(p, id=f"{RENAMED}{p.id}", context=f"Once more: {p.context}") for p in passages]
+    material = Material(small_system(config), config, [*passages, *twins], [])
+    read = [sent.text for sent, _ in material.for_codebooks()]
+    assert read == [p.context for p in (*passages[1:], twins[0])]  # twins[0] is the last tenth of eleven
+
+
 def test_heads_are_ranked_by_what_answers_hang_on_when_the_text_is_read() -> None:
     config = small_config(deep_prefix={"ranked": {"a": 2}}, encoder={"window": 4})
     system = small_system(config, ("llama",))
