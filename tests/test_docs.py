@@ -182,9 +182,10 @@ def test_the_commands_of_the_page_on_receivers_can_be_given(
     page = (ROOT / "docs" / "add_a_receiver.md").read_text()
     save_tiny("gemma3", tmp_path / "gemma3")
     monkeypatch.chdir(tmp_path)
-    passage = {"context": STORY, "qas": [{"question": "Who?", "answers": [{"text": "Mira"}]}]}
+    qas = [{"question": "Who?", "answers": [{"text": "Mira"}]}]
+    paragraphs = [{"context": f"{STORY} It was day {day}.", "qas": qas} for day in range(6)]
     for name in ("squad_train.json", "squad_dev.json"):
-        Path(name).write_text(json.dumps({"data": [{"paragraphs": [passage] * 6}]}))
+        Path(name).write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     Path("paragraphs.txt").write_text(f"{STORY}\n" * 4)
     Path("story.txt").write_text(STORY)
     page = page.replace("checkpoints/default", trained["checkpoint"]).replace("Qwen/Qwen2.5-0.5B-Instruct", "gemma3")

@@ -12,8 +12,7 @@ from latentwire.checkpoint.hub import fetch_beside
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.parts import State, adapter_stem, reader_stem
 from latentwire.checkpoint.tensors import read_info
-from latentwire.config import Config
-from latentwire.config.load import some_receivers
+from latentwire.config.load import config_from_dict, some_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json, read_jsonl
 from latentwire.core.names import ADAPTERS, CARD, CODEBOOKS, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
@@ -38,7 +37,7 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     ConfigError, which begins with `where`, for one that it has not, and where the sender sets latents aside for each
     receiver: which ones are whose hangs on all of them.
     """
-    config = Config.model_validate(info["config"])
+    config = config_from_dict(info["config"], where, {}, kept=True)
     chosen = some_receivers(config.model.chosen, names, where)
     if config.encoder.latent_private_len:
         raise ConfigError(f"{where} sets latents aside for each of its receivers, so all of them go together")

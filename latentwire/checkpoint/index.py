@@ -36,9 +36,9 @@ def load_config_of(folder: Path, changes: Mapping[str, Any] | None = None) -> Co
     info = read_info(folder)
     if "config" not in info:
         raise CheckpointError(f"{folder}: a training state, not a checkpoint (those are epoch1/, ..., last/ of a run)")
-    config = config_from_dict(info["config"], str(folder), {"evaluation.rivals": []} | dict(changes or {}))
+    config = config_from_dict(info["config"], str(folder), {"evaluation.rivals": []} | dict(changes or {}), kept=True)
     if config.encoder.latent_private_len and changes:
-        trained = config_from_dict(info["config"], str(folder), {}).model.chosen.keys()
+        trained = config_from_dict(info["config"], str(folder), {}, kept=True).model.chosen.keys()
         if trained != config.model.chosen.keys():
             raise ConfigError(
                 f"model.receivers: {folder} sets latents aside for each of its receivers, so it needs all of them: "

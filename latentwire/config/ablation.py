@@ -88,7 +88,7 @@ def load_ablation(
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error, Ablation)}") from None
     grid = ablation.sweep | {key: list(given) for key, given in (sweep or {}).items()}
-    _check_keys_apart(path, ablation, grid, overrides or {})
+    _check_keys_apart(path, ablation, grid, lifting(overrides or {}))
     base = Path(ablation.base) if ablation.base else None
     known = read_config_file(base) if base else {}
     runs = []

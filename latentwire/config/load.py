@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from latentwire.config.schema import Config
-from latentwire.config.sections.base import leaves, section_of
+from latentwire.config.sections.base import KEPT, leaves, section_of
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_object
 
@@ -51,11 +51,12 @@ def json_or_text(value: str) -> Any:
         return value
 
 
-def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Config:
+def config_from_dict(values: Any, where: str, changes: Mapping[str, Any], *, kept: bool = False) -> Config:
     """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key.
 
     Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds; who
-    changes LoRA's targets to those of the first layers means these layers.
+    changes LoRA's targets to those of the first layers means these layers. kept: as a run or checkpoint has it, see
+    `is_kept`.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a configuration is a JSON object, got {_short(values)}")
@@ -63,7 +64,7 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any]) -> Con
     for dotted, value in lifting(changes).items():
         _set(values, dotted, value, where)
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context={KEPT: kept})
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_problem(error)}") from None
 
@@ -155,7 +156,7 @@ def changed_in(kept: Any, where: str, config: Config, but: Container[str] = ()) 
     An option that came later had its default then. ConfigError, beginning with `where`, for options that there are no
     more.
     """
-    before = config_from_dict(kept, where, {}).model_dump(mode="json")
+    before = config_from_dict(kept, where, {}, kept=True).model_dump(mode="json")
     return sorted(differences(before, config.model_dump(mode="json"), but))
 
 

@@ -7,10 +7,10 @@ A field's flag is its name; `flag(...)` gives another one where the name alone w
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 
 from latentwire.config.layout import LatentLayout, deal_out
-from latentwire.config.sections.base import Section
+from latentwire.config.sections.base import Section, is_kept
 from latentwire.config.sections.features import (
     CoprocessorConfig,
     FeaturesConfig,
@@ -84,21 +84,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_effect(self) -> Config:
+    def _has_effect(self, info: ValidationInfo) -> Config:
         """Options of what is off, and others that could do nothing beside them, are refused."""
         adapter, stage, slots = self.adapter, self.curriculum.end_to_end, self.features.use_deep_prefix
         for key in adapter.changed if slots else ():
             raise ValueError(
                 f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
             )
-        for name, why in self._off().items():
+        for name, why in (self._features_off() | ({} if is_kept(info) else self._encoders_off())).items():
             section = getattr(self, name)
             for key in section.changed:
                 default = type(section).model_fields[key].default
                 raise ValueError(f"{name}.{key}: does nothing, as {why}; leave it at {default!r}")
-        if "bank" in self.queries.changed and self.latent_layout.total:
-            raise ValueError("queries.bank: does nothing, as the encoder's latent_len says how many queries there are")
-        for key in self.queries.changed:
+        for key in self.queries.changed if not is_kept(info) else ():
+            if key == "bank" and self.latent_layout.total:
+                raise ValueError(f"queries.{key}: does nothing, as latent_len says how many queries there are")
             if key in ("heads", "layers") and self.encoder.type == "simple-st":
                 raise ValueError(f"queries.{key}: does nothing, as encoder.type = 'simple-st' has no attention")
         if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
@@ -134,20 +134,17 @@ class Config(Section):
                 )
         return self
 
-    def _off(self) -> dict[str, str]:
-        """The sections of what is not there, and why it is not."""
+    def _features_off(self) -> dict[str, str]:
+        """The sections of features that are off, and why they do nothing."""
         switches = {name: f"use_{name}" for name in type(self).model_fields if name != "lora"}  # the sender's LoRA too
-        off = {
-            name: f"features.{switch} is off"
-            for name, switch in switches.items()
-            if not getattr(self.features, switch, True)
-        }
+        off = {name: switch for name, switch in switches.items() if not getattr(self.features, switch, True)}
+        return {name: f"features.{switch} is off" for name, switch in off.items()}
+
+    def _encoders_off(self) -> dict[str, str]:
+        """The sections of encoders that are not there, and why they do nothing."""
         kind = self.encoder.type
-        if kind == "backbone":
-            off["queries"] = f"encoder.type = {kind!r} has none"
-        if kind != "byte":
-            off["byte"] = f"encoder.type is {kind!r}"
-        return off
+        queries = {"queries": f"encoder.type = {kind!r} has none"} if kind == "backbone" else {}
+        return queries | ({} if kind == "byte" else {"byte": f"encoder.type is {kind!r}"})
 
     @model_validator(mode="after")
     def _known_receivers(self) -> Config:

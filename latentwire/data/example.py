@@ -19,11 +19,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Passage:
-    """A context with the questions that are asked about it."""
+    """A context with the questions that are asked about it.
+
+    origin: the context that it is under other names.
+    """
 
     id: str
     context: str
     questions: tuple[Question, ...]
+    origin: str | None = None
 
 
 def data_fingerprint(passages: Sequence[Passage]) -> str:

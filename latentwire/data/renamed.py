@@ -55,7 +55,7 @@ def renamed(passage: Passage, names: Names, rng: random.Random) -> Passage | Non
             asked.append(Question(question.id, text, answers))
     if context == passage.context or not asked:
         return None
-    return Passage(f"{RENAMED}{passage.id}", context, tuple(asked))
+    return Passage(f"{RENAMED}{passage.id}", context, tuple(asked), passage.context)
 
 
 def names_in(texts: Iterable[str]) -> Names:

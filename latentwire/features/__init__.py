@@ -1,4 +1,4 @@
-"""Optional parts of a receiver, each a folder with one life cycle, behind one registry."""
+"""Optional parts of a receiver, each a folder with one life cycle, in one dict."""
 
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config

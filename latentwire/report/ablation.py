@@ -183,7 +183,7 @@ def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
         return (run / RESULTS).is_file()
     made_with = mapping_at(read_json(run / RESULTS), "manifest").get("config")
     try:
-        planned = config_from_dict(config, str(run), {})
+        planned = config_from_dict(config, str(run), {}, kept=True)
     except ConfigError:  # of options that there are no more
         return False
     return same_config(made_with, planned)

@@ -23,7 +23,7 @@ from latentwire.checkpoint.tensors import read_info
 from latentwire.config import Config
 from latentwire.core.atomic import write_bytes
 from latentwire.core.batches import batched
-from latentwire.core.errors import DataError, ModelError, WireError, one_line
+from latentwire.core.errors import DataError, LatentWireError, ModelError, WireError, one_line
 from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import read_json, read_object, write_json
 from latentwire.core.names import CODEBOOKS, file_of
@@ -45,9 +45,11 @@ GROUP = 16
 COLUMNS = ("id", "digest", "bytes", "wire")
 OWN = re.compile(
     r"index\.json|wires/(\d{5,}\.parquet)?|bm25/([\w.]+\.index\.(npy|json))?"
-    r"|(wires/)?\.[^/]+\.(new|old)-[0-9a-f]{8}/?"  # what a killed process left of files being written
+    r"|(wires/|bm25/)?(\.[^/]+/?|Thumbs\.db)"  # what a killed process or the system left
 )
 """What may stand in the folder of an index."""
+KEYS = {"documents", "sender"}
+"""What every index.json has."""
 
 
 class Hit(NamedTuple):
@@ -208,11 +210,10 @@ def _is_foreign(path: Path) -> bool:
     """Whether a file with a name of ours is something else; a damaged one of ours is not."""
     try:
         if path.name == ABOUT:
-            return not _about(path)
+            info = read_json(path)
+            return not (isinstance(info, dict) and info.keys() >= KEYS)
         return path.suffix == ".parquet" and tuple(parquet.read_schema(path).names) != COLUMNS
-    except DataError:
-        return True
-    except (OSError, pyarrow.ArrowException):
+    except (LatentWireError, OSError, pyarrow.ArrowException):
         return False
 
 
@@ -293,7 +294,7 @@ def _is_whole(out: Path, info: dict[str, Any]) -> bool:
     """Whether an index is finished and has this index.json."""
     try:
         return (out / ABOUT).is_file() and read_json(out / ABOUT) == info and bool(load_words(out / "bm25"))
-    except DataError:
+    except LatentWireError:
         return False
 
 
@@ -303,7 +304,7 @@ def _is_whole(out: Path, info: dict[str, Any]) -> bool:
 def _about(path: Path) -> dict[str, Any]:
     """An index.json; DataError where it is not that of an index."""
     info = read_object(path, DataError)
-    if not {"documents", "sender"} <= info.keys():
+    if not info.keys() >= KEYS:
         raise DataError(f"{path}: not that of an index")
     return info
 

@@ -86,10 +86,10 @@ class Material:
     def for_codebooks(self) -> list[Prepared]:
         """The first codec.passages. Of the last tenth, which codebooks are judged on, none comes once more under other
         names (data.renamed)."""
-        origins = [passage.id.removeprefix(RENAMED) for passage in self.passages[: self.config.codec.passages]]
+        origins = list(map(_origin, self.passages[: self.config.codec.passages]))
         cut = len(origins) - max(1, len(origins) // 10)
-        aside = set(origins[cut:])
-        return [self.prepared[i] for i, origin in enumerate(origins) if i >= cut or origin not in aside]
+        aside = {origin: cut + i for i, origin in reversed(list(enumerate(origins[cut:])))}
+        return [self.prepared[i] for i, origin in enumerate(origins) if aside.get(origin, i) == i]
 
     def of(self, receiver: Receiver) -> list[ReceiverText]:
         """The passages as a receiver gets them."""
@@ -99,7 +99,7 @@ class Material:
         """Training passages and plain text in turn, up to closed_form.passages behind the closed_form.held_out that the
         fit sets aside. Of these no passage comes once more under other names (data.renamed)."""
         stage, number, aside = self.config.curriculum.closed_form, 0, set()
-        origins = (passage.id.removeprefix(RENAMED) for passage in self.passages)
+        origins = map(_origin, self.passages)
         plain = zip(repeat(None), self._plain())
         for origin, prepared in _in_turn(zip(origins, self.prepared, strict=True), plain):
             if number == stage.held_out + stage.passages:
@@ -126,6 +126,11 @@ class Material:
         _, texts = prepared = self.system.prepare(passage, sent)
         fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
         return prepared if fits else None
+
+
+def _origin(passage: Passage) -> str:
+    """The same text for a passage and for what it is under other names."""
+    return passage.origin or passage.context
 
 
 def _in_turn(*sources: Iterable[T]) -> Iterator[T]:

@@ -47,7 +47,7 @@ class Tracker:
     def open(self, stage: str) -> None:
         """Begin to track a stage, and end the one before."""
         self.close()
-        PartialState(cpu=not torch.cuda.is_available())  # as the loop's Accelerator does; the trackers ask it
+        PartialState(cpu=not torch.cuda.is_available())  # as `Processes` does; the trackers ask it
         kind, label = LOGGER_TYPE_TO_CLASS[self.name], stage.replace("/", "-")
         self.stage = stage
         with self._faults("could not be started"):

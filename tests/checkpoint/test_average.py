@@ -75,7 +75,7 @@ def test_an_average_knows_the_runs_that_it_is_made_of(one: Path, tmp_path: Path)
 def test_codebooks_stay_with_the_sender_that_they_were_found_for(one: Path, tmp_path: Path) -> None:
     info, files = read_info(one), {name: one / name for name in read_info(one)["files"]}
     book = {"codecs/fsq": {"level": torch.ones(2, dtype=torch.float16)}}
-    info["config"]["codec"]["learned"] = ["fsq"]
+    info["config"]["codec"] |= {"learned": ["fsq"], "bits": 20.0, "width": 8}
     info["config"]["evaluation"]["codec"] = "fsq"
     save_folder(tmp_path / "book", book, info, copied=files)
     reader = moved(one, "receivers/a", tmp_path / "a", 0.5)

@@ -76,9 +76,11 @@ def test_epochs_of_a_run_lift_the_limit_of_all_that_they_come_over(tmp_path: Pat
     )
     stages = [run.config.curriculum.end_to_end for run in load_ablation(path).runs]
     assert [(one.epochs, one.max_steps) for one in stages] == [(1, 40), (3, None), (2, 9)]
-    assert load_ablation(write(tmp_path, runs={"a": {f"{stage}.max_steps": 4}}), overrides={f"{stage}.epochs": 5}).runs[
-        0
-    ].changes == {f"{stage}.max_steps": None, f"{stage}.epochs": 5}
+    path = write(tmp_path, overrides={f"{stage}.max_steps": 4})
+    assert load_ablation(path, overrides={f"{stage}.epochs": 5}).runs[0].config.curriculum.end_to_end.max_steps is None
+    path = write(tmp_path, runs={"a": {f"{stage}.max_steps": 4}, "b": {}})
+    with pytest.raises(ConfigError, match=rf"^--override {stage}\.max_steps: the runs of .* differ in it"):
+        load_ablation(path, overrides={f"{stage}.epochs": 5})
 
 
 def test_a_base_is_beside_the_file_that_names_it(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.config import Config, load_config
+from latentwire.config import Config, config_from_dict, load_config
 from latentwire.config.ablation import load_ablation
 from latentwire.config.flags import options
+from latentwire.config.load import changed_in
 from latentwire.config.reference import markdown
 from latentwire.core.errors import ConfigError
 
@@ -111,6 +112,16 @@ def test_a_file_that_is_not_json_and_one_that_is_not_there(tmp_path: Path) -> No
         load_config(tmp_path / "c.json")
     with pytest.raises(ConfigError, match=r"d\.json: no such file"):
         load_config(tmp_path / "d.json")
+
+
+def test_a_kept_configuration_may_hold_what_has_no_effect() -> None:
+    values = {"codec": {"width": 64}, "queries": {"bank": 80}, "byte": {"layers": 3}}
+    with pytest.raises(ConfigError, match="does nothing"):
+        config_from_dict(values, "new", {})
+    assert config_from_dict(values, "kept", {}, kept=True).codec.width == 64
+    with pytest.raises(ConfigError, match=r"old: adapter\.hidden: only the embedding reader has it"):
+        config_from_dict({"adapter": {"hidden": 8}}, "old", {}, kept=True)
+    assert changed_in(values, "kept", Config()) == ["byte.layers", "codec.width", "queries.bank"]
 
 
 def test_receivers_by_shorthand_and_by_name() -> None:

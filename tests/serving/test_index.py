@@ -242,7 +242,6 @@ def test_what_cannot_be_indexed_is_named(system: LatentWire, tmp_path: Path) -> 
         ("wires/deep/x", b""),
         ("bm25/plan.md", b"mine"),
         ("bm25", b"mine"),
-        (".hidden", b"mine"),
         ("wires/00000.parquet", None),
     ],
 )
@@ -266,13 +265,17 @@ def test_a_file_is_no_place_for_an_index(tmp_path: Path) -> None:
         build_index(CORPUS, tmp_path / "x", _unloaded, MADE_WITH)
 
 
-def test_what_a_killed_process_left_is_no_hindrance(system: LatentWire, tmp_path: Path) -> None:
+def test_what_a_killed_process_or_the_system_left_is_no_hindrance(system: LatentWire, tmp_path: Path) -> None:
     out = tmp_path / "x"
-    for left in (".index.json.new-0123abcd", "wires/.00000.parquet.new-0123abcd", ".bm25.old-0123abcd/bm25/params"):
+    parts = ("wires/.00000.parquet.new-0123abcd", ".bm25.old-0123abcd/bm25/params", "wires/Thumbs.db")
+    for left in (".index.json.new-0123abcd", ".DS_Store", *parts):
         (out / left).parent.mkdir(parents=True, exist_ok=True)
         (out / left).write_bytes(b"half")
     assert build_index(CORPUS, out, lambda: system.sender, MADE_WITH)["encoded"] == 6
     assert build_index(CORPUS, out, lambda: system.sender, MADE_WITH)["encoded"] == 0
+    (out / "index.json").write_text('{"sender": "00", "docu')  # a damaged one is made anew
+    assert build_index(CORPUS, out, lambda: system.sender, MADE_WITH)["encoded"] == 0
+    assert len(Index(out)) == 6
 
 
 # ---- documents ----------------------------------------------------------------------------------------------------

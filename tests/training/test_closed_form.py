@@ -13,7 +13,7 @@ import torch
 
 from latentwire.core.errors import Interrupted, TrainingError
 from latentwire.core.names import LATENT, TEXT
-from latentwire.data.renamed import RENAMED
+from latentwire.data.example import Passage
 from latentwire.model.encoding import Prepared
 from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
@@ -300,7 +300,7 @@ def test_text_is_read_after_every_passage_and_none_twice() -> None:
 def test_what_is_set_aside_is_not_fitted_on_under_another_name() -> None:
     config = small_config(curriculum={"closed_form": {"passages": 5, "held_out": 1}})
     system, passages = small_system(config), small_passages(3)
-    twins = [replace(p, id=f"{RENAMED}{p.id}", context=f"Once more: {p.context}") for p in passages]
+    twins = [replace(p, context=f"Once more: {p.context}", origin=p.context) for p in passages]
     for first, others in ((passages, twins), (twins, passages)):
         read = [sent.text for sent, _ in Material(system, config, [*first, *others], []).for_closed_form()]
         assert read == [p.context for p in (*first, *others[1:])]
@@ -309,10 +309,18 @@ def test_what_is_set_aside_is_not_fitted_on_under_another_name() -> None:
 def test_codebooks_are_not_judged_on_what_they_were_found_on_under_another_name() -> None:
     config = small_config(codec={"learned": ["fsq"], "passages": 11})
     passages = small_passages(10)
-    twins = [replace(p, id=f"{RENAMED}{p.id}", context=f"Once more: {p.context}") for p in passages]
-    material = Material(small_system(config), config, [*passages, *twins], [])
-    read = [sent.text for sent, _ in material.for_codebooks()]
-    assert read == [p.context for p in (*passages[1:], twins[0])]  # twins[0] is the last tenth of eleven
+    twins = [replace(p, context=f"Once more: {p.context}", origin=p.context) for p in passages]
+
+    def read(*those: Passage) -> list[str]:
+        material = Material(small_system(config), config, those, [])
+        return [sent.text for sent, _ in material.for_codebooks()]
+
+    assert read(*passages, *twins) == [p.context for p in (*passages[1:], twins[0])]  # the last tenth of eleven
+    same = [replace(p, id="0-1") for p in passages]  # ids of several files may be the same
+    assert read(*same) == [p.context for p in passages]
+    config = small_config(codec={"learned": ["fsq"], "passages": 20})
+    several = (*passages[:9], *twins[:9], passages[9], twins[9])  # both of the last tenth are one text
+    assert read(*several) == [p.context for p in several[:19]]
 
 
 def test_heads_are_ranked_by_what_answers_hang_on_when_the_text_is_read() -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+KEPT = "kept"
+"""Key of the context in which a configuration is checked."""
+
+
+def is_kept(info: ValidationInfo) -> bool:
+    """Whether a configuration is one that a run or checkpoint has: it may hold what an earlier version let through, or
+    what lost its effect when only some parts were taken over."""
+    return bool(info.context and info.context[KEPT])
 
 
 def flag(name: str | None) -> dict[str, Any]:

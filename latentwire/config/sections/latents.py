@@ -10,12 +10,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 
-from latentwire.config.sections.base import Attending, Section, Share, flag
+from latentwire.config.sections.base import Attending, Section, Share, flag, is_kept
 
 NEEDS = {
     "keep_by": "keep",
@@ -217,9 +218,9 @@ class CodecConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _has_effect(self) -> CodecConfig:
+    def _has_effect(self, info: ValidationInfo) -> CodecConfig:
         """Options of codecs that are not learned are refused."""
-        for key in self.changed:
+        for key in self.changed if not is_kept(info) else ():
             needed = "rvq" if key in ("index_bits", "epochs") else ""
             if not self.learned or (needed and needed not in self.learned):
                 default = type(self).model_fields[key].default
