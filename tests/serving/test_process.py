@@ -177,6 +177,15 @@ def test_a_signal_that_comes_before_the_server_runs_stops_it(
     assert configs[0].log_config["handlers"]["access"]["stream"] == "ext://sys.stderr"
 
 
+def stopped_early(run: Path, waited_for: threading.Event) -> None:
+    """The verb, whose server is stopped while its thread waits for something, which comes afterwards."""
+    with signals_kept():
+        try:
+            latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
+        finally:
+            waited_for.set()
+
+
 def test_stopped_while_it_loads_it_does_not_wait(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,11 +198,7 @@ def test_stopped_while_it_loads_it_does_not_wait(
     monkeypatch.setattr(uvicorn.Server, "run", stopped)
     monkeypatch.setattr("latentwire.serving.engine.ends_of", lambda *how: loaded.wait)
     monkeypatch.setattr(os, "_exit", codes.append)
-    with signals_kept():
-        try:
-            latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
-        finally:
-            loaded.set()
+    stopped_early(run, loaded)
     assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
 
 
@@ -224,11 +229,7 @@ def test_stopped_while_a_batch_runs_on_it_does_not_wait(
     monkeypatch.setattr("latentwire.serving.http.CLOSING", 0.1)
     monkeypatch.setattr(Engine, "_work", work)
     monkeypatch.setattr(os, "_exit", codes.append)
-    with signals_kept():
-        try:
-            latentwire(["serve", "--ckpt", str(run), "--port", "0", "--grace", "0.5"])
-        finally:
-            done.set()
+    stopped_early(run, done)
     assert codes == [0] and capsys.readouterr().err.endswith("stopped\n")
 
 
