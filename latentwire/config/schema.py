@@ -72,6 +72,11 @@ class Config(Section):
                 "features.use_coprocessor: excludes features.use_deep_prefix, which makes the whole cache already; "
                 "turn that off (--no_use_deep_prefix)"
             )
+        if "aq" in self.codec.learned and (self.encoder.type != "backbone" or self.features.use_latent_refiner):
+            raise ValueError(
+                "codec.learned: aq is for latents to which each token adds, of encoder.type = 'backbone' without "
+                "features.use_latent_refiner"
+            )
         if self.lora.merge and self.model.load_4bit:
             raise ValueError("lora.merge: excludes model.load_4bit, whose weights nothing can be added to")
         if self.system.sequential_models:

@@ -27,6 +27,8 @@ from latentwire.encoder.windows import best_of_text, best_of_windows
 
 TOGETHER = 64
 """Texts of one batch, where choices are made ahead."""
+VOCABULARY = 512
+"""Tokens that are read at once, each by itself."""
 
 
 class BackboneEncoder(Encoder):
@@ -107,6 +109,39 @@ class BackboneEncoder(Encoder):
         for batch in batched(sorted(texts, key=lambda text: len(text.ids)), TOGETHER):
             for text, chosen in zip(batch, self._choices(batch, *self._read(batch)), strict=True):
                 text.remember(chosen)
+
+    def tokens_read(self, text: SenderText) -> list[list[int]]:
+        """(N, phases) the tokens that are read for each window, in their order."""
+        ids = [text.ids[place] for place in _places(text)]
+        return [ids[start : start + self.phases] for start in range(0, len(ids), self.phases)]
+
+    @torch.no_grad()
+    def vocabulary(self) -> tuple[Tensor, Tensor]:
+        """What the encoder makes of every token of its model, read by itself behind what stands before a text: features
+        (V, F), with a companion's behind them, and what these add to a latent in each phase: (phases, F, d_z)."""
+        tokens = self.lm.model.get_input_embeddings().num_embeddings
+        rows = [self._alone(part) for part in batched(range(tokens), VOCABULARY)]
+        maps = self.weight.view(self.phases, -1, self.weight.shape[1])
+        if self.companion is not None:
+            theirs = self.companion.weight.view(self.phases, -1, self.companion.weight.shape[1])
+            maps = torch.stack([torch.block_diag(a, b) for a, b in zip(maps, theirs, strict=True)])
+        return torch.cat(rows), maps.detach()
+
+    def _alone(self, tokens: Sequence[int]) -> Tensor:
+        """Features (tokens, F) of single tokens."""
+        before, behind = self.lm.frame
+        texts = []
+        for token in tokens:
+            string = self.lm.tokenizer.decode([token]) or " "
+            ids, offsets = [*before, token, *behind], [(0, 0)] * len(before) + [(0, len(string))]
+            place = [[len(before)]] * self.phases
+            texts.append(SenderText(string, ids, offsets, 1, (0,), place, 1, before=len(before)))
+            texts[-1].remember(place)
+        rows = self.features(texts)
+        if self.adapted is not None:
+            rows = self._adapted_features(rows, [1] * len(rows), self.adapted)
+        own, theirs = torch.stack(rows)[:, 0].split([self.d_features, rows[0].shape[1] - self.d_features], 1)
+        return torch.cat([part[:, : part.shape[1] // self.phases] for part in (own, theirs)], 1)
 
     def salience_inputs(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """What salience looks at of each text's tokens, special ones left out: (T_i, d_states + 1)."""

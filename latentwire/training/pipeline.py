@@ -173,7 +173,7 @@ class Run:
             layers = {name: len(book.layers) for name, book in books.items()}
         else:
             made = "codec" in self.stages or (not self.fresh and self.folder.is_done("codebooks"))
-            layers = {name: most_layers(name, own) for name in own.learned if made}
+            layers = {name: most_layers(name, own, self.config.encoder.read) for name in own.learned if made}
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
         if codec.name not in layers:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 
 from latentwire.config.sections.latents import CodecConfig
-from latentwire.wire.codebook import MOST_ORDERED, Codebook, refined
+from latentwire.wire.codebook import MOST_ORDERED, Codebook, cells_of, refined
 from latentwire.wire.codecs import LearnedCodec
 from latentwire.wire.codecs.integers import quantize, scales_of
 from latentwire.wire.entropy import Codes, Column, Counts
@@ -25,8 +25,10 @@ BATCH = 2048
 ROOTS, PARTS, FINER = (3, 5, 7), 3, 3
 """Cells that the first column of a dimension may tell apart in finite scalar quantisation; into how many parts each
 later one cuts a cell; how many later ones there may be. All odd, so that the cell around zero stays one around zero."""
-WEIGHT = 1 << 16
-"""What the frequencies of a row add up to, about."""
+RIDGE = 1.0
+"""Of what latents say of a vocabulary, against what tokens by themselves say: a share of the mean sum of squares."""
+WEIGHT, SHARED_WEIGHT = 1 << 16, 1 << 24
+"""What the frequencies of a row add up to, about, and those of a vocabulary."""
 
 
 @dataclass
@@ -73,15 +75,36 @@ class Columns:
     layers: list[int]
     dims: list[int] | None = None
 
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """What a codebook holds of them."""
+        cells = [len(words) for words in self.words]
+        before = [1 if by is None else cells[by] for by in refined(self.dims or range(len(cells)))]
+        arrays = {"layers": self.layers, "sizes": [own // by for own, by in zip(cells, before, strict=True)]}
+        arrays |= {"dims": self.dims} if self.dims else {}
+        return {name: torch.tensor(numbers) for name, numbers in arrays.items()} | {"codewords": torch.cat(self.words)}
+
+
+@dataclass
+class Vocabulary:
+    """What each token adds to a latent, in the order in which those of a window are read: features @ maps.
+
+    features: (V, F); maps: (P, F, d_z); read: (N, P) the tokens behind each of some latents.
+    """
+
+    features: Tensor
+    maps: Tensor
+    read: Tensor
+
 
 def rvq_columns(config: CodecConfig) -> int:
     """Codebooks of residual vector quantisation, each with an index of `index_bits` of all `bits`."""
     return max(1, round(config.bits / config.index_bits))
 
 
-def most_layers(kind: str, config: CodecConfig) -> int:
-    """The most payload layers that a codebook of this configuration will have."""
-    return min(config.layers, rvq_columns(config)) if kind == "rvq" else config.layers
+def most_layers(kind: str, config: CodecConfig, read: int) -> int:
+    """The most payload layers that a codebook of this configuration will have, with so many tokens read a latent."""
+    return min(config.layers, {"rvq": rvq_columns(config), "aq": read}.get(kind, config.layers))
 
 
 def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
@@ -90,7 +113,8 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
     k-means one codebook after the other, by exponential moving averages, with codewords that nothing is near moved to
     where there is something (van den Oord et al., arXiv 1711.00937; Dhariwal et al., arXiv 2005.00341).
     """
-    columns, layers = rvq_columns(config), most_layers("rvq", config)
+    columns = rvq_columns(config)
+    layers = min(config.layers, columns)
     size, batch = min(1 << config.index_bits, len(y)), min(BATCH, len(y))
     vq = ResidualVQ(
         dim=y.shape[1],
@@ -106,7 +130,45 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
                 if len(rows) == batch:
                     vq(y[None, rows])
     words = [layer._codebook.embed[0].clone() for layer in vq.layers]
-    return Columns(words, [columns * (i + 1) // layers for i in range(layers)])
+    return Columns(words, evenly(columns, layers))
+
+
+def evenly(columns: int, layers: int) -> list[int]:
+    """How many columns the first 1, 2, ... payload layers hold together, where all hold about as many."""
+    return [columns * (i + 1) // layers for i in range(layers)]
+
+
+def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecConfig) -> dict[str, Tensor]:
+    """What a codebook holds of what tokens add to latents z (N, d_z), in place of a rotation's own mean and `into`.
+
+    Tokens read by themselves say where to start: `codec.rank` principal components of what is known of them, weighed by
+    what of it arrives. How much of that remains within a text, latents say: least squares with a ridge on the change.
+    Expectations vary less than latents do, and readers answer better from what varies as much: hence a gain, with which
+    a writer looks for the codewords, too.
+    """
+    maps = vocabulary.maps @ rotation.into
+    seen = vocabulary.features[vocabulary.read.flatten()]
+    own = principal_rotation(seen, torch.einsum("pfk,pgk->fg", maps, maps), min(config.rank, seen.shape[1]))
+    size = ((seen - own.mean) @ own.into).std(0).clamp(min=1e-6)
+    table = (vocabulary.features - own.mean) @ own.into / size
+    maps = ((own.back * size[:, None]) @ maps).flatten(0, 1)
+    mean = z.mean(0)
+    x, y = table[vocabulary.read].flatten(1), (z - mean) @ rotation.into
+    alone = x @ maps
+    maps = maps * ((alone * y).sum() / alone.square().sum())
+    gram = (x.T @ x).double()
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    maps = maps + torch.linalg.solve(gram, (x.T @ (y - x @ maps)).double()).float()
+    gain = y.norm() / (x @ maps).norm()
+    phases = vocabulary.read.shape[1]
+    return {
+        "mean": mean,
+        "into": gain * rotation.into,
+        "layers": torch.tensor(evenly(phases, min(config.layers, phases))),
+        "sizes": torch.full((phases,), len(table)),
+        "codewords": table,
+        "maps": gain * maps,
+    }
 
 
 @dataclass
@@ -225,31 +287,37 @@ def _table(symbols: Codes, rows: Codes, shape: tuple[int, int]) -> Counts:
     return np.maximum(1, np.rint(shares * WEIGHT)).astype(np.int32)
 
 
-def build_codebook(
-    codec: LearnedCodec, rotation: dict[str, Tensor], found: Columns, z: Tensor, starts: Starts
-) -> Codebook:
-    """A codebook of a codec, from the arrays of a rotation, with the frequencies of its codes on latents z (N, d_z)."""
-    cells = [len(words) for words in found.words]
-    before = [1 if by is None else cells[by] for by in refined(found.dims or range(len(cells)))]
-    arrays = {name: tensor.numpy() for name, tensor in rotation.items()} | {
-        "layers": np.array(found.layers),
-        "sizes": np.array(cells) // before,
-        "orders": np.zeros(len(cells), int),
-        "codewords": torch.cat(found.words).numpy(),
-        "counts": np.ones(sum(cells), int),
-    }
-    draft = Codebook(codec.name, arrays | ({"dims": np.array(found.dims)} if found.dims else {}))
-    return counted(codec.with_book(draft), z, starts)
+def build_codebook(codec: LearnedCodec, found: dict[str, Tensor], z: Tensor, starts: Starts) -> Codebook:
+    """A codebook of a codec, from what was found of it, with the frequencies of its codes on latents z (N, d_z)."""
+    arrays = {name: tensor.numpy() for name, tensor in found.items()}
+    sizes = arrays["sizes"].tolist()
+    cells = cells_of(sizes, refined(arrays.get("dims", np.arange(len(sizes))).tolist()))
+    unknown = {"orders": np.zeros(len(sizes), int), "counts": np.ones(sum(cells), int)}
+    return counted(codec.with_book(Codebook(codec.name, arrays | unknown)), z, starts)
 
 
 def counted(codec: LearnedCodec, z: Tensor, starts: Starts) -> Codebook:
     """The codec's codebook with the frequencies of its codes on latents z (N, d_z)."""
     book = codec.book
     assert book is not None
-    columns = [
-        frequencies(own, size, starts, by, 1 if by is None else book.cells[by])
-        for own, size, by in zip(codec.codes(book, codec.rotated(z.numpy())).T, book.sizes, book.refines, strict=True)
-    ]
+    codes = codec.codes(book, codec.rotated(z.numpy()))
+    if book.kind == "aq":
+        columns = [_shared_frequencies(codes, book.sizes[0])] * len(book.sizes)
+    else:
+        columns = [
+            frequencies(own, size, starts, by, 1 if by is None else book.cells[by])
+            for own, size, by in zip(codes.T, book.sizes, book.refines, strict=True)
+        ]
     orders = np.array([int(column.ordered) for column in columns])
     counts = np.concatenate([column.counts.reshape(-1) for column in columns])
     return Codebook(book.kind, book.arrays | {"orders": orders, "counts": counts})
+
+
+def _shared_frequencies(codes: Codes, size: int) -> Column:
+    """The same frequencies for all columns of codes (N, C), most of which may never have been seen: these share what
+    those have that were seen once (Good 1953, doi 10.1093/biomet/40.3-4.237)."""
+    counts = np.bincount(codes.flatten(), minlength=size)
+    unseen = (counts == 0).sum()
+    share = min(0.5, (1 + (counts == 1).sum()) / (1 + codes.size)) if unseen else 0.0
+    shares = np.where(counts > 0, (1 - share) * counts / codes.size, share / max(1, unseen))
+    return Column(np.maximum(1, np.rint(shares * SHARED_WEIGHT)).astype(np.int32)[None])

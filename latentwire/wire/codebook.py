@@ -27,16 +27,17 @@ FORMS: dict[str, tuple[str, int]] = {
     "sizes": ("<i4", 1),
     "orders": ("<i4", 1),
     "codewords": ("<f2", 2),
+    "maps": ("<f2", 2),
     "counts": ("<i4", 1),
     "dims": ("<i4", 1),
     "scale": ("<f2", 1),
 }
-OPTIONAL = ("into", "dims", "scale")
+OPTIONAL = ("into", "maps", "dims", "scale")
 """Types and dimensions of a codebook's arrays, and those that may be missing; with a scale, back is in bytes."""
-KINDS = ("rvq", "fsq")
-"""Codecs that have codebooks: of vectors that add up, and of the levels of single dimensions."""
-MOST_SIZE, MOST_ORDERED = 1 << 12, 1 << 8
-"""Most cells of a column, and codes of one whose frequencies depend on something."""
+KINDS = ("rvq", "fsq", "aq")
+"""Codecs that have codebooks: of vectors that add up, of the levels of single dimensions, of a vocabulary."""
+MOST_SIZE, MOST_ORDERED, MOST_SHARED = 1 << 12, 1 << 8, 1 << 18
+"""Most cells of a column, codes of one whose frequencies depend on something, and codes that all columns share."""
 
 
 class Codebook:
@@ -51,7 +52,8 @@ class Codebook:
     column of a dimension tells which of its cells y is in; each later one cuts every cell that is known into `sizes`
     smaller ones. So a column has `cells`: as many as it has codes, times those of the column that it `refines`.
     codewords: (sum of cells, w) what each cell stands for, column by column: a vector of width w = k (rvq), or a number
-    (w = 1, fsq).
+    (w = 1, fsq). aq: (sizes, w), the same in all columns, of which column c has maps[c * w : (c + 1) * w] to make a
+    vector of it; maps: (C * w, k), aq only.
     orders: (C,) 0 where a code's probability is always the same, 1 where it depends on the previous latent's code in
     the same column. counts: relative frequencies, column by column: one row of `sizes` numbers; with order 1 one more
     for each code that the previous latent may have; one for each cell of the column that is refined, where one is.
@@ -80,7 +82,14 @@ class Codebook:
             for size, order, by in zip(self.sizes, self.orders, self.refines, strict=True)
         ]
         self._require(self._fits())
-        self.codewords = np.split(self.arrays["codewords"].astype(np.float32), np.cumsum(self.cells)[:-1])
+        words = self.arrays["codewords"].astype(np.float32)
+        if kind == "aq":
+            self.codewords = [words] * len(self.sizes)
+        else:
+            self.codewords = np.split(words, np.cumsum(self.cells)[:-1])
+        self.maps: list[Array] = (
+            np.split(self.arrays["maps"].astype(np.float32), len(self.sizes)) if kind == "aq" else []
+        )
         self.columns = [Column(table, by) for table, by in zip(self._tables(), self.refines, strict=True)]
 
     def _require(self, condition: bool) -> None:
@@ -92,13 +101,14 @@ class Codebook:
         arrays = self.arrays
         if self.kind not in KINDS or not all(a.ndim == FORMS[n][1] and a.size for n, a in arrays.items()):
             return False
+        most = MOST_SHARED if self.kind == "aq" else MOST_SIZE
         (k, d_z), columns, sizes = arrays["back"].shape, len(arrays["sizes"]), arrays["sizes"]
         return (
             arrays["mean"].shape == (d_z,)
             and (arrays["into"].shape == (d_z, k) if "into" in arrays else k == d_z)
             and arrays.get("scale", np.zeros(k)).shape == (k,)
             and arrays["orders"].shape == arrays.get("dims", sizes).shape == (columns,)
-            and bool(((sizes > 1) & (sizes <= MOST_SIZE)).all() and np.isin(arrays["orders"], (0, 1)).all())
+            and bool(((sizes > 1) & (sizes <= most)).all() and np.isin(arrays["orders"], (0, 1)).all())
             and bool((np.diff(arrays["layers"].astype(np.int64), prepend=0) > 0).all())
             and int(arrays["layers"][-1]) == columns
             and all(bool(np.isfinite(array).all()) for array in arrays.values())
@@ -109,14 +119,22 @@ class Codebook:
         k = len(self.back)
         contexts = [order + (by is not None) for order, by in zip(self.orders, self.refines, strict=True)]
         return (
-            ("dims" not in self.arrays if self.kind == "rvq" else all(0 <= dim < k for dim in self.dims))
+            (all(0 <= dim < k for dim in self.dims) if self.kind == "fsq" else "dims" not in self.arrays)
             and max(contexts) <= 1
             and all(size <= MOST_ORDERED for size, context in zip(self.sizes, contexts, strict=True) if context)
-            and max(self.cells) <= MOST_SIZE
-            and self.arrays["codewords"].shape == (sum(self.cells), k if self.kind == "rvq" else 1)
+            and self._words_fit(k)
             and self.arrays["counts"].shape == (int(np.dot(self.sizes, self.rows)),)
             and bool((self.arrays["counts"] > 0).all())
         )
+
+    def _words_fit(self, k: int) -> bool:
+        shape, maps = self.arrays["codewords"].shape, self.arrays.get("maps")
+        if self.kind == "aq":
+            columns, size = len(self.sizes), self.sizes[0]
+            shared = shape[0] == size and set(self.sizes) == {size}
+            return shared and maps is not None and maps.shape == (columns * shape[1], k)
+        width = k if self.kind == "rvq" else 1
+        return maps is None and max(self.cells) <= MOST_SIZE and shape == (sum(self.cells), width)
 
     def _tables(self) -> Iterator[Array]:
         """(rows, size) relative frequencies of each column."""
@@ -137,6 +155,14 @@ class Codebook:
         if not np.allclose(self.back @ inverse, np.eye(len(inverse)), atol=0.01):
             raise CheckpointError(f"codebook of {self.kind!r}: back has no inverse")
         return inverse
+
+    @cached_property
+    def lengths(self) -> list[Array]:
+        """By column, the squared length (size,) of each codeword that columns share: only a writer needs it."""
+        return [
+            np.einsum("vr,rs,vs->v", w, a @ a.T, w, optimize=True)
+            for w, a in zip(self.codewords, self.maps, strict=True)
+        ]
 
     @cached_property
     def id(self) -> bytes:
@@ -174,10 +200,10 @@ def refined(dims: Sequence[int]) -> list[int | None]:
 
 
 def cells_of(sizes: Sequence[int], refines: Sequence[int | None]) -> list[int]:
-    """Cells of each column; MOST_SIZE + 1 stands for too many."""
+    """Cells of each column; of one that refines another, MOST_SIZE + 1 stands for too many."""
     cells: list[int] = []
     for size, by in zip(sizes, refines, strict=True):
-        cells.append(min(size * (1 if by is None else cells[by]), MOST_SIZE + 1))
+        cells.append(size if by is None else min(size * cells[by], MOST_SIZE + 1))
     return cells
 
 

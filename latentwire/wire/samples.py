@@ -14,21 +14,22 @@ def with_sample_book(codec: Codec, d_z: int) -> Codec:
     """The codec itself, or a learned one without a codebook with one for latents of this width, from now on known."""
     if not isinstance(codec, LearnedCodec) or codec.book is not None:
         return codec
-    sizes = [256] * 6 if codec.name == "rvq" else [9] * 8 + [5] * 12 + [3] * 16
+    sizes = {"rvq": [256] * 6, "fsq": [9] * 8 + [5] * 12 + [3] * 16, "aq": [1024] * 4}[codec.name]
     return codec.with_book(remember(sample_codebook(codec.name, d_z, min(64, d_z), sizes)))
 
 
 def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int = 0) -> Codebook:
     """A random codebook in three payload layers. Of the small columns, every second one looks at the latent before; of
     fsq, half of them are about as many dimensions, the last one first, and the others refine those, twice each."""
-    rng, sizes = np.random.default_rng(seed), sizes if kind == "rvq" else sizes[:width]
+    rng, sizes = np.random.default_rng(seed), sizes[:width] if kind == "fsq" else sizes
     basis = np.linalg.qr(rng.standard_normal((d_z, width)))[0]
-    half = len(sizes) if kind == "rvq" else -(-len(sizes) // 2)
+    half = -(-len(sizes) // 2) if kind == "fsq" else len(sizes)
     dims = [half - 1 - (column if column < half else (column - half) // 2) for column in range(len(sizes))]
     refines = refined(dims)
     orders = [int(column % 2 == 1 and column < half and size <= 16) for column, size in enumerate(sizes)]
     cells = cells_of(sizes, refines)
-    words = [rng.standard_normal((own, width if kind == "rvq" else 1)) / (i + 1) for i, own in enumerate(cells)]
+    widths = {"rvq": width, "fsq": 1, "aq": -(-width // 2)}
+    words = [rng.standard_normal((own, widths[kind])) / (i + 1) for i, own in enumerate(cells)]
     counts = sum(own * (size + 1 if order else 1) for own, size, order in zip(cells, sizes, orders, strict=True))
     arrays: dict[str, Any] = {
         "mean": rng.standard_normal(d_z),
@@ -37,7 +38,11 @@ def sample_codebook(kind: str, d_z: int, width: int, sizes: list[int], seed: int
         "layers": np.unique([-(-len(sizes) * part // 3) for part in (1, 2, 3)]),
         "sizes": np.array(sizes),
         "orders": np.array(orders),
-        "codewords": np.concatenate(words),
+        "codewords": words[0] if kind == "aq" else np.concatenate(words),
         "counts": rng.integers(1, 1000, counts),
     }
-    return Codebook(kind, arrays if kind == "rvq" else arrays | {"dims": np.array(dims)})
+    if kind == "fsq":
+        arrays["dims"] = np.array(dims)
+    if kind == "aq":
+        arrays["maps"] = rng.standard_normal((len(sizes) * widths[kind], width))
+    return Codebook(kind, arrays)

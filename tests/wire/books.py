@@ -9,7 +9,7 @@ from latentwire.wire.samples import sample_codebook
 PLAIN = [name for name, codec in CODECS.items() if not isinstance(codec, LearnedCodec)]
 """Codecs that need no codebook."""
 D_Z, LAYERS = 12, 3
-SIZES = {"rvq": [16, 16, 3, 3, 5], "fsq": [9, 7, 5, 3, 3]}
+SIZES = {"rvq": [16, 16, 3, 3, 5], "fsq": [9, 7, 5, 3, 3], "aq": [40] * 5}
 
 
 def small_book(kind: str, seed: int = 0) -> Codebook:

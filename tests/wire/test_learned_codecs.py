@@ -13,7 +13,7 @@ from latentwire.wire.entropy import Column, decode_columns, encode_columns
 from latentwire.wire.message import Wire
 from tests.wire.books import D_Z, LAYERS, small_book, small_codec
 
-KINDS = ("rvq", "fsq")
+KINDS = ("rvq", "fsq", "aq")
 Z = np.random.default_rng(1).standard_normal((9, D_Z)).astype(np.float32)
 
 

@@ -188,9 +188,10 @@ class CodecConfig(Section):
 
     flag_prefix = "codec_"
 
-    learned: list[Literal["rvq", "fsq"]] = Field(
+    learned: list[Literal["rvq", "fsq", "aq"]] = Field(
         [],
-        description="Codecs that get a codebook: residual vector, finite scalar quantisation. None: no such stage.",
+        description="Codecs that get a codebook: residual vector, finite scalar, additive quantisation (aq, of "
+        "encoder.type = 'backbone' without a refiner: a codeword for every token). None: no such stage.",
         json_schema_extra=flag("learned_codecs"),
     )
     bits: PositiveFloat = Field(
@@ -200,6 +201,9 @@ class CodecConfig(Section):
     width: PositiveInt = Field(256, description="Dimensions that are coded, after rotation.")
     layers: PositiveInt = Field(4, le=255, description="Payload layers, coarse to fine.")
     index_bits: PositiveInt = Field(8, le=12, description="rvq: bits of an index into a codebook.")
+    rank: PositiveInt = Field(
+        256, description="aq: numbers that a codeword has; the matrix of its column does the rest."
+    )
     epochs: PositiveInt = Field(
         20, description="rvq: passes of k-means over the latents.", json_schema_extra=flag("codec_fit_epochs")
     )
@@ -221,11 +225,12 @@ class CodecConfig(Section):
     def _has_effect(self, info: ValidationInfo) -> CodecConfig:
         """Options of codecs that are not learned are refused."""
         for key in self.changed if not is_kept(info) else ():
-            needed = "rvq" if key in ("index_bits", "epochs") else ""
-            if not self.learned or (needed and needed not in self.learned):
+            needed = {"index_bits": ["rvq"], "epochs": ["rvq"], "rank": ["aq"], "bits": ["rvq", "fsq"]}.get(key, [])
+            if not self.learned or (needed and not set(needed) & set(self.learned)):
                 default = type(self).model_fields[key].default
                 raise ValueError(
-                    f"{key}: does nothing without {needed or 'a codec'} in codec.learned; leave it at {default!r}"
+                    f"{key}: does nothing without {' or '.join(needed) or 'a codec'} in codec.learned; "
+                    f"leave it at {default!r}"
                 )
         return self
 

@@ -17,10 +17,21 @@ from torch import Tensor
 from latentwire.config.schema import Config
 from latentwire.core.batches import batched
 from latentwire.core.names import LATENT
+from latentwire.encoder.backbone import BackboneEncoder
+from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.quantizers import Starts, build_codebook, counted, fit_fsq, fit_rvq, principal_rotation
+from latentwire.training.quantizers import (
+    Starts,
+    Vocabulary,
+    build_codebook,
+    counted,
+    fit_aq,
+    fit_fsq,
+    fit_rvq,
+    principal_rotation,
+)
 from latentwire.training.stages.end_to_end import Batch, EndToEnd
 from latentwire.training.stages.normal_equations import unpadded
 from latentwire.wire.codebook import remember
@@ -130,13 +141,24 @@ def fit(
     for kind in own.learned:
         codec = CODECS[kind]
         assert isinstance(codec, LearnedCodec)
-        found = fit_rvq(y, own) if kind == "rvq" else fit_fsq(y, starts, own)
-        book = remember(build_codebook(codec, arrays, found, z, starts))
+        if kind == "aq":
+            vocabulary = _vocabulary(system, [sent for sent, _ in looked_at])
+            found = fit_aq(z, vocabulary, rotation, own)
+        else:
+            found = (fit_rvq(y, own) if kind == "rvq" else fit_fsq(y, starts, own)).arrays
+        book = remember(build_codebook(codec, arrays | found, z, starts))
         system.sender.codebooks[kind] = book
         writer = codec.with_book(book)
         scores["bits_per_latent"][kind] = _bits(writer, aside, aside_starts)
         scores["kept"][kind] = _kept(writer, aside, metric)
     return scores
+
+
+def _vocabulary(system: LatentWire, texts: Sequence[SenderText]) -> Vocabulary:
+    encoder = system.sender.encoder
+    assert isinstance(encoder, BackboneEncoder)
+    features, maps = encoder.vocabulary()
+    return Vocabulary(features.cpu(), maps.cpu(), torch.cat([torch.tensor(encoder.tokens_read(t)) for t in texts]))
 
 
 def recount(system: LatentWire, passages: Sequence[Prepared], config: Config) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from latentwire.core.errors import WireError
+from latentwire.wire.codecs.aq import AdditiveCodec
 from latentwire.wire.codecs.base import Array, Codec
 from latentwire.wire.codecs.floats import BFloat16Codec, FloatCodec
 from latentwire.wire.codecs.fsq import FiniteScalarCodec
@@ -23,6 +24,7 @@ CODECS: dict[str, Codec] = {
         IntegerCodec("int4", 6, bits=4, group=32, scale_bits=8),
         ResidualVectorCodec("rvq", 7),
         FiniteScalarCodec("fsq", 8),
+        AdditiveCodec("aq", 9),
     )
 }
 """Every codec by name, with its default settings. Ids are part of the format: they are never given away again."""
