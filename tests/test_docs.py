@@ -23,12 +23,11 @@ from latentwire.core.errors import LatentWireError, WireError
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
 from tests.artifacts import run_folder
-from tests.cli.test_commands import arguments, models, trained
+from tests.commands import arguments
 from tests.hub import local_hub
 from tests.systems import saved_run
 from tests.tiny import save_tiny
 
-__all__ = ["models", "trained"]
 ROOT = Path(__file__).resolve().parents[1]
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill."
 

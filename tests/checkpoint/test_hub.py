@@ -20,7 +20,7 @@ from latentwire.core.names import INDEX
 from latentwire.eval import main as eval_main
 from latentwire.model.pretrained import load_checkpoint, save_checkpoint
 from latentwire.report.card import model_card
-from tests.cli.test_commands import fails
+from tests.commands import fails
 from tests.hub import LocalHub, local_hub
 from tests.systems import saved_run
 

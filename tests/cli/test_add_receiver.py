@@ -19,11 +19,7 @@ from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender
 from latentwire.train import main as train_main
 from latentwire.training.stages.end_to_end import EndToEnd
-from tests.cli.test_commands import arguments, fails, models, trained
-from tests.tiny import save_tiny
-
-__all__ = ["models", "trained"]
-STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill."
+from tests.commands import STORY, arguments, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -37,7 +33,6 @@ def files_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def added(models: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    save_tiny("gemma3", models / "gemma3")
     return main(words(models, models / "more"))
 
 

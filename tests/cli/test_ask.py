@@ -19,12 +19,10 @@ from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS
 from latentwire.cli.main import main as latentwire
 from latentwire.model.receiver import Receiver
-from tests.cli.test_commands import ROOT, arguments, fails, models, trained
-from tests.cli.test_main import STORY, story
+from tests.commands import ROOT, STORY, arguments, fails
 from tests.hub import local_hub
 from tests.tiny import save_tiny
 
-__all__ = ["models", "story", "trained"]
 QUESTIONS = ["Where does Mira live?", "What does she sell?"]
 
 

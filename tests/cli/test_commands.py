@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.main import main as console
-from latentwire.cli.run import run_and_exit
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, LatentWireError
 from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
 from latentwire.report.card import model_card
 from latentwire.train import main as train_main
-from tests.tiny import save_tiny
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def arguments(folder: Path, **more: object) -> list[str]:
-    """A run of seconds: two tiny receivers, every stage."""
-    flags: dict[str, object] = {
-        "config": ROOT / "configs" / "smoke" / "lora.json",
-        "llama_id": folder / "llama",
-        "qwen_id": folder / "qwen3",
-        "sender_id": folder / "llama",
-        "dtype": "float32",
-        "encoder_layers": "0,2",
-        "d_z": 16,
-        "samples": 24,
-        "batch_size": 2,
-        "max_context_tokens": 400,
-        "slot_tuning_max_steps": 2,
-        "baselines_max_steps": 1,
-        "end_to_end_max_steps": 4,
-        "closed_form_passages": 4,
-        "closed_form_held_out": 2,
-        "eval_samples": 6,
-        "latency_samples": 1,
-        "max_new_tokens": 3,
-        "tuned_cache": folder / "cache",
-    } | more
-    return [*(word for key, value in flags.items() for word in (f"--{key}", str(value))), "--use_deep_prefix"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for family in ("llama", "qwen3"):
-        save_tiny(family, folder / family)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(models: Path) -> dict[str, Any]:
-    return train_main(arguments(models, out_dir=models / "run"))
+from tests.commands import ROOT, arguments, fails
 
 
 def test_train_writes_a_run_and_evaluates_it(models: Path, trained: dict[str, Any]) -> None:
@@ -218,16 +175,6 @@ def test_eval_asks_again_where_the_questions_have_changed(
     second = eval_main(words)
     assert "holds these results already" not in capsys.readouterr().out
     assert first["manifest"]["data"] != second["manifest"]["data"]
-
-
-def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a command ends, after exit status 2."""
-    with pytest.raises(SystemExit) as stop:
-        run_and_exit(lambda: main(words))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

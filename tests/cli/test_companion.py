@@ -14,10 +14,7 @@ from latentwire.cli.add_receiver import main as add_receiver
 from latentwire.cli.main import main as latentwire
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, fails, models, trained
-from tests.tiny import save_tiny
-
-__all__ = ["models", "trained"]
+from tests.commands import arguments, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -74,7 +71,6 @@ def test_later_beside_a_new_receiver(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The companion is fitted to receivers that were there; then the new one to all of the latents."""
-    save_tiny("gemma3", models / "gemma3")
     flags = words(models, tmp_path / "run", init_from=models / "run", end_to_end_max_steps=2)
     for key in ("llama_id", "qwen_id"):
         place = flags.index(f"--{key}")
@@ -102,7 +98,6 @@ def test_it_is_fitted_to_whom_it_is_asked_for(models: Path, trained: dict[str, A
     state = load_folder(tmp_path / "run" / "stages" / "closed_form-companion" / "done")
     assert state["receivers/qwen"]["reader.generator.linear"][16:].any()
     assert not state["receivers/llama"]["reader.generator.linear"][16:].any()
-    save_tiny("gemma3", models / "gemma3")
     new = ["--name", "gemma", "--model", str(models / "gemma3"), "--steps", "1", "--out_dir", str(tmp_path / "more")]
     add_receiver(["--ckpt", str(tmp_path / "run"), *new])  # which reads all of the latents, whomever a part was for
     assert load_folder(tmp_path / "more" / "last")["receivers/gemma"]["reader.generator.linear"][16:].any()
@@ -131,7 +126,6 @@ def test_what_cannot_be_fitted_is_refused(
     more: dict[str, object],
     refusal: str,
 ) -> None:
-    save_tiny("gemma3", models / "gemma3")
     flags = words(models, tmp_path / "run", init_from=models / "run", **more)
     for key in ("llama_id", "qwen_id"):
         place = flags.index(f"--{key}")

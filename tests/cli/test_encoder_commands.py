@@ -11,10 +11,9 @@ import pytest
 from latentwire.cli.export import main as export_main
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, fails, models
+from tests.commands import arguments, fails
 from tests.tiny import save_tiny_bert
 
-__all__ = ["models"]
 KINDS = ["byte", "simple-st", "stq"]
 
 

@@ -30,11 +30,9 @@ from latentwire.train import main as train_main
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.message import Wire, read_texts
 from tests.artifacts import measured, results
-from tests.cli.test_commands import ROOT, fails, models, trained
+from tests.commands import ROOT, STORY, fails
 from tests.tiny import save_tiny
 
-__all__ = ["models", "trained"]
-STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
 NAMES = [verb for section in VERBS.values() for verb in section]
 ASK = ["--question", "Where does Mira live?", "--question", "What does she sell?"]
 
@@ -48,12 +46,6 @@ class Pipe(io.BytesIO):
 
     def isatty(self) -> bool:
         return False
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    (tmp_path / "story.txt").write_text(STORY)
-    return tmp_path / "story.txt"
 
 
 def test_a_text_goes_through_files(

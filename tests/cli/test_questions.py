@@ -21,11 +21,8 @@ from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
 from latentwire.training import questioner as module
 from latentwire.training.questioner import MadeQuestion, Questioner, kept
-from tests.cli.test_commands import models, trained
 from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
-
-__all__ = ["models", "trained"]
 
 PLACES = ["Veyra", "Osk", "Talden", "Mirrow", "Calloway", "Brest", "Norr", "Ystad"]
 

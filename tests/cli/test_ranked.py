@@ -12,9 +12,7 @@ import torch
 from latentwire.checkpoint.tensors import load_folder
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, fails, models, trained
-
-__all__ = ["models", "trained"]
+from tests.commands import arguments, fails
 
 
 def words(models: Path, out: Path, ranked: dict[str, int], **more: object) -> list[str]:

@@ -12,9 +12,8 @@ from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, WireError
 from latentwire.model import pretrained
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, models
+from tests.commands import STORY, arguments
 
-__all__ = ["models"]
 OWN = {
     "learned_codecs": "rvq,fsq",
     "codec_max_steps": 2,
@@ -105,7 +104,7 @@ def test_rates_are_written_and_gone_on_with(
 def test_messages_of_a_learned_codec_go_through_files(
     coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "story.txt").write_text("Mira lives in Orlin near the river. She sells red lamps on the hill.\n")
+    (tmp_path / "story.txt").write_text(STORY)
     message = str(tmp_path / "story.lw")
     latentwire(["encode", str(tmp_path / "story.txt"), "--ckpt", str(coded), "--codec", "fsq", "-o", message])
     (row,) = latentwire(["inspect", message])

@@ -12,10 +12,7 @@ from latentwire.checkpoint.tensors import load_folder
 from latentwire.cli.add_receiver import main as add_receiver
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, fails, models, trained
-from tests.tiny import save_tiny
-
-__all__ = ["models", "trained"]
+from tests.commands import arguments, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -69,7 +66,7 @@ def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_pat
                 "--name",
                 "gemma",
                 "--model",
-                str(save_tiny("gemma3", models / "gemma3")),
+                str(models / "gemma3"),
             ),
             *("--steps", "1", "--out_dir", str(tmp_path / "added")),
         ]

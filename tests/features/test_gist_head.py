@@ -12,11 +12,9 @@ from torch import Tensor
 from latentwire.features.gist_head import GistHead
 from latentwire.model.system import LatentWire
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, models
+from tests.commands import arguments
 from tests.features.test_matrix import latents, module_of, system_with
 from tests.tiny import FAMILIES
-
-__all__ = ["models"]
 
 
 def head_of(system: LatentWire) -> GistHead:

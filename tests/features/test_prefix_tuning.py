@@ -15,12 +15,10 @@ from latentwire.core.names import LATENT
 from latentwire.features.prefix import Prefix
 from latentwire.features.prefix.feature import START, starting_slots
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, models
+from tests.commands import arguments
 from tests.features.test_matrix import latents, module_of, nll, system_with
 from tests.systems import small_passages
 from tests.tiny import FAMILIES, tiny_lm
-
-__all__ = ["models"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,18 +14,9 @@ from latentwire.config import load_config
 from latentwire.eval import main as eval_main
 from latentwire.features import FEATURES
 from latentwire.train import main as train_main
-from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.json"))
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for family in ("llama", "gemma3"):
-        save_tiny(family, folder / family)
-    return folder
 
 
 def on_tiny_models(config: Path, models: Path, run: Path) -> list[str]:

@@ -15,10 +15,8 @@ from latentwire.core.json_files import write_json
 from latentwire.eval import main as eval_main
 from latentwire.evaluation.modes import MODES, RIVALS
 from latentwire.train import main as train_main
-from tests.cli.test_commands import arguments, models
+from tests.commands import arguments
 from tests.systems import saved_run
-
-__all__ = ["models"]
 
 
 def test_a_package_that_is_missing_is_named_before_anything_is_done(

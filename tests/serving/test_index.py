@@ -27,7 +27,7 @@ from latentwire.serving.index import Index, answer_from, build_index, recipe
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
-from tests.cli.test_commands import fails
+from tests.commands import fails
 from tests.systems import saved_run, small_config, small_passages, small_system
 
 TEXTS = [p.context for p in small_passages(6)]

@@ -15,9 +15,8 @@ from latentwire.config import load_config
 from latentwire.core.errors import ConfigError
 from latentwire.train import main as train
 from latentwire.training.tracking import Tracker, numbers, tracker_of
-from tests.cli.test_commands import arguments, models
+from tests.commands import arguments
 
-__all__ = ["models"]
 RECORDS: list[dict[str, Any]] = [
     {"stage": "slot_tuning/a", "step": 1, "receiver": "a", "loss": 2.0, "lr/lora": 0.1, "smooth_loss/a": 2.5},
     {"stage": "slot_tuning/a", "step": 2, "receiver": "a", "loss": 1.0, "skipped": True},

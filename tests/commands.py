@@ -1,0 +1,50 @@
+"""Commands as tests call them, in this process and on tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.cli.run import run_and_exit
+
+ROOT = Path(__file__).resolve().parents[1]
+STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+
+
+def arguments(folder: Path, **more: object) -> list[str]:
+    """A run of seconds: two tiny receivers, every stage."""
+    flags: dict[str, object] = {
+        "config": ROOT / "configs" / "smoke" / "lora.json",
+        "llama_id": folder / "llama",
+        "qwen_id": folder / "qwen3",
+        "sender_id": folder / "llama",
+        "dtype": "float32",
+        "encoder_layers": "0,2",
+        "d_z": 16,
+        "samples": 24,
+        "batch_size": 2,
+        "max_context_tokens": 400,
+        "slot_tuning_max_steps": 2,
+        "baselines_max_steps": 1,
+        "end_to_end_max_steps": 4,
+        "closed_form_passages": 4,
+        "closed_form_held_out": 2,
+        "eval_samples": 6,
+        "latency_samples": 1,
+        "max_new_tokens": 3,
+        "tuned_cache": folder / "cache",
+    } | more
+    return [*(word for key, value in flags.items() for word in (f"--{key}", str(value))), "--use_deep_prefix"]
+
+
+def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command ends, after exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        run_and_exit(lambda: main(words))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
