@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from latentwire.config.sections.inputs import DataConfig
@@ -92,7 +93,7 @@ def take_questions(passages: list[Passage], limit: int | None) -> list[Passage]:
         if limit <= 0:
             break
         kept = passage.questions[:limit]
-        out.append(Passage(passage.id, passage.context, kept))
+        out.append(replace(passage, questions=kept))
         limit -= len(kept)
     return out
 

@@ -78,13 +78,14 @@ def test_a_share_of_the_training_passages_comes_once_more(tmp_path: Path) -> Non
     file.write_text(json.dumps({"data": [{"paragraphs": [paragraph(n) for n in range(200)]}]}))
     data = {"dataset": "squad", "data_path": str(file), "eval_path": str(file)}
 
-    def load(split: str = "train", **more: object) -> list[Passage]:
-        return load_passages(Config.model_validate({"data": data | more}).data, split)
+    def load(split: str = "train", limit: int | None = None, **more: object) -> list[Passage]:
+        return load_passages(Config.model_validate({"data": data | more}).data, split, limit)
 
     made = [p for p in load(renamed=0.5) if p.id.startswith("renamed-")]
     assert len(load(renamed=0.5)) == 200 + len(made) and 45 <= len(made) <= 95
     assert all(p.questions[0].answers[0] in p.context for p in made)
     assert load(renamed=0.5) == load(renamed=0.5) != load(renamed=0.5, seed=1)
+    assert load(limit=60, renamed=0.5) == load(renamed=0.5)[:60], "a limit leaves it known what each is of"
     assert len(load()) == len(load("validation", renamed=0.5)) == 200
     assert len(list(renamed_passages(load(), 1.0, 0))) > 100
     with pytest.raises(ConfigError, match=r"data\.renamed"):
