@@ -99,8 +99,7 @@ class Config(Section):
         for name, why in (self._features_off() | ({} if is_kept(info) else self._encoders_off())).items():
             section = getattr(self, name)
             for key in section.changed:
-                default = type(section).model_fields[key].default
-                raise ValueError(f"{name}.{key}: does nothing, as {why}; leave it at {default!r}")
+                raise ValueError(f"{name}.{section.unused(key, f'does nothing, as {why}')}")
         for key in self.queries.changed if not is_kept(info) else ():
             if key == "bank" and self.latent_layout.total:
                 raise ValueError(f"queries.{key}: does nothing, as latent_len says how many queries there are")

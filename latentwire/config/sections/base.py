@@ -46,6 +46,10 @@ class Section(BaseModel):
         """Keys that are not at their defaults."""
         return [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.get_default()]
 
+    def unused(self, key: str, why: str) -> str:
+        """The error of a key that has no effect: why, and the default at which to leave it."""
+        return f"{key}: {why}; leave it at {type(self).model_fields[key].get_default()!r}"
+
 
 class Attending(Section):
     """A section whose `width` is that of all its attention heads together."""

@@ -129,8 +129,7 @@ class EncoderConfig(Section):
             raise ValueError(f"keep: {self.keep} is not less than encoder.window = {self.window}")
         for key in self.changed:
             if (needed := NEEDS.get(key)) and getattr(self, needed) is None:
-                default = type(self).model_fields[key].default
-                raise ValueError(f"{key}: does nothing without encoder.{needed}; leave it at {default!r}")
+                raise ValueError(self.unused(key, f"does nothing without encoder.{needed}"))
         if self.keep_order == "score" and self.keep_by == "surprisal":
             raise ValueError("keep_order: with encoder.keep_by = 'surprisal' both orders are the same")
         if self.companion is not None and self.companion_d_z >= self.d_z:
@@ -227,11 +226,8 @@ class CodecConfig(Section):
         for key in self.changed if not is_kept(info) else ():
             needed = {"index_bits": ["rvq"], "epochs": ["rvq"], "rank": ["aq"], "bits": ["rvq", "fsq"]}.get(key, [])
             if not self.learned or (needed and not set(needed) & set(self.learned)):
-                default = type(self).model_fields[key].default
-                raise ValueError(
-                    f"{key}: does nothing without {' or '.join(needed) or 'a codec'} in codec.learned; "
-                    f"leave it at {default!r}"
-                )
+                codecs = " or ".join(needed) or "a codec"
+                raise ValueError(self.unused(key, f"does nothing without {codecs} in codec.learned"))
         return self
 
 
