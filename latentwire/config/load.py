@@ -160,10 +160,12 @@ def changed_in(kept: Any, where: str, config: Config, but: Container[str] = ()) 
     return sorted(differences(before, config.model_dump(mode="json"), but))
 
 
-def same_config(kept: Any, config: Config, but: Container[str] = ()) -> bool:
-    """Whether nothing is `changed_in` a kept configuration, if there is one and this version can read it."""
+def same_config(kept: Any, config: Any, but: Container[str] = ()) -> bool:
+    """Whether nothing is `changed_in` a kept configuration against another one, which may be kept too; False where
+    there is none, or this version cannot read one of them."""
     try:
-        return bool(kept) and not changed_in(kept, "", config, but)
+        now = config if isinstance(config, Config) else config_from_dict(config, "", {}, kept=True)
+        return bool(kept) and not changed_in(kept, "", now, but)
     except ConfigError:
         return False
 

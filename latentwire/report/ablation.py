@@ -17,9 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentwire.config.load import config_from_dict, same_config
+from latentwire.config.load import same_config
 from latentwire.core.atomic import write_bytes, write_text
-from latentwire.core.errors import ConfigError
 from latentwire.core.intervals import with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
@@ -175,18 +174,10 @@ def _apart(difference: dict[str, Any] | None, key: str) -> str:
 
 
 def is_evaluated(run: Path, config: dict[str, Any] | None) -> bool:
-    """Whether a run's folder holds an evaluation, and of this very configuration where one is given.
-
-    An option that came later had its default then.
-    """
+    """Whether a run's folder holds an evaluation, and of this very configuration where one is given."""
     if config is None or not (run / RESULTS).is_file():
         return (run / RESULTS).is_file()
-    made_with = mapping_at(read_json(run / RESULTS), "manifest").get("config")
-    try:
-        planned = config_from_dict(config, str(run), {}, kept=True)
-    except ConfigError:  # of options that there are no more
-        return False
-    return same_config(made_with, planned)
+    return same_config(mapping_at(read_json(run / RESULTS), "manifest").get("config"), config)
 
 
 def _words(differs: dict[str, Any]) -> str:
