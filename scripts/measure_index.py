@@ -107,7 +107,7 @@ def main(
     try:
         passages = load_passages(DataConfig(dataset="squad", eval_path=data_path), "validation")
         corpus = write_corpus(out / "corpus.jsonl", passages, load_texts(text_path), paragraphs)
-        folder, started = find_checkpoint(Path(ckpt)), time.perf_counter()
+        folder, started = find_checkpoint(ckpt), time.perf_counter()
         with tqdm(unit="document", disable=None) as bar:
             made = build_index(
                 read_documents(out / "corpus.jsonl"),

@@ -79,7 +79,7 @@ def lineage(folder: Path) -> list[Path]:
     if not (start and note.is_file()):
         return [folder]
     try:
-        origin = find_checkpoint(Path(start))
+        origin = find_checkpoint(start)
         unchanged = read_info(origin)["files"] == read_json(note)
     except CheckpointError:
         unchanged = False

@@ -14,11 +14,12 @@ from latentwire.core.hashing import stable_hash
 from latentwire.core.names import CODEBOOKS, INDEX, SENDER, file_of
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at a path: the folder itself, the last one of a run's folder, or a repository on the Hub.
+def find_checkpoint(name: str | Path) -> Path:
+    """The checkpoint of a name: the folder itself, the last one of a run's folder, or a repository on the Hub.
 
     Of a repository (org/name or org/name@revision) only the index is fetched; other files follow when they are read.
     """
+    path = Path(name)
     for folder in (path, path / "last"):
         if (folder / INDEX).is_file():
             return folder

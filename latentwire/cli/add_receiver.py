@@ -48,7 +48,7 @@ def add_receiver(
     from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of
     from latentwire.cli.train import train
 
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     trained = load_config_of(folder)
     known = trained.model.chosen
     if name in known:

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentwire.cli.files import label, text_of
@@ -31,7 +30,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
     """The sender and the named receivers of a checkpoint, or all."""
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
 
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     config = load_config_of(folder, parse_overrides(overrides))
     chosen = some_receivers(config.model.chosen, names_of(*names), f"--receiver: {folder}")
     if sys.stderr.isatty():

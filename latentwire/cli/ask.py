@@ -124,7 +124,7 @@ def _ask_index(
     index = indexing.Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
-    checkpoint, changes = find_checkpoint(Path(ckpt)), parse_overrides(overrides)
+    checkpoint, changes = find_checkpoint(ckpt), parse_overrides(overrides)
     chosen = some_receivers(
         load_config_of(checkpoint, changes).model.chosen, names_of(*names), f"--receiver: {checkpoint}"
     )

@@ -29,7 +29,7 @@ def average(
 
     if len(checkpoints) < 2:
         raise ConfigError("CKPT: two checkpoints or more make a mean")
-    folders, out = [find_checkpoint(Path(name)) for name in checkpoints], Path(out_dir)
+    folders, out = [find_checkpoint(name) for name in checkpoints], Path(out_dir)
     averaged, shared = write_mean(folders, out, ["latentwire", "average", *checkpoints, "--out", out_dir])
     print(f"{out}: {', '.join(averaged)} averaged, {shared} files taken over")
     return read_info(out)

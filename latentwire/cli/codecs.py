@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -83,7 +82,7 @@ def _trained_books(ckpt: str, d_z: int) -> dict[str, Codebook]:
     from latentwire.checkpoint.index import find_checkpoint
     from latentwire.checkpoint.parts import load_codebooks
 
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     books = load_codebooks(folder)
     for name, book in books.items():
         if book.d_z != d_z:

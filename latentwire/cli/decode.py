@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -67,7 +66,7 @@ def _check(wires: tuple[Wire, ...], ckpt: str, changes: dict[str, Any]) -> None:
     """WireError, before any model is loaded, for a message that no reader of the checkpoint can use."""
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     config, sender = load_config_of(folder, changes), sender_fingerprint(folder)
     for wire in wires:
         reason = wire.misfit(sender, config.encoder.d_z, config.latent_layout.total)

@@ -43,7 +43,7 @@ def command(
     from latentwire.training.origin import Origin
 
     out = Path(out_dir)
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     if train:  # before minutes of evaluation
         with named("--train"):
             Origin.of(load_config(FACTS, [], {"checkpoint.init_from": str(folder)}))

@@ -62,7 +62,7 @@ def encode(
         if out != "-" and _is_read(name, Path(out)):
             raise DataError(f"--out: {out} is a text that is read; the messages would take its place")
     if text != "only":
-        folder = find_checkpoint(Path(ckpt))
+        folder = find_checkpoint(ckpt)
         if codec is not None:
             codec_of(codec, folder)
     if out == "-" and as_json:

@@ -95,7 +95,7 @@ def command(
     from latentwire.evaluation.run import evaluate_system, held_out, known_results
     from latentwire.model.pretrained import load_checkpoint
 
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     if not out_dir and not Path(ckpt).is_dir():
         raise ConfigError(f"--out: {ckpt} is on the Hub, so the results need a folder here")
     trained, files = load_config_of(folder), read_info(folder)["files"]

@@ -54,7 +54,7 @@ def command(
     from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
     from latentwire.report.card import model_card
 
-    folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
+    folder, out = find_checkpoint(ckpt), Path(out_dir)
     check_target(out, folder)
     measured = read_results(Path(results)) if results else None
     runs = lineage(folder)

@@ -63,7 +63,7 @@ def index(
     if engine == "ray":
         with extras():
             from latentwire.serving.on_ray import ray_engine
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     changes = parse_overrides(overrides)
     config = load_config_of(folder, changes)
     if codec is not None:

@@ -50,7 +50,7 @@ def questions(
     from latentwire.model.pretrained import load_receiver
     from latentwire.training.questioner import MadeQuestion, Questioner, kept
 
-    folder, out = find_checkpoint(Path(ckpt)), Path(out_dir)
+    folder, out = find_checkpoint(ckpt), Path(out_dir)
     of_data = {"data.dataset": "squad", "data.data_path": names_of(data_path), "data.text_path": None}
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)

@@ -51,7 +51,7 @@ def rates(
     from latentwire.model.pretrained import load_checkpoint
     from latentwire.report.rates import plot
 
-    folder, path = find_checkpoint(Path(ckpt)), Path(out)
+    folder, path = find_checkpoint(ckpt), Path(out)
     for spec in codec or []:
         codec_of(spec, folder)
     changes = parse_overrides(overrides)

@@ -109,7 +109,7 @@ def _take_up(system: LatentWire, folder: Path, state: dict[str, dict[str, torch.
 
 def load_sender(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Sender:
     """See `Sender.from_pretrained`."""
-    folder = find_checkpoint(Path(folder))
+    folder = find_checkpoint(folder)
     config = load_config_of(folder, changes)
     default_codec(config)
     state = load_folder(folder, [SENDER, *codebook_stems(folder)])
@@ -123,7 +123,7 @@ def load_receivers(
     folder: str | Path, names: Iterable[str], changes: Mapping[str, Any] | None = None
 ) -> dict[str, Receiver]:
     """Some receivers of a checkpoint, which take turns on the device where `system.sequential_models` asks for it."""
-    turns = Turns() if load_config_of(find_checkpoint(Path(folder)), changes).system.sequential_models else None
+    turns = Turns() if load_config_of(find_checkpoint(folder), changes).system.sequential_models else None
     return {name: load_receiver(folder, name, changes, turns) for name in names}
 
 
@@ -131,7 +131,7 @@ def load_receiver(
     folder: str | Path, name: str, changes: Mapping[str, Any] | None = None, turns: Turns | None = None
 ) -> Receiver:
     """See `Receiver.from_pretrained`. `turns` are those of several that are loaded one by one."""
-    folder = find_checkpoint(Path(folder))
+    folder = find_checkpoint(folder)
     config = load_config_of(folder, changes)
     name, model = receiver_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])

@@ -165,7 +165,7 @@ def ends_of(
 
     Whatever is wrong with the checkpoint, the names or the changes is raised here, before any model is loaded.
     """
-    folder = find_checkpoint(Path(ckpt))
+    folder = find_checkpoint(ckpt)
     config = load_config_of(folder, changes)
     if names and role == "sender":
         raise ConfigError("--receiver: does nothing with --role sender, which loads none")

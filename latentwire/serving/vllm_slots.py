@@ -38,7 +38,7 @@ class Served:
     @classmethod
     def of(cls, checkpoint: str | Path, receiver: str) -> Served:
         """CheckpointError where there is no such receiver, ConfigError where its features cannot be served."""
-        folder = find_checkpoint(Path(checkpoint))
+        folder = find_checkpoint(checkpoint)
         config = load_config_of(folder)
         name, model = receiver_of(folder, config, receiver)
         for feature, on in config.features:

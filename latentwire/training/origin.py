@@ -42,8 +42,8 @@ class Origin:
     start afresh, and their LoRA as the one that was tuned on text, where there is one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = find_checkpoint(folder)
+    def __init__(self, name: str | Path):
+        self.folder = find_checkpoint(name)
         self.config = load_config_of(self.folder)
         sender_fingerprint(self.folder)  # without a sender there is nothing to start from
         self.files: dict[str, Any] = read_info(self.folder)["files"]
@@ -59,7 +59,7 @@ class Origin:
         together."""
         if not config.checkpoint.init_from:
             return None
-        origin = cls(Path(config.checkpoint.init_from))
+        origin = cls(config.checkpoint.init_from)
         origin._check_receivers(config)
         origin.lacks_companion = origin._may_get_companion(config)
         origin._check_form(config)

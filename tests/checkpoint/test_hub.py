@@ -90,7 +90,7 @@ def test_a_whole_checkpoint_and_copies_of_it(
 ) -> None:
     (exported / "training.jsonl").write_text('{"stage": "end_to_end", "step": 1}\n')
     push_to_hub(exported, NAME)
-    folder = find_checkpoint(Path(NAME))
+    folder = find_checkpoint(NAME)
     assert hub.fetched == [INDEX] and hub.private == {NAME: None}
     only = {"curriculum.train_only": ["b"], "checkpoint.init_from": NAME}
     whole = load_checkpoint(exported, load_config_of(exported, models | only), ["b"])
@@ -140,7 +140,7 @@ def test_what_is_not_there_is_said_in_one_line(hub: LocalHub, exported: Path, tm
         "../up": "no checkpoint there",
     }.items():
         with pytest.raises(CheckpointError, match=reason) as caught:
-            find_checkpoint(Path(name))
+            find_checkpoint(name)
         assert "\n" not in str(caught.value)
     assert hub.asked == ["acme/gone"]
     Path("runs").mkdir()
@@ -150,7 +150,7 @@ def test_what_is_not_there_is_said_in_one_line(hub: LocalHub, exported: Path, tm
     push_to_hub(exported, NAME)
     (hub.root / "repositories" / NAME / hub.refs[NAME]["main"] / INDEX).unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint\.json .no such file there"):
-        find_checkpoint(Path(NAME))
+        find_checkpoint(NAME)
 
 
 def test_only_a_whole_export_is_pushed(
