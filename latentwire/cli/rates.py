@@ -72,6 +72,7 @@ def rates(
         raise DataError(f"{path}: not a list of rows, so it is left as it is; choose another --out")
     others = [row for row in known if not row.items() >= same.items()]  # of other checkpoints or questions: kept
     rows = [row for row in known if row not in others]
+    floats = {row["receiver"]: row["f1"] for row in rows if row["codec"] == FLOAT}
     wanted = dict.fromkeys([FLOAT, *(codec or _all(folder))])
     missing = [spec for spec in wanted if not any(row["codec"] == spec for row in rows)]
     make_folder(path.parent)
@@ -85,9 +86,7 @@ def rates(
         assert system is not None
         command = shlex.join([*words, "--codec", spec])
         for row in rate(system, items, spec, config, lossless):
-            float_f1 = next(
-                (r["f1"] for r in rows if (r["codec"], r["receiver"]) == (FLOAT, row["receiver"])), row["f1"]
-            )
+            float_f1 = floats.setdefault(row["receiver"], row["f1"])  # FLOAT comes first
             rows.append(row | {"float_f1": float_f1, "command": command, "commit": git and git["commit"]} | same)
             if not as_json:
                 print(f"{spec:20} {row['receiver']:16} {row['bytes']:8.1f} bytes  F1 {row['f1']:.3f} of {float_f1:.3f}")

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from latentwire.cli.extras import extras
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, OnlyReceivers, Overrides, names_of
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, MaxNewTokens, OnlyReceivers, Overrides, names_of
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, LatentWireError
 
@@ -46,7 +46,7 @@ def serve(
     max_question: Annotated[
         int, typer.Option("--max_question", min=1, metavar="CHARACTERS", help="Longest question.")
     ] = 1000,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1, help="Longest answer.")] = 64,
+    max_new_tokens: MaxNewTokens = 64,
     access_log: Annotated[bool, typer.Option("--access_log", help="Log a line for every request.")] = False,
     overrides: Overrides = None,
 ) -> None:
