@@ -22,6 +22,7 @@ from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
+from latentwire.training.stages.end_to_end import EndToEnd
 from tests.tiny import bert_tokenizer, save_tiny, tiny_bert, tiny_lm, tiny_tokenizer
 
 NAMES = ["Mira", "Tomas", "Edda", "Jon", "Sana", "Pavel"]
@@ -73,6 +74,21 @@ def small_encoder(config: Config, seed: int = 0) -> Encoder:
         return ByteEncoder(TextTokenizer("tiny-llama", tiny_tokenizer("llama")), config)
     model = TextModel("tiny-bert", tiny_bert(seed), bert_tokenizer())
     return STQEncoder(model, config) if kind == "stq" else SimpleSTEncoder(model, config)
+
+
+def end_to_end(system: LatentWire, passages: int = 6) -> EndToEnd:
+    """End-to-end training of a system on small passages, with LoRA where the configuration switches it on."""
+    if system.config.features.use_lora:
+        for receiver in system.receivers.values():
+            receiver.add_adapter(LATENT)
+    return EndToEnd(system, [system.prepare(p) for p in small_passages(passages)], system.config)
+
+
+def latents_of(system: LatentWire, texts: list[str]) -> list[torch.Tensor]:
+    """The latents of each text, (M_i, d_z), all texts encoded in one batch."""
+    with torch.no_grad():
+        z, counts = system.sender.latents_of([system.sender.prepare(text) for text in texts])
+    return [row[:n] for row, n in zip(z, counts.tolist(), strict=True)]
 
 
 def small_passages(count: int = 6) -> list[Passage]:

@@ -17,7 +17,7 @@ from latentwire.model.system import LatentWire
 from latentwire.training.origin import READ_LATENTS, Origin, widened
 from latentwire.training.stages.closed_form import fit, fit_companion
 from tests.features.test_matrix import dead_parameters
-from tests.systems import assert_kept, saved_run, small_config, small_passages, small_system
+from tests.systems import assert_kept, latents_of, saved_run, small_config, small_passages, small_system
 
 TEXTS = [p.context for p in small_passages(3)] + ["Mira sells lamps."]
 WITH = {"companion": "tiny-gemma3", "companion_layers": [1, 2], "companion_d_z": 6, "d_z": 22}
@@ -32,12 +32,6 @@ def fitted(system: LatentWire, passages: int = 40, **how: object) -> LatentWire:
     fit(system, prepared, held_out=4, ridge=1e-2, **how)
     fit_companion(system, system.receivers, prepared, held_out=4, ridge=1e-2, **how)
     return system
-
-
-def latents(system: LatentWire, texts: list[str]) -> list[torch.Tensor]:
-    with torch.no_grad():
-        z, counts = system.sender.latents_of([system.sender.prepare(text) for text in texts])
-    return [row[:n] for row, n in zip(z, counts.tolist(), strict=True)]
 
 
 def missed(system: LatentWire, name: str) -> float:
@@ -66,8 +60,8 @@ def test_company_in_a_batch_does_not_change_latents(keep: int | None, lora: bool
     system = system_with(keep, lora)
     with torch.no_grad():
         system.sender.encoder.companion.weight.normal_()  # type: ignore[union-attr]
-    for text, row in zip(TEXTS, latents(system, TEXTS), strict=True):
-        torch.testing.assert_close(latents(system, [text])[0], row, atol=1e-5, rtol=1e-4)
+    for text, row in zip(TEXTS, latents_of(system, TEXTS), strict=True):
+        torch.testing.assert_close(latents_of(system, [text])[0], row, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("keep", [None, 2])
@@ -76,7 +70,7 @@ def test_lora_on_the_senders_model_leaves_the_companion_alone(keep: int | None) 
     with torch.no_grad():
         for p in tuned.sender.lora.trainable_parameters():  # type: ignore[union-attr]
             p.add_(torch.randn_like(p) * 0.3)
-    for a, b in zip(latents(plain, TEXTS), latents(tuned, TEXTS), strict=True):
+    for a, b in zip(latents_of(plain, TEXTS), latents_of(tuned, TEXTS), strict=True):
         torch.testing.assert_close(b[:, 16:], a[:, 16:])
         assert not torch.allclose(b[:, :16], a[:, :16], atol=1e-2)
 
@@ -85,9 +79,9 @@ def test_the_fit_gives_its_own_kind_what_it_missed_and_changes_no_other_dimensio
     system = system_with()
     prepared = [system.prepare(p) for p in small_passages(40)]
     fit(system, prepared, held_out=4, ridge=1e-2)
-    before, without = latents(system, TEXTS), {name: missed(system, name) for name in "ab"}
+    before, without = latents_of(system, TEXTS), {name: missed(system, name) for name in "ab"}
     scores = fit_companion(system, {"b": system.receivers["b"]}, prepared, held_out=4, ridge=1e-2)
-    for old, new in zip(before, latents(system, TEXTS), strict=True):
+    for old, new in zip(before, latents_of(system, TEXTS), strict=True):
         torch.testing.assert_close(new[:, :16], old[:, :16])
         assert not old[:, 16:].any() and 0.3 < float(new[:, 16:].std()) < 3
     assert missed(system, "a") == without["a"]  # was not among those that it was fitted to

@@ -21,7 +21,7 @@ from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.scratch import standardise
 from tests.features.test_matrix import dead_parameters
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_passages, small_system
 from tests.tiny import save_tiny, save_tiny_bert
 from tests.training.test_loop import Record
 
@@ -209,8 +209,7 @@ def test_codes_of_places_tell_places_apart() -> None:
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_what_starts_from_scratch_learns_at_a_rate_of_its_own(kind: str) -> None:
     config = small_config(encoder={"type": kind}, optimizer={"lr_encoder": 2e-3, "lr_sender": 3e-3})
-    system = small_system(config)
-    groups = EndToEnd(system, [system.prepare(p) for p in small_passages(2)], config).parameter_groups()
+    groups = end_to_end(small_system(config), 2).parameter_groups()
     assert {g.name: g.lr for g in groups}["encoder"] == (2e-3 if kind == "backbone" else 3e-3)
 
 

@@ -17,7 +17,7 @@ from latentwire.training.origin import Origin
 from latentwire.training.stages import closed_form
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests.features.test_matrix import dead_parameters
-from tests.systems import assert_kept, small_config, small_passages, small_system
+from tests.systems import assert_kept, end_to_end, latents_of, small_config, small_passages, small_system
 
 ON = {"use_sender_lora": True}
 TEXTS = [p.context for p in small_passages(3)] + ["Mira sells lamps."]
@@ -35,15 +35,9 @@ def shake(system: LatentWire) -> None:
             p.add_(torch.randn_like(p) * 0.3)
 
 
-def latents(system: LatentWire, texts: list[str]) -> list[torch.Tensor]:
-    with torch.no_grad():
-        z, counts = system.sender.latents_of([system.sender.prepare(text) for text in texts])
-    return [row[:n] for row, n in zip(z, counts.tolist(), strict=True)]
-
-
 @pytest.mark.parametrize("keep", [None, 2])
 def test_it_starts_as_the_frozen_model(keep: int | None) -> None:
-    plain, tuned = (latents(system_with(on, keep), TEXTS) for on in (False, True))
+    plain, tuned = (latents_of(system_with(on, keep), TEXTS) for on in (False, True))
     for a, b in zip(plain, tuned, strict=True):
         torch.testing.assert_close(b, a)
 
@@ -51,11 +45,11 @@ def test_it_starts_as_the_frozen_model(keep: int | None) -> None:
 @pytest.mark.parametrize("keep", [None, 2])
 def test_padding_does_not_change_what_it_makes(keep: int | None) -> None:
     system = system_with(keep=keep)
-    before = latents(system, TEXTS)
+    before = latents_of(system, TEXTS)
     shake(system)
-    together = latents(system, TEXTS)
+    together = latents_of(system, TEXTS)
     for text, row, old in zip(TEXTS, together, before, strict=True):
-        torch.testing.assert_close(latents(system, [text])[0], row, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(latents_of(system, [text])[0], row, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(row, old, atol=1e-2)
 
 
@@ -90,7 +84,7 @@ def test_the_closed_form_solves_the_untouched_model() -> None:
 def test_it_is_a_group_of_its_own_and_resumes(tmp_path: Path) -> None:
     config = small_config(features=ON, optimizer={"lr_sender": 1e-2, "lr_encoder": 1e-5})
     system = small_system(config)
-    module = EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    module = end_to_end(system)
     assert {g.name: g.lr for g in module.parameter_groups()}["sender_lora"] == 1e-2
     trainer = Trainer(module, config, tmp_path, 3)
     assert all(trainer.take_step()["grad_norm/sender_lora"] > 0 for _ in range(3))
@@ -111,7 +105,7 @@ def test_it_comes_on_top_of_a_checkpoint_without_it() -> None:
     plain, tuned = system_with(False), system_with()
     torch.nn.init.normal_(plain.sender.encoder.weight)  # type: ignore[union-attr]
     load_sender_state(tuned.sender, plain.state_dict(), start=True)
-    for a, b in zip(latents(plain, TEXTS), latents(tuned, TEXTS), strict=True):
+    for a, b in zip(latents_of(plain, TEXTS), latents_of(tuned, TEXTS), strict=True):
         torch.testing.assert_close(b, a)
 
 

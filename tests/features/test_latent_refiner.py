@@ -14,7 +14,7 @@ from latentwire.encoder.registry import ENCODERS
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
-from tests.systems import assert_kept, small_config, small_passages, small_system
+from tests.systems import assert_kept, end_to_end, small_config, small_passages, small_system
 
 ROOT = Path(__file__).resolve().parents[2]
 ON = {"use_latent_refiner": True}
@@ -73,7 +73,7 @@ def test_every_latent_sees_the_whole_message_and_its_order() -> None:
 def test_it_is_a_group_of_its_own_and_moves(tmp_path: Path) -> None:
     config = small_config(features=ON, optimizer={"lr_sender": 1e-2, "lr_encoder": 1e-5})
     system = small_system(config)
-    module = EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    module = end_to_end(system)
     groups = {g.name: g for g in module.parameter_groups()}
     assert groups["latent_refiner"].lr == 1e-2 and groups["encoder"].lr == 1e-5
     own = {id(p) for p in system.sender.refiner.parameters()}  # type: ignore[union-attr]

@@ -24,7 +24,7 @@ from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_system
 from tests.tiny import FAMILIES
 
 
@@ -38,9 +38,7 @@ def stage(
         losses=losses or {},
         **sections,
     )
-    system = small_system(config, (family,))
-    system.receivers["a"].add_adapter(LATENT)
-    return EndToEnd(system, [system.prepare(p) for p in small_passages(4)], config)
+    return end_to_end(small_system(config, (family,)), 4)
 
 
 def first_batch(module: EndToEnd) -> tuple[Receiver, list[ReceiverText], QuestionBlock]:
@@ -90,7 +88,7 @@ def test_dropout_of_the_sender_is_the_round_s_whether_receivers_share_an_encodin
         with torch.no_grad():
             for p in refiner.parameters():
                 p.add_(torch.randn_like(p) * 0.1)
-        module = EndToEnd(system, [system.prepare(p) for p in small_passages(6)], config)
+        module = end_to_end(system)
         return [module.latents(module.batch(index))[0] for index in range(4)]
 
     together, apart = latents(0), latents(1)

@@ -15,7 +15,7 @@ from latentwire.core.names import LATENT
 from latentwire.diagnostics.progress import StepLog
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_system
 from tests.training.test_loop import Record, Stopper
 
 
@@ -26,10 +26,7 @@ def stage(curriculum: dict[str, Any], slots: bool = True, **sections: dict[str, 
         checkpoint={"every_steps": 100},
         **sections,
     )
-    system = small_system(config)
-    for receiver in system.receivers.values():
-        receiver.add_adapter(LATENT)
-    return EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    return end_to_end(small_system(config))
 
 
 def test_the_warm_up_alternates_by_rounds_and_is_followed_by_chance() -> None:

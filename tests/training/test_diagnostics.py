@@ -11,7 +11,6 @@ import torch
 
 from latentwire.backbone import devices
 from latentwire.core.json_files import append_jsonl
-from latentwire.core.names import LATENT
 from latentwire.diagnostics import memory
 from latentwire.diagnostics.memory import peak_memory_mb
 from latentwire.diagnostics.progress import StepLog
@@ -19,7 +18,7 @@ from latentwire.diagnostics.tensors import TensorWatch, hand_over
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_passages, small_system
 
 
 def module(slots: bool = True, **diagnostics: object) -> EndToEnd:
@@ -29,10 +28,7 @@ def module(slots: bool = True, **diagnostics: object) -> EndToEnd:
         losses={"copy_weight": 0.5, "copy_spans": 1},
         diagnostics=diagnostics,
     )
-    system = small_system(config)
-    for receiver in system.receivers.values():
-        receiver.add_adapter(LATENT)
-    return EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    return end_to_end(small_system(config))
 
 
 def run(stage: EndToEnd | SlotTuning, folder: Path, steps: int, log_every: int = 1) -> list[dict]:

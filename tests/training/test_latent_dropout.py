@@ -14,7 +14,7 @@ from latentwire.core.errors import Interrupted
 from latentwire.training.dropout import keep_latents, keep_share
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_system
 from tests.training.test_loop import Record, Stopper
 
 
@@ -23,9 +23,7 @@ def section(**values: object) -> LatentsConfig:
 
 
 def stage(**latents: object) -> EndToEnd:
-    config = small_config(latents=latents, checkpoint={"every_steps": 3})
-    system = small_system(config)
-    return EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    return end_to_end(small_system(small_config(latents=latents, checkpoint={"every_steps": 3})))
 
 
 def test_the_share_goes_from_start_to_end() -> None:

@@ -25,7 +25,7 @@ from latentwire.training.schedule import lr_factor
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning, begin_adapter
 from latentwire.training.tuning import tuning_key
-from tests.systems import small_config, small_passages, small_system
+from tests.systems import end_to_end, small_config, small_passages, small_system
 
 
 class Record(Callback):
@@ -48,11 +48,7 @@ def stage(
         checkpoint={"every_steps": 3, "keep": 2},
         diagnostics={"grad_norms_every": norms_every},
     )
-    system = small_system(config)
-    if lora:
-        for receiver in system.receivers.values():
-            receiver.add_adapter("latent")
-    return EndToEnd(system, [system.prepare(p) for p in small_passages()], config)
+    return end_to_end(small_system(config))
 
 
 def trainer(module: EndToEnd, folder: Path, steps: int, **more: object) -> tuple[Trainer, Record]:
