@@ -131,7 +131,7 @@ class Config(Section):
                 raise ValueError("features.use_sender_lora: encoder.layers takes the embedding alone, which has none")
         if self.data.cloze and self.data.text_path is None:
             raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
-        for key in ("warmup_text_steps", "tail_text_prob"):
+        for key in ("warmup_text_steps", "tail_text_prob") if not is_kept(info) else ():
             if getattr(stage, key) and not self.features.use_lora:
                 raise ValueError(
                     f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"

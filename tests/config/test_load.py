@@ -119,6 +119,10 @@ def test_a_kept_configuration_may_hold_what_has_no_effect() -> None:
     with pytest.raises(ConfigError, match="does nothing"):
         config_from_dict(values, "new", {})
     assert config_from_dict(values, "kept", {}, kept=True).codec.width == 64
+    warm = {"curriculum": {"end_to_end": {"warmup_text_steps": 4}}, "features": {"use_lora": True}}
+    with pytest.raises(ConfigError, match="only LoRA learns from the text"):
+        config_from_dict(warm, "new", {"features.use_lora": False})
+    assert not config_from_dict(warm, "kept", {"features.use_lora": False}, kept=True).features.use_lora
     with pytest.raises(ConfigError, match=r"old: adapter\.hidden: only the embedding reader has it"):
         config_from_dict({"adapter": {"hidden": 8}}, "old", {}, kept=True)
     assert changed_in(values, "kept", Config()) == ["byte.layers", "codec.width", "queries.bank"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.config import config_from_dict
 from latentwire.core.errors import Interrupted
 from latentwire.core.json_files import append_jsonl
 from latentwire.core.names import LATENT
@@ -41,6 +42,9 @@ def test_the_warm_up_alternates_by_rounds_and_is_followed_by_chance() -> None:
     assert read == [tail.reads_text(i) for i in range(2004)]
     twice = stage({"warmup_text_steps": 4}, optimizer={"accumulation": 2})
     assert [i for i in range(40) if twice.reads_text(i)] == [0, 1, 4, 5]  # of 8 micro-batches
+    kept = {"curriculum": {"end_to_end": {"warmup_text_steps": 4}}}  # of a checkpoint, to which one without LoRA comes
+    twice.config = config_from_dict(kept, "kept", {"features.use_lora": False}, kept=True)
+    assert not any(twice.reads_text(i) for i in range(40))
 
 
 def test_a_text_step_is_the_plain_loss_on_the_text_and_trains_lora_alone() -> None:

@@ -123,10 +123,13 @@ class EndToEnd:
         return progress_of(index, self.total_batches)
 
     def reads_text(self, index: int) -> bool:
-        """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance.
+        """Whether a micro-batch is read as text: every second round of the warm-up, then rounds drawn by chance; none
+        without LoRA, which alone learns from it.
 
         A function of the round alone, so that a resumed run draws the same and all receivers read alike.
         """
+        if not self.config.features.use_lora:
+            return False
         stage, round_ = self.config.curriculum.end_to_end, index // len(self.names)
         if round_ * len(self.names) // self.config.optimizer.accumulation < stage.warmup_text_steps:
             return round_ % 2 == 0
