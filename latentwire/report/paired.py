@@ -17,7 +17,7 @@ def paired_differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
 
     Only receivers that both runs have, on the same model, and measured from latents. Empty where one run is not
     evaluated yet, where they were asked other questions or on other passages, or where their predictions.jsonl is older
-    than the NLL in it.
+    than the NLL in it or has one that was no number.
     """
     files = [run / name for run in (folder, other) for name in (RESULTS, PREDICTIONS)]
     if not all(path.is_file() for path in files):
@@ -37,7 +37,7 @@ def paired_differences(folder: Path, other: Path) -> dict[str, dict[str, Any]]:
             continue
         pairs = [(a[name].get(MODE, {}), b[name].get(MODE, {})) for a, b in zip(ours, theirs, strict=True)]
         # Tokens of one answer are others where another model stands behind the name.
-        if all("nll" in a and "nll" in b and a["tokens"] == b["tokens"] for a, b in pairs):
+        if all(None not in (a.get("nll"), b.get("nll")) and a["tokens"] == b["tokens"] for a, b in pairs):
             found[name] = _difference(pairs, passages)
     return found
 

@@ -147,8 +147,9 @@ def test_answers_are_compared_pair_by_pair(folder: Path) -> None:
     assert "| +0.100 [+0.100, +0.100] | -0.300 [-0.300, -0.300] |" in (folder / "table.md").read_text()
     row = next(csv.DictReader((folder / "table.csv").open()))
     assert float(row["nll_apart_high"]) == pytest.approx(-0.3) and float(row["f1_apart"]) == pytest.approx(0.1)
-    older, shorter, without = (answers([0.0] * 4, [0.0] * 4) for _ in range(3))
+    older, diverged, shorter, without = (answers([0.0] * 4, [0.0] * 4) for _ in range(4))
     del older[0]["a"]["latent"]["nll"]
+    diverged[0]["a"]["latent"]["nll"] = None  # NaN
     shorter[0]["a"]["latent"]["tokens"] += 1  # of another tokenizer
     del without[0]["a"]["latent"]
     results = folder / "wide" / "eval.json"
@@ -160,7 +161,7 @@ def test_answers_are_compared_pair_by_pair(folder: Path) -> None:
             file.write_text(json.dumps(was | {"manifest": was["manifest"] | {"data": data if run == "wide" else "1"}}))
         assert (write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is not None) == found
     results.write_text(json.dumps(made))
-    for other in (better[:-1], [row | {"question": "another"} for row in better], older, shorter, without):
+    for other in (better[:-1], [row | {"question": "another"} for row in better], older, diverged, shorter, without):
         write(folder / "wide" / "predictions.jsonl", *other)
         assert write_report(folder)["runs"][0]["receivers"]["a"]["difference"] is None
 
