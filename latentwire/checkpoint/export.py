@@ -130,7 +130,7 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
 
     The held-out file is left out: an evaluation names its own.
     """
-    config = _named(info["config"])
+    config = _named(info["config"]) | {"anchor": info["config"]["anchor"]}  # words, which may begin with "/"
     config["data"]["eval_path"] = None
     for section, keys in HERE.items():
         for key in keys:

@@ -509,6 +509,8 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         "curriculum.train_only=null",
         "anchor.text={not JSON}",
     ]
+    info["config"]["anchor"] |= {"text": "/no_think", "question": "/ {question}"}
+    assert portable(info)["config"]["anchor"] == info["config"]["anchor"]
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     files = measured["manifest"]["checkpoint"]
     later = files | {"codecs/fsq.safetensors": {"bytes": 1, "sha256": "1" * 64}}
