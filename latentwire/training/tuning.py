@@ -21,6 +21,7 @@ from latentwire.model.receiver import Receiver
 from latentwire.reader.slots import SlotReader
 from latentwire.training.fitting import fit
 from latentwire.training.module import epoch_batches
+from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning, tuning_name
 from latentwire.training.work import Work
 
@@ -34,7 +35,12 @@ WHOLE_TEXT = (TEXT, ASKING)
 
 
 def tune(work: Work, receiver: Receiver, reads: str) -> None:
-    """Give a receiver the LoRA that reads contexts of this form: the kept one, or one tuned now where stages allow."""
+    """Give a receiver the LoRA that reads contexts of this form: the kept one, or one tuned now where stages allow.
+
+    None that reads latents where it has been trained on to the end.
+    """
+    if reads == LATENT and work.folder.is_done(EndToEnd.name):
+        return  # the kept one may have come from a cache that is gone
     kind, stage = _stage_of(work, reads)
     texts = work.material.of(receiver)
     if not work.steps(epoch_batches(texts, work.config.optimizer.batch_size), stage):

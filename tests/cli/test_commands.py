@@ -54,6 +54,20 @@ def test_slot_tuning_is_shared_by_runs(
     assert capsys.readouterr().out.count("taken from") == 6
 
 
+def test_slot_tuning_that_came_from_a_cache_is_not_missed_behind_the_end(
+    models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models / "run", tmp_path / "moved")
+    for tuned in (tmp_path / "moved" / "stages").glob("slot_tuning-*"):
+        shutil.rmtree(tuned)
+    flags = arguments(models, out_dir=tmp_path / "moved", tuned_cache=tmp_path / "none", eval_samples=0)
+    before = (tmp_path / "moved" / "last" / "receivers" / "llama.safetensors").read_bytes()
+    train_main([*flags, "--stages", "end_to_end"])
+    assert (tmp_path / "moved" / "last" / "receivers" / "llama.safetensors").read_bytes() == before
+    train_main(flags)
+    assert not list((tmp_path / "moved" / "stages").glob("slot_tuning-*"))
+
+
 def test_slot_tuning_of_a_folder_is_not_taken_for_that_of_other_weights_in_it(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
