@@ -65,9 +65,7 @@ def encode_items(system: LatentWire, passages: Sequence[Passage], codec: str) ->
     """Compress every passage once, into bytes; ModelError where a model's window is too short for one."""
     items = []
     for chunk in batched(passages, ENCODED_TOGETHER):
-        prepared = [system.prepare(p) for p in chunk]
-        for name, receiver in system.receivers.items():
-            receiver.check_length(max(texts[name].positions for _, texts in prepared))
+        prepared = [system.prepare_to_ask(p) for p in chunk]
         wires = system.sender.messages([sent for sent, _ in prepared], codec)
         for passage, (sent, texts), wire in zip(chunk, prepared, wires, strict=True):
             items.append(Item(passage, sent, wire.to_bytes(), texts))

@@ -64,6 +64,13 @@ class LatentWire:
         sent = sent or self.sender.prepare(passage.context)
         return sent, {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.receivers.items()}
 
+    def prepare_to_ask(self, passage: Passage) -> Prepared:
+        """`prepare`; ModelError also where the text with one of its questions is too long for a receiver."""
+        sent, texts = self.prepare(passage)
+        for name, receiver in self.receivers.items():
+            receiver.check_length(texts[name].positions)
+        return sent, texts
+
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
         """All that training makes, as {file stem: tensors}; the language models themselves are not in it.
 

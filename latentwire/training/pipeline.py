@@ -16,11 +16,12 @@ from latentwire.backbone.load import load_config
 from latentwire.checkpoint.parts import load_codebooks
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES
-from latentwire.core.errors import ConfigError
+from latentwire.core.errors import ConfigError, named
 from latentwire.core.names import LATENT, TEXT
 from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
+from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.model.system import LatentWire
 from latentwire.rivals import versions_of
@@ -128,8 +129,9 @@ class Run:
         self._check_codec(origin)
         self._check_stages(origin)
         passages = load_passages(self.config.data, "train", self.config.data.samples)
-        if self.evaluates:  # what cannot be loaded should be known before hours of training
-            load_passages(self.config.data, "validation", self.config.evaluation.samples)
+        asked: list[Passage] = []
+        if self.evaluates:  # what cannot be loaded or read should be known before hours of training
+            asked = load_passages(self.config.data, "validation", self.config.evaluation.samples)
         texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         seed_everything(self.config.system.seed)
         profiled = self.config.diagnostics.profile_memory
@@ -139,6 +141,9 @@ class Run:
         loaded = {"stage": "load", "memory_mb": peak_memory_mb()}
         if origin:
             origin.take_up(system)
+        for passage in asked:
+            with named(f"evaluation: passage {passage.id!r}"):
+                system.prepare_to_ask(passage)
         material = Material(system, self.config, passages, texts)
         cache = Path(self.config.checkpoint.tuned_cache) if self.config.checkpoint.tuned_cache else cache_dir()
         work = Work(
