@@ -57,6 +57,8 @@ def command(
     """
     config = load_config(config_path, overrides, (DEBUG if debug else {}) | flags)
     chosen = list(STAGES) if stages is None else names_of(stages)
+    if not chosen:
+        raise ConfigError(f"--stages: names no stage (there are {', '.join(STAGES)})")
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise ConfigError(f"--stages: unknown stage {unknown[0]!r} (there are {', '.join(STAGES)})")

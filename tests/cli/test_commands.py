@@ -202,6 +202,7 @@ def test_eval_asks_again_where_the_questions_have_changed(
         (["--data_path", "gone.json"], "data.data_path: gone.json: the dataset is facts"),
         (["--stages", "baselines", "--no_use_lora"], "--stages: baselines trains LoRA, and features.use_lora is off"),
         (["--stages", "closed_from"], "--stages: unknown stage 'closed_from'"),
+        (["--stages", ""], "--stages: names no stage (there are slot_tuning, "),
         (["--no_such_flag"], "No such option"),
         (["--override", "optimizer.betas=[1.5,0.9]"], "optimizer.betas"),
         (["--dataset", "squad", "--data_path", __file__], "not valid JSON"),
