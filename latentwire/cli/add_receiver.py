@@ -68,9 +68,9 @@ def add_receiver(
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
     if dataset or data_path:  # the texts beside the checkpoint's own data do not belong to these
         changes |= {"data.text_path": None, "data.cloze": 0}
-    usual = CurriculumConfig()
+    own, usual = parse_overrides(overrides), CurriculumConfig()
     for stage in ("slot_tuning", "baselines"):  # the run that made it took its own over from an earlier one
-        if getattr(trained.curriculum, stage).max_steps == 0:
+        if getattr(trained.curriculum, stage).max_steps == 0 and f"curriculum.{stage}.epochs" not in own:
             changes[f"curriculum.{stage}.max_steps"] = getattr(usual, stage).max_steps
     of_data: dict[str, Any] = {"data.data_path": names_of(data_path), "data.eval_path": eval_path}
     of_data |= {"data.text_path": text_path, "data.samples": samples}
@@ -78,7 +78,6 @@ def add_receiver(
     facts = (dataset or trained.data.dataset) == "facts"
     if (eval_path or facts) and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
-    own = parse_overrides(overrides)
     config = load_config_of(folder, changes | own)
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
     given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}

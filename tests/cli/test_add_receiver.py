@@ -80,6 +80,10 @@ def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
     assert (used.data.text_path, used.data.cloze) == (None, 0)
     assert (used.curriculum.slot_tuning.max_steps, used.curriculum.baselines.max_steps) == (300, 200)
     assert run["evaluation"]["samples"] == used.evaluation.samples > 0
+    epochs = ["--override", "curriculum.baselines.epochs=2", "--override", "evaluation.samples=0"]
+    run = main([*words(models, tmp_path / "epochs", ckpt=old, dataset="facts", samples=30, steps=1), *epochs])
+    used = load_config_of(Path(run["checkpoint"]))
+    assert (used.curriculum.slot_tuning.max_steps, used.curriculum.baselines.max_steps) == (300, None)
 
 
 def test_models_of_receivers_that_are_not_loaded_may_be_gone(
