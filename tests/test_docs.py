@@ -87,7 +87,7 @@ from latentwire.wire.message import Wire
 z = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
 wire = Wire.of(z, "sign")
 got = Wire.from_bytes(wire.to_bytes())
-assert got.codec.id == 9 and (np.sign(got.latents) == np.sign(z)).all()
+assert got.codec.id == 10 and (np.sign(got.latents) == np.sign(z)).all()
 assert np.allclose(abs(got.latents), abs(z).mean(1, keepdims=True), rtol=1e-3)
 assert (Wire.of(got.latents, "sign").latents == got.latents).all()
 (payload,) = got.codec.encode(z)

@@ -25,8 +25,8 @@ BATCH = 2048
 ROOTS, PARTS, FINER = (3, 5, 7), 3, 3
 """Cells that the first column of a dimension may tell apart in finite scalar quantisation; into how many parts each
 later one cuts a cell; how many later ones there may be. All odd, so that the cell around zero stays one around zero."""
-RIDGE = 1.0
-"""Of what latents say of a vocabulary, against what tokens by themselves say: a share of the mean sum of squares."""
+RIDGE = 5.0
+"""Of what latents say beyond tokens by themselves: a share of the mean sum of squares, for each unknown a latent."""
 WEIGHT, SHARED_WEIGHT = 1 << 16, 1 << 24
 """What the frequencies of a row add up to, about, and those of a vocabulary."""
 
@@ -157,7 +157,7 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     alone = x @ maps
     maps = maps * ((alone * y).sum() / alone.square().sum())
     gram = (x.T @ x).double()
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    gram += RIDGE * len(gram) / len(x) * gram.diagonal().mean() * torch.eye(len(gram))
     maps = maps + torch.linalg.solve(gram, (x.T @ (y - x @ maps)).double()).float()
     gain = y.norm() / (x @ maps).norm()
     phases = vocabulary.read.shape[1]

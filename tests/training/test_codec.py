@@ -13,22 +13,32 @@ from latentwire.checkpoint.parts import codebooks_in
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.core.names import LATENT
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
-from latentwire.training.quantizers import Rotation, build_codebook, fit_fsq, fit_rvq, principal_rotation
+from latentwire.training.quantizers import (
+    Rotation,
+    Vocabulary,
+    build_codebook,
+    counted,
+    fit_aq,
+    fit_fsq,
+    fit_rvq,
+    principal_rotation,
+)
 from latentwire.training.stages import codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.wire.codebook import Codebook
-from latentwire.wire.codecs import CODECS
+from latentwire.wire.codecs import CODECS, LearnedCodec
 from latentwire.wire.codecs.fsq import FiniteScalarCodec
 from latentwire.wire.samples import sample_codebook
 from tests.systems import small_config, small_passages, small_system
 
 FSQ = {"learned": ["fsq"], "bits": 12.0, "layers": 3, "width": 8, "passages": 12}
-OWN = FSQ | {"learned": ["rvq", "fsq"], "index_bits": 4}
+OWN = FSQ | {"learned": ["rvq", "fsq", "aq"], "index_bits": 4, "rank": 8}
 
 
 def fitted(**sections: dict) -> tuple[LatentWire, list]:
@@ -74,7 +84,7 @@ def scalar_book(bits: float, **sections: float) -> tuple[FiniteScalarCodec, torc
     found = fit_fsq((z - rotation.mean) @ rotation.into, starts, config)
     writer = CODECS["fsq"]
     assert isinstance(writer, FiniteScalarCodec)
-    return writer.with_book(build_codebook(writer, arrays, found, z, starts)), z, starts  # type: ignore[return-value]
+    return writer.with_book(build_codebook(writer, arrays | found.arrays, z, starts)), z, starts  # type: ignore[return-value]
 
 
 def error(codec: FiniteScalarCodec, z: torch.Tensor, layers: int | None = None) -> float:
@@ -246,7 +256,7 @@ def test_a_share_of_the_metric_is_what_changes_anything_at_all() -> None:
 
 def test_codebooks_travel_with_the_checkpoint(tmp_path: Path) -> None:
     system, prepared = fitted()
-    for kind in ("rvq", "fsq"):
+    for kind in ("rvq", "fsq", "aq"):
         assert 0.2 < system.scores["kept"][kind] < 1 and system.scores["bits_per_latent"][kind] > 4  # type: ignore[attr-defined]
     save_checkpoint(tmp_path / "ckpt", system)
     save_folder(tmp_path / "packed", load_folder(tmp_path / "ckpt"), {"config": {}}, dtype=torch.bfloat16, pack=True)
@@ -284,12 +294,12 @@ def test_codes_are_counted_again_where_latents_have_changed() -> None:
         assert all(np.array_equal(arrays[k], others[k]) for k in arrays if k not in ("orders", "counts"))
 
 
-@pytest.mark.parametrize("kind", ["rvq", "fsq"])
+@pytest.mark.parametrize("kind", ["rvq", "fsq", "aq"])
 def test_the_loop_reads_what_a_message_would_bring(kind: str) -> None:
     system, prepared = fitted()
-    config = small_config(
-        codec=(FSQ if kind == "fsq" else OWN) | {"learned": [kind], "float_share": 0.0, "drop_layers": 0.0}
-    )
+    own = {"rvq": ("bits", "index_bits"), "fsq": ("bits",), "aq": ("rank",)}[kind]
+    given = {key: value for key, value in OWN.items() if key in (*own, "layers", "width", "passages")}
+    config = small_config(codec=given | {"learned": [kind], "float_share": 0.0, "drop_layers": 0.0})
     module = CodecTuning(system, prepared, config)
     batch = module.batch(0)
     z, counts = system.sender.latents_of([prepared[i][0] for i in batch.chosen])
@@ -341,7 +351,7 @@ def test_rounds_differ_in_what_arrives_and_receivers_share_it() -> None:
     drawn = [module.sending(module.batch(index)) for index in range(80)]
     assert drawn[0::2] == drawn[1::2]
     assert None in drawn and {(s.codec.name, s.layers) for s in drawn if s} == {
-        (kind, layers) for kind in ("rvq", "fsq") for layers in (1, 2, 3)
+        (kind, layers) for kind in ("rvq", "fsq", "aq") for layers in (1, 2, 3)
     }
 
 
@@ -439,3 +449,71 @@ def test_k_means_makes_the_passes_that_are_asked_for() -> None:
         torch.manual_seed(0)
         made.append(torch.cat(fit_rvq(z - z.mean(0), small_config(codec=OWN | {"epochs": epochs}).codec).words))
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_what_tokens_add_is_found_from_their_features_and_from_latents() -> None:
+    """Latents that are sums over tokens, of which features know half: what latents tell of the rest is learned."""
+    torch.manual_seed(0)
+    tokens, phases, d_z = 40, 2, 12
+    features, told, rest = torch.randn(tokens, 6), torch.randn(phases, 6, d_z), torch.randn(phases, 6, d_z)
+    read = torch.randint(tokens, (2000, phases))
+    true = told + 0.7 * rest  # in a text
+    z = 5.0 + sum(features[read[:, p]] @ true[p] for p in range(phases)) + 0.5 * torch.randn(2000, d_z)
+    starts = np.arange(len(z)) % 20 == 0
+    rotation, arrays = principal_rotation(z, torch.eye(d_z), d_z).stored()
+    config = small_config(codec={"learned": ["aq"], "rank": 6, "layers": 2}).codec
+    vocabulary = Vocabulary(features, told, read)
+    writer = CODECS["aq"]
+    assert isinstance(writer, LearnedCodec)
+    made = fit_aq(z, vocabulary, rotation, config)
+    writer = writer.with_book(build_codebook(writer, arrays | made, z, starts))
+    book = writer.book
+    assert book is not None and (book.layers, book.sizes) == ([1, 2], [tokens, tokens])
+    codes = writer.codes(book, writer.rotated(z.numpy()))
+    assert (codes == read.numpy()).mean() > 0.9
+    arrived = torch.from_numpy(writer.quantized(z.numpy()))
+    assert (arrived - z).square().mean() < 0.1 * z.var()
+    # What arrives varies as latents do, whichever part of it was known.
+    assert float((arrived.var(0).sum() / z.var(0).sum()).sqrt()) == pytest.approx(1.0, abs=0.03)
+    weak = fit_aq(z, Vocabulary(features, 0.01 * told, read), rotation, config)
+    torch.testing.assert_close(weak["maps"].norm(), made["maps"].norm(), rtol=0.05, atol=0.0)
+    narrow = fit_aq(z, vocabulary, rotation, config.model_copy(update={"rank": 2}))
+    assert narrow["codewords"].shape == (tokens, 2) and narrow["maps"].shape == (phases * 2, d_z)
+
+
+def test_tokens_that_were_never_seen_share_what_those_have_that_were_seen_once() -> None:
+    codes = np.array([[0, 0], [0, 1], [1, 0], [2, 1]], np.int32)
+    z = torch.zeros(4, 12)
+    book = sample_codebook("aq", 12, 12, [10, 10])
+    writer = CODECS["aq"].with_book(book)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(writer), "codes", lambda self, book, y: codes)
+        counts = counted(writer, z, np.arange(4) == 0).arrays["counts"].reshape(2, 10)
+    np.testing.assert_array_equal(counts[0], counts[1])
+    shares = counts[0] / counts[0].sum()
+    np.testing.assert_allclose(shares[:3], np.array([4, 3, 1]) / 8 * (7 / 9), rtol=1e-4)
+    np.testing.assert_allclose(shares[3:], 2 / 9 / 7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("more", [{}, {"companion": "tiny-gemma3", "companion_layers": [1], "companion_d_z": 6}])
+def test_the_parts_of_a_vocabulary_add_up_to_the_latent_of_a_token(lora: bool, more: dict) -> None:
+    config = small_config(encoder=more | {"keep": 2}, features={"use_sender_lora": lora})
+    system = small_system(config)
+    encoder = system.sender.encoder
+    assert isinstance(encoder, BackboneEncoder)
+    with torch.no_grad():
+        tensors = [encoder.mean, *encoder.parameters()]
+        for tensor in [*tensors, *(system.sender.lora.trainable_parameters() if system.sender.lora else ())]:
+            tensor.normal_(std=0.3)
+        features, maps = encoder.vocabulary()
+        texts = map(system.sender.prepare, ("a", "b", "?"))
+        for text in texts:
+            (token,) = set(encoder.tokens_read(text)[0])
+            z, _ = system.sender.latents_of([text])
+            made = (features[token] @ maps).sum(0)
+            offset = encoder.mean @ encoder.weight
+            if encoder.companion is not None:
+                offset = torch.cat([offset, encoder.companion.mean @ encoder.companion.weight])
+            assert len(z[0]) == 1
+            torch.testing.assert_close(z[0, 0], made - offset, atol=1e-4, rtol=1e-4)

@@ -8,9 +8,11 @@ import pytest
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.wire.codebook import Codebook, recall, refined, remember
 from latentwire.wire.codecs import parse_codec
+from latentwire.wire.codecs.aq import AdditiveCodec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.entropy import Column, decode_columns, encode_columns
 from latentwire.wire.message import Wire
+from latentwire.wire.samples import sample_codebook
 from tests.wire.books import D_Z, LAYERS, small_book, small_codec
 
 KINDS = ("rvq", "fsq", "aq")
@@ -131,6 +133,27 @@ def test_residual_codes_are_the_nearest_vectors() -> None:
     np.testing.assert_allclose(codec.vectors(book, codes), y - rest, atol=1e-5)
 
 
+def test_additive_codes_are_those_of_the_sum_that_is_nearest() -> None:
+    book = sample_codebook("aq", D_Z, 8, [12] * 3, seed=4)
+    codec = AdditiveCodec("aq", 9).with_book(book)
+    assert isinstance(codec, AdditiveCodec)
+    every = np.stack(np.meshgrid(*[np.arange(12)] * 3), -1).reshape(-1, 3)
+    sums = codec.vectors(book, every)
+    np.testing.assert_allclose(
+        sums, sum(words[own] @ into for words, own, into in zip(book.codewords, every.T, book.maps, strict=True))
+    )
+    y = sums[np.random.default_rng(0).integers(0, len(sums), 300)]  # 300 latents are coded in two parts
+    codes, near = codec.codes(book, y), np.square(y - codec.vectors(book, codec.codes(book, y))).sum(1) < 1e-6
+    assert near.mean() > 0.75, "changing one column at a time ends in another sum now and then"
+    np.testing.assert_array_equal(codes[near], [every[np.square(sums - one).sum(1).argmin()] for one in y[near]])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("latentwire.wire.codecs.aq.SWEEPS", 1)
+        assert (
+            np.square(y - codec.vectors(book, codec.codes(book, y))).sum()
+            > np.square(y - codec.vectors(book, codes)).sum()
+        )
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
@@ -185,7 +208,7 @@ def parted(kind: str, **change: object) -> dict[str, np.ndarray]:
         for size, order, parent in zip(sizes, orders, by, strict=True)
     ]
     words = {
-        "codewords": np.zeros((sum(cells), 5 if kind == "rvq" else 1)),
+        "codewords": np.zeros((sizes[0], 3) if kind == "aq" else (sum(cells), 5 if kind == "rvq" else 1)),
         "counts": np.ones(np.dot(sizes, rows), int),
     }
     return arrays | {name: array for name, array in words.items() if name not in change}
@@ -221,6 +244,14 @@ def parted(kind: str, **change: object) -> dict[str, np.ndarray]:
         ("fsq", {"sizes": [2, 2, 2, 257, 2]}),  # of one that refines another
         ("rvq", {"sizes": [300, 2, 2, 2, 2], "orders": [1, 0, 0, 0, 0]}),
         ("rvq", {"dims": [0, 1, 2, 3, 4]}),
+        ("rvq", {"maps": np.ones((5, 5))}),
+        ("aq", {"sizes": [40, 40, 40, 40, 41]}),  # they share their codewords
+        ("aq", {"codewords": np.zeros((41, 3))}),
+        ("aq", {"codewords": np.zeros((200, 3))}),
+        ("aq", {"maps": np.zeros((15, 4))}),
+        ("aq", {"maps": np.zeros((14, 5))}),
+        ("aq", {"maps": np.full((15, 5), np.inf)}),
+        ("aq", {"dims": [0, 1, 2, 3, 4]}),
     ],
 )
 def test_a_codebook_that_does_not_fit_together_is_refused(kind: str, change: dict[str, object]) -> None:
@@ -232,7 +263,7 @@ def test_a_codebook_that_does_not_fit_together_is_refused(kind: str, change: dic
 def test_a_codebook_of_another_kind_or_without_an_array_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is missing"):
         Codebook("fsq", {"mean": np.zeros(3)})
-    for kind in ("rvq", "zip"):
+    for kind in ("rvq", "aq", "zip"):
         with pytest.raises(CheckpointError, match="do not fit together"):
             Codebook(kind, small_book("fsq").arrays)
     with pytest.raises(CheckpointError, match="do not fit together"):
@@ -268,7 +299,7 @@ def test_what_is_far_away_is_told_as_the_end_that_it_lies_beyond() -> None:
 
 def test_the_id_is_that_of_the_content() -> None:
     assert small_book("fsq").id == small_book("fsq").id
-    assert len({small_book(kind, seed).id for kind in KINDS for seed in (0, 1)}) == 4
+    assert len({small_book(kind, seed).id for kind in KINDS for seed in (0, 1)}) == 2 * len(KINDS)
     book = small_book("fsq")
     assert not book.same_as(Codebook("fsq", parted("fsq", dims=[0, 1, 2, 3, 4])))
     without = parted("fsq", dims=[0, 1, 2, 3, 4])

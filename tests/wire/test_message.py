@@ -146,7 +146,7 @@ def test_parts_of_one_text_are_read_together() -> None:
 # ---- layers and codebooks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["rvq", "fsq"])
+@pytest.mark.parametrize("kind", ["rvq", "fsq", "aq"])
 def test_what_is_left_of_a_message_cut_to_its_first_layers(kind: str) -> None:
     codec = small_codec(kind)
     wire = Wire.of(np.ones((3, D_Z)), codec, text="Talden", sender=SENDER)
