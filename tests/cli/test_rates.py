@@ -15,11 +15,12 @@ from latentwire.train import main as train_main
 from tests.commands import STORY, arguments
 
 OWN = {
-    "learned_codecs": "rvq,fsq",
+    "learned_codecs": "rvq,fsq,aq",
     "codec_max_steps": 2,
     "codec_bits": 8,
     "codec_layers": 2,
     "codec_index_bits": 4,
+    "codec_rank": 8,
     "codec_passages": 12,
     "closed_form_importance_passages": 2,
 }
@@ -44,16 +45,16 @@ def test_a_run_with_learned_codecs(coded: Path, models: Path, capsys: pytest.Cap
     stages = list(dict.fromkeys(row["stage"].split("/")[0] for row in rows))
     assert stages == ["slot_tuning", "closed_form", "end_to_end", "codebooks", "codec", "frequencies", "baseline"]
     found = next(row for row in rows if row["stage"] == "codebooks")
-    assert set(found["kept"]) == {"rvq", "fsq"} and all(bits > 0 for bits in found["bits_per_latent"].values())
+    assert set(found["kept"]) == {"rvq", "fsq", "aq"} and all(bits > 0 for bits in found["bits_per_latent"].values())
     files = read_info(coded / "last")["files"]
-    assert {"codecs/rvq.safetensors", "codecs/fsq.safetensors"} <= set(files)
+    assert {f"codecs/{kind}.safetensors" for kind in ("rvq", "fsq", "aq")} <= set(files)
     # Codebooks are kept as they are, but for frequencies after the training; the same command finds them done.
     folders = coded / "last", *(coded / "stages" / name / "done" for name in ("codebooks", "frequencies"))
     kept, first, recounted = (load_folder(folder)["codecs/fsq"] for folder in folders)
     assert all(kept[key].equal(recounted[key]) for key in kept)
     assert all(kept[key].equal(first[key]) for key in kept.keys() - {"orders", "counts"})
     counted = next(row for row in rows if row["stage"] == "frequencies")
-    assert set(counted["bits_per_latent"]) == {"rvq", "fsq"}
+    assert set(counted["bits_per_latent"]) == {"rvq", "fsq", "aq"}
     before = files["codecs/rvq.safetensors"]["sha256"]
     train_main([*arguments(models, out_dir=coded, **OWN), "--codec", "rvq:layers=1"])
     assert "codec: done before" in capsys.readouterr().out

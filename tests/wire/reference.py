@@ -30,7 +30,7 @@ def read(data: bytes, books: dict[str, Any]) -> dict[str, Any]:
         count, d_z = _varint(rest), _varint(rest)
         lengths = [_varint(rest) for _ in range(rest.pop(0))]
         layers = [_take(rest, length) for length in lengths]
-        if codec in (7, 8):
+        if codec in (7, 8, 9):
             out["latents"] = _learned(codec, count, layers, books[out["codebook"]])
         else:
             out["latents"] = _latents(codec, parameters, count, d_z, *layers)
@@ -95,7 +95,7 @@ def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) 
         rows = size + 1 if order else 1 if parents[-1] is None else len(words[parents[-1]])
         tables.append([book["counts"][at + r * size : at + (r + 1) * size] for r in range(rows)])
         cells = size if order else size * rows
-        words.append(book["codewords"][word : word + cells])
+        words.append(book["codewords"] if codec == 9 else book["codewords"][word : word + cells])
         at, word, last[dims[column]] = at + rows * size, word + cells, column
     codes: list[list[int]] = []
     assert 0 < len(layers) <= len(book["layers"])
@@ -108,7 +108,10 @@ def _learned(codec: int, count: int, layers: list[bytes], book: dict[str, Any]) 
         y = [0.0] * len(book["back"])
         for column, of_column in enumerate(codes):
             chosen = words[column][of_column[m]]
-            if codec == 7:
+            if codec == 9:
+                rows = book["maps"][column * len(chosen) : (column + 1) * len(chosen)]
+                chosen = [sum(a * row[k] for a, row in zip(chosen, rows, strict=True)) for k in range(len(y))]
+            if codec != 8:
                 y = [a + b for a, b in zip(y, chosen, strict=True)]
             else:
                 y[dims[column]] = chosen[0]

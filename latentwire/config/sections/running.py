@@ -82,8 +82,8 @@ class EvaluationConfig(Section):
         "fp16",
         pattern=r"^\w+(:\w+=\d+(,\w+=\d+)*)?$",
         description="How latents are put into bytes, here and by `latentwire encode`: fp32, fp16, bf16, int8, int6 or "
-        "int4, the last three with settings if need be, such as int4:group=32,scale_bits=8; rvq or fsq where there is "
-        "a codebook (section codec), such as rvq:layers=2.",
+        "int4, the last three with settings if need be, such as int4:group=32,scale_bits=8; rvq, fsq or aq where there "
+        "is a codebook (section codec), such as rvq:layers=2.",
     )
     lm_bytes: bool = Field(
         False,
