@@ -27,6 +27,8 @@ ROOTS, PARTS, FINER = (3, 5, 7), 3, 3
 later one cuts a cell; how many later ones there may be. All odd, so that the cell around zero stays one around zero."""
 RIDGE = 5.0
 """Of what latents say beyond tokens by themselves: a share of the mean sum of squares, for each unknown a latent."""
+LARGEST = 1e4
+"""The largest number of a codeword of a vocabulary, which has 16 bits."""
 WEIGHT, SHARED_WEIGHT = 1 << 16, 1 << 24
 """What the frequencies of a row add up to, about, and those of a vocabulary."""
 
@@ -149,8 +151,10 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     maps = vocabulary.maps @ rotation.into
     seen = vocabulary.features[vocabulary.read.flatten()]
     own = principal_rotation(seen, torch.einsum("pfk,pgk->fg", maps, maps), min(config.rank, seen.shape[1]))
-    size = ((seen - own.mean) @ own.into).std(0).clamp(min=1e-6)
-    table = (vocabulary.features - own.mean) @ own.into / size
+    table = (vocabulary.features - own.mean) @ own.into
+    least = table.abs().amax(0) / LARGEST  # in directions in which only unread tokens differ
+    size = table[vocabulary.read].flatten(0, 1).std(0).maximum(least).clamp(min=1e-6)
+    table = table / size
     maps = ((own.back * size[:, None]) @ maps).flatten(0, 1)
     mean = z.mean(0)
     x, y = table[vocabulary.read].flatten(1), (z - mean) @ rotation.into

@@ -481,6 +481,21 @@ def test_what_tokens_add_is_found_from_their_features_and_from_latents() -> None
     assert narrow["codewords"].shape == (tokens, 2) and narrow["maps"].shape == (phases * 2, d_z)
 
 
+def test_codewords_of_tokens_that_were_never_read_stay_in_range() -> None:
+    """Fewer tokens are read than features have dimensions, so that the others stand far out in some."""
+    torch.manual_seed(0)
+    features, maps = torch.randn(400, 64), torch.randn(2, 64, 32)
+    read = torch.randint(30, (200, 2))
+    z = sum((features[read[:, p]] @ maps[p] for p in range(2)), torch.zeros(32))
+    rotation, arrays = principal_rotation(z, torch.eye(32), 32).stored()
+    config = small_config(codec={"learned": ["aq"], "layers": 2}).codec
+    writer = CODECS["aq"]
+    assert isinstance(writer, LearnedCodec)
+    found = fit_aq(z, Vocabulary(features, maps, read), rotation, config)
+    writer = writer.with_book(build_codebook(writer, arrays | found, z, np.arange(200) % 10 == 0))
+    assert (torch.from_numpy(writer.quantized(z.numpy())) - z).square().mean() < 0.05 * z.var()
+
+
 def test_tokens_that_were_never_seen_share_what_those_have_that_were_seen_once() -> None:
     codes = np.array([[0, 0], [0, 1], [1, 0], [2, 1]], np.int32)
     z = torch.zeros(4, 12)
