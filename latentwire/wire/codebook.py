@@ -36,7 +36,7 @@ OPTIONAL = ("into", "maps", "dims", "scale")
 """Types and dimensions of a codebook's arrays, and those that may be missing; with a scale, back is in bytes."""
 KINDS = ("rvq", "fsq", "aq")
 """Codecs that have codebooks: of vectors that add up, of the levels of single dimensions, of a vocabulary."""
-MOST_SIZE, MOST_ORDERED, MOST_SHARED = 1 << 12, 1 << 8, 1 << 18
+MOST_SIZE, MOST_ORDERED, MOST_SHARED = 1 << 12, 1 << 8, 1 << 20
 """Most cells of a column, codes of one whose frequencies depend on something, and codes that all columns share."""
 
 

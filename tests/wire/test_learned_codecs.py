@@ -260,6 +260,20 @@ def test_a_codebook_that_does_not_fit_together_is_refused(kind: str, change: dic
         Codebook(kind, parted(kind, **change))
 
 
+@pytest.mark.parametrize("size", [262_145, 1 << 20, (1 << 20) + 1])
+def test_a_vocabulary_may_be_larger_than_those_that_there_are(size: int) -> None:
+    """Gemma 3 has 262,144 tokens, and with one that was added 262,145."""
+    arrays = parted("aq", sizes=[size] * 5)
+    if size > 1 << 20:
+        with pytest.raises(CheckpointError, match="do not fit together"):
+            Codebook("aq", arrays)
+        return
+    codec = AdditiveCodec("aq", 9).with_book(remember(Codebook("aq", arrays)))
+    codes = np.array([[0, 1, 2, size - 2, size - 1]], np.int32)
+    data = encode_columns(codes, codec.book.columns)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(decode_columns(data, codes[:, :0], codec.book.columns), codes)  # type: ignore[union-attr]
+
+
 def test_a_codebook_of_another_kind_or_without_an_array_is_refused() -> None:
     with pytest.raises(CheckpointError, match="is missing"):
         Codebook("fsq", {"mean": np.zeros(3)})
