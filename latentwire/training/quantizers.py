@@ -56,11 +56,16 @@ class Rotation:
         return Rotation(mean.float(), into, back), arrays
 
 
-def principal_rotation(z: Tensor, metric: Tensor, width: int) -> Rotation:
-    """The `width` principal components of latents z (N, d_z), where an error e weighs e' metric e."""
-    mean = z.mean(0)
-    centred = (z - mean).double()
-    covariance = centred.T @ centred / len(z)
+def principal_rotation(z: Tensor, metric: Tensor, width: int, times: Tensor | None = None) -> Rotation:
+    """The `width` principal components of latents z (N, d_z), where an error e weighs e' metric e.
+
+    times: (N,) how many times each latent counts; once without it.
+    """
+    shares = (torch.ones(len(z)) if times is None else times).double()
+    shares /= shares.sum()
+    mean = (shares @ z.double()).float()
+    centred = (z - mean).double().mul_(shares.sqrt()[:, None])
+    covariance = centred.T @ centred
     values, vectors = torch.linalg.eigh(metric.double())
     root = values.clamp(min=1e-6 * float(values[-1])).sqrt()
     a, inverse = vectors * root, vectors / root  # metric = a a'; inverse = a'^-1
@@ -149,8 +154,9 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     a writer looks for the codewords, too.
     """
     maps = vocabulary.maps @ rotation.into
-    seen = vocabulary.features[vocabulary.read.flatten()]
-    own = principal_rotation(seen, torch.einsum("pfk,pgk->fg", maps, maps), min(config.rank, seen.shape[1]))
+    seen, times = vocabulary.read.unique(return_counts=True)  # a row for each of N * P would take gigabytes
+    metric = torch.einsum("pfk,pgk->fg", maps, maps)
+    own = principal_rotation(vocabulary.features[seen], metric, min(config.rank, len(metric)), times)
     table = (vocabulary.features - own.mean) @ own.into
     least = table.abs().amax(0) / LARGEST  # in directions in which only unread tokens differ
     size = table[vocabulary.read].flatten(0, 1).std(0).maximum(least).clamp(min=1e-6)

@@ -105,6 +105,37 @@ def test_a_stored_rotation_leads_back_to_the_same_latents() -> None:
         torch.testing.assert_close(rotation.back @ rotation.into, torch.eye(width), atol=2e-3, rtol=0)
 
 
+def test_components_of_what_is_there_several_times_are_those_of_all_of_it() -> None:
+    z, metric = latents()[0][:50], torch.diag(torch.rand(10) + 0.1)
+    times = torch.arange(50) % 4 + 1
+    once, each = principal_rotation(z, metric, 6, times), principal_rotation(z.repeat_interleave(times, 0), metric, 6)
+    torch.testing.assert_close(once.mean, each.mean)
+    torch.testing.assert_close(once.into @ once.back, each.into @ each.back, atol=1e-4, rtol=1e-4)
+    for found in (once, each):
+        y = (z.repeat_interleave(times, 0) - found.mean) @ found.into
+        covariance = y.T @ y / len(y)
+        torch.testing.assert_close(covariance, covariance.diagonal().diag(), atol=1e-4, rtol=0)
+
+
+def test_the_vocabulary_of_many_texts_takes_no_memory_for_each_token_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[int] = []
+
+    def rotation_of(z: torch.Tensor, metric: torch.Tensor, width: int, *more: torch.Tensor) -> Rotation:
+        looked_at.append(len(z))
+        return principal_rotation(z, metric, width, *more)
+
+    torch.manual_seed(0)
+    read = torch.randint(20, (500, 2))
+    vocabulary = Vocabulary(torch.randn(40, 6), torch.randn(2, 6, 12), read)
+    z = sum((vocabulary.features[read[:, p]] @ vocabulary.maps[p] for p in range(2)), torch.zeros(12))
+    rotation, _ = principal_rotation(z, torch.eye(12), 12).stored()
+    monkeypatch.setattr("latentwire.training.quantizers.principal_rotation", rotation_of)
+    fit_aq(z, vocabulary, rotation, small_config(codec={"learned": ["aq"], "layers": 2}).codec)
+    assert looked_at == [20]
+
+
 @pytest.mark.parametrize("bits", [4.0, 10.0, 24.0])
 def test_scalar_levels_take_the_bits_that_were_asked_for(bits: float) -> None:
     codec, z, starts = scalar_book(bits)
