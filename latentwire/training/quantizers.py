@@ -162,22 +162,26 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     size = table[vocabulary.read].flatten(0, 1).std(0).maximum(least).clamp(min=1e-6)
     table = table / size
     maps = ((own.back * size[:, None]) @ maps).flatten(0, 1)
-    mean = z.mean(0)
-    x, y = table[vocabulary.read].flatten(1), (z - mean) @ rotation.into
+    mean, x = z.mean(0), table[vocabulary.read]
+    usual = x.mean(0)  # (P, r): which tokens are read first and last are not alike
+    x, y = (x - usual).flatten(1), (z - mean) @ rotation.into
     alone = x @ maps
     maps = maps * ((alone * y).sum() / alone.square().sum())
     gram = (x.T @ x).double()
     gram += RIDGE * len(gram) / len(x) * gram.diagonal().mean() * torch.eye(len(gram))
     maps = maps + torch.linalg.solve(gram, (x.T @ (y - x @ maps)).double()).float()
     gain = y.norm() / (x @ maps).norm()
-    phases = vocabulary.read.shape[1]
+    maps = gain * maps.unflatten(0, usual.shape)
+    phases = len(maps)
     return {
         "mean": mean,
         "into": gain * rotation.into,
         "layers": torch.tensor(evenly(phases, min(config.layers, phases))),
         "sizes": torch.full((phases,), len(table)),
-        "codewords": table,
-        "maps": gain * maps,
+        "codewords": torch.cat(
+            [table, torch.ones(len(table), 1)], 1
+        ),  # the usual is taken off by the last row of a map
+        "maps": torch.cat([maps, -usual[:, None] @ maps], 1).flatten(0, 1),
     }
 
 
