@@ -121,7 +121,6 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
     where there is something (van den Oord et al., arXiv 1711.00937; Dhariwal et al., arXiv 2005.00341).
     """
     columns = rvq_columns(config)
-    layers = min(config.layers, columns)
     size, batch = min(1 << config.index_bits, len(y)), min(BATCH, len(y))
     vq = ResidualVQ(
         dim=y.shape[1],
@@ -137,11 +136,13 @@ def fit_rvq(y: Tensor, config: CodecConfig) -> Columns:
                 if len(rows) == batch:
                     vq(y[None, rows])
     words = [layer._codebook.embed[0].clone() for layer in vq.layers]
-    return Columns(words, evenly(columns, layers))
+    return Columns(words, evenly(columns, config.layers))
 
 
 def evenly(columns: int, layers: int) -> list[int]:
-    """How many columns the first 1, 2, ... payload layers hold together, where all hold about as many."""
+    """How many columns the first 1, 2, ... payload layers hold together, where all hold about as many; no more layers
+    than columns."""
+    layers = min(layers, columns)
     return [columns * (i + 1) // layers for i in range(layers)]
 
 
@@ -176,11 +177,10 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     return {
         "mean": mean,
         "into": gain * rotation.into,
-        "layers": torch.tensor(evenly(phases, min(config.layers, phases))),
+        "layers": torch.tensor(evenly(phases, config.layers)),
         "sizes": torch.full((phases,), len(table)),
-        "codewords": torch.cat(
-            [table, torch.ones(len(table), 1)], 1
-        ),  # the usual is taken off by the last row of a map
+        # A one behind each codeword, so that the last row of a map takes off what is usual.
+        "codewords": torch.cat([table, torch.ones(len(table), 1)], 1),
         "maps": torch.cat([maps, -usual[:, None] @ maps], 1).flatten(0, 1),
     }
 
