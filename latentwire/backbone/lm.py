@@ -273,9 +273,15 @@ class LanguageModel(TextTokenizer):
         """See `latentwire.backbone.hooks.attention`."""
         return attention(self.model)
 
-    def final_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Final hidden states of right-padded ids (batch, T): (batch, T, hidden_size)."""
-        return self._decode(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    def final_states(self, ids: Tensor, mask: Tensor, *, bidirectional: bool = False) -> Tensor:
+        """Final hidden states of right-padded ids (batch, T): (batch, T, hidden_size).
+
+        bidirectional: each token also sees those behind it, in sliding layers as far as those before it.
+        """
+        seen: Any = mask.long()
+        if bidirectional:
+            seen = self._attention_mask(mask[:, None].bool().expand(-1, ids.shape[1], -1), positions_of(mask))
+        return self._decode(input_ids=ids, attention_mask=seen, use_cache=False)
 
     def surprisal(self, final: Tensor, ids: Tensor) -> Tensor:
         """-log p in nats of each of ids (..., T) behind those before it, from the final hidden states (..., T,
@@ -332,7 +338,8 @@ class LanguageModel(TextTokenizer):
         full = self._additive(allowed)
         if self.anatomy.sliding_window is None:
             return full
-        near = positions[:, keys - queries :, None] - positions[:, None, :] < self.anatomy.sliding_window
+        distance = positions[:, keys - queries :, None] - positions[:, None, :]
+        near = distance.abs() < self.anatomy.sliding_window
         return {FULL: full, SLIDING: self._additive(allowed & near)}
 
     def _additive(self, allowed: Tensor) -> Tensor:

@@ -122,13 +122,16 @@ class Config(Section):
         if self.encoder.companion is not None and self.deep_prefix.rank is not None:
             raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
         self._rankable()
-        if self.features.use_sender_lora:
-            if self.encoder.type != "backbone":
-                raise ValueError(
-                    f"features.use_sender_lora: only encoder.type = 'backbone' has it, not {self.encoder.type!r}"
-                )
-            if not max(self.encoder.layers):
-                raise ValueError("features.use_sender_lora: encoder.layers takes the embedding alone, which has none")
+        if self.features.use_sender_lora and self.encoder.type != "backbone":
+            raise ValueError(
+                f"features.use_sender_lora: only encoder.type = 'backbone' has it, not {self.encoder.type!r}"
+            )
+        for key, on in (
+            ("features.use_sender_lora", self.features.use_sender_lora),
+            ("encoder.bidirectional", self.encoder.bidirectional),
+        ):
+            if on and not max(self.encoder.layers):
+                raise ValueError(f"{key}: does nothing, as encoder.layers takes the embedding alone")
         if self.data.cloze and self.data.text_path is None:
             raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
         for key in ("warmup_text_steps", "tail_text_prob") if not is_kept(info) else ():

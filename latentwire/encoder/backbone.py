@@ -47,6 +47,7 @@ class BackboneEncoder(Encoder):
         self.deepest = deepest_layer(self.layers, lm, "encoder.layers")
         self.keep, self.across = config.encoder.keep, config.encoder.keep_from == "text"
         self.best_first = config.encoder.keep_order == "score"
+        self.bidirectional = config.encoder.bidirectional
         if self.keep is None:  # else the whole model is needed, to tell what is hard to predict
             lm.truncate(self.deepest)
         self.adapted: Callable[[], AbstractContextManager[None]] | None = None
@@ -95,8 +96,8 @@ class BackboneEncoder(Encoder):
         """
         if len(texts) > 1 and not all(text.is_chosen for text in texts):
             return [self.window_features([text])[0] for text in texts]
-        seen, final, ids = self._read(texts)
-        if self.keep is not None and len(texts) == 1:
+        seen, final, ids = self._read(texts, self.bidirectional)
+        if self.keep is not None and len(texts) == 1 and not self.bidirectional:
             texts[0].remember(self._choices(texts, seen, final, ids)[0])
         return states_in_windows([seen[k] for k in self.layers], [_places(text) for text in texts], self.phases)
 
@@ -150,11 +151,13 @@ class BackboneEncoder(Encoder):
         return [self._salience_inputs(seen, surprisal, row)[list(text.own_tokens)] for row, text in enumerate(texts)]
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[SenderText]) -> tuple[Mapping[int, Tensor], Tensor, Tensor]:
+    def _read(
+        self, texts: Sequence[SenderText], bidirectional: bool = False
+    ) -> tuple[Mapping[int, Tensor], Tensor, Tensor]:
         """The untouched model's hidden states at the layers that are taken, its final ones, and the tokens."""
         ids, mask = pad_right([text.ids for text in texts], self.lm.pad_id, self.device)
         with self.lm.outputs_of(self.layers) as seen:
-            final = self.lm.final_states(ids, mask)
+            final = self.lm.final_states(ids, mask, bidirectional=bidirectional)
         return seen, final, ids
 
     def _salience_inputs(self, seen: Mapping[int, Tensor], surprisal: Tensor, row: int) -> Tensor:
@@ -198,7 +201,7 @@ class BackboneEncoder(Encoder):
         own, places, behind = zip(*texts, strict=True)
         ids, mask = pad_right(own, self.lm.pad_id, self.device)
         with adapted(), self.lm.first_layers(self.deepest), self.lm.outputs_of(self.layers) as seen:
-            self.lm.final_states(ids, mask)
+            self.lm.final_states(ids, mask, bidirectional=self.bidirectional)
         features = states_in_windows([seen[k] for k in self.layers], places, self.phases)
         if self.companion is None:
             return features

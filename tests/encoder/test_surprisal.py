@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from latentwire.core.errors import ConfigError
@@ -85,7 +86,12 @@ def test_texts_are_read_once_for_the_choice_and_the_features_of_what_is_chosen(m
     system, read = system_with(), []
     lm = system.sender.encoder.lm  # type: ignore[attr-defined]
     final_states = lm.final_states
-    monkeypatch.setattr(lm, "final_states", lambda ids, mask: (read.append(len(ids)), final_states(ids, mask))[1])
+
+    def counted(ids: Tensor, mask: Tensor, **how: bool) -> Tensor:
+        read.append(len(ids))
+        return final_states(ids, mask, **how)
+
+    monkeypatch.setattr(lm, "final_states", counted)
     texts = [system.sender.prepare(passage.context) for passage in small_passages(3)]
     system.sender.features(texts)
     assert read == [1, 1, 1]  # each by itself, as a choice must not depend on other texts

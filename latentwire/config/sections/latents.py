@@ -55,6 +55,12 @@ class EncoderConfig(Section):
     window: PositiveFloat = Field(
         8, description="Sender tokens behind one latent; with keep also a fraction: then windows differ by one token."
     )
+    bidirectional: bool = Field(
+        False,
+        description="Whether the tokens of a text see those behind them too in what becomes latents. Which are hard to "
+        "predict is measured as ever. Only for backbone, and for its own model, not the companion.",
+        json_schema_extra=flag("encoder_bidirectional"),
+    )
     companion: str | None = Field(
         None,
         description="A second causal LM that reads the text too, as another architecture sees it; the last dimensions "
@@ -120,8 +126,8 @@ class EncoderConfig(Section):
     @model_validator(mode="after")
     def _has_effect(self) -> EncoderConfig:
         """What backbone alone can do, and what means nothing by itself."""
-        for key, does in (("keep", "chooses tokens"), ("companion", "has one")):
-            if getattr(self, key) is not None and self.type != "backbone":
+        for key, does in (("keep", "chooses tokens"), ("companion", "has one"), ("bidirectional", "reads that way")):
+            if getattr(self, key) and self.type != "backbone":
                 raise ValueError(f"{key}: only encoder.type = 'backbone' {does}, not {self.type!r}")
         if self.keep is None and self.window % 1:
             raise ValueError(f"window: {self.window} is a fraction; only encoder.keep can read that")
