@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from latentwire.core.errors import CheckpointError
 from latentwire.wire.entropy import Column
-from latentwire.wire.frame import CODEBOOK_BYTES
+from latentwire.wire.frame import CODEBOOK_BYTES, MOST, MOST_LAYERS
 
 Array = npt.NDArray[Any]
 FORMS: dict[str, tuple[str, int]] = {
@@ -38,6 +38,14 @@ KINDS = ("rvq", "fsq", "aq")
 """Codecs that have codebooks: of vectors that add up, of the levels of single dimensions, of a vocabulary."""
 MOST_SIZE, MOST_ORDERED, MOST_SHARED = 1 << 12, 1 << 8, 1 << 20
 """Most cells of a column, codes of one whose frequencies depend on something, and codes that all columns share."""
+LIMITS = (
+    ("layers", 0, MOST_LAYERS, "payload layers"),
+    ("sizes", 0, MOST, "columns"),
+    ("mean", 0, MOST, "dimensions of a latent"),
+    ("back", 0, MOST, "dimensions of y"),
+    ("codewords", -1, MOST, "numbers of a codeword"),
+)
+"""Longest axes of arrays: a few bytes of a message may claim a number for each of up to 1,024 latents."""
 
 
 class Codebook:
@@ -68,6 +76,11 @@ class Codebook:
             self.arrays = {
                 name: np.ascontiguousarray(arrays[name], form_of(name, arrays)) for name in FORMS if name in arrays
             }
+        for name, axis, most, what in LIMITS:
+            if self.arrays[name].shape[axis] > most:
+                raise CheckpointError(
+                    f"codebook of {kind!r}: {self.arrays[name].shape[axis]:,} {what}, at most {most:,}"
+                )
         whole = {name: array for name, array in self.arrays.items() if array.dtype.kind == "i"}
         self._require(all(np.array_equal(array, arrays[name]) for name, array in whole.items()) and self._well_formed())
         self.mean, self.back = (self.arrays[name].astype(np.float32) for name in ("mean", "back"))
@@ -158,9 +171,10 @@ class Codebook:
 
     @cached_property
     def lengths(self) -> list[Array]:
-        """By column, the squared length (size,) of each codeword that columns share: only a writer needs it."""
+        """By column, the squared length (size,) of each codeword that columns share: only a writer needs it. By way of
+        the smaller of w and k, so that what it takes is no larger than the arrays."""
         return [
-            np.einsum("vr,rs,vs->v", w, a @ a.T, w, optimize=True)
+            np.einsum("vr,vr->v", w @ (a @ a.T), w) if len(a) <= len(self.back) else np.square(w @ a).sum(1)
             for w, a in zip(self.codewords, self.maps, strict=True)
         ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -273,6 +275,57 @@ def test_a_vocabulary_may_be_larger_than_those_that_there_are(size: int) -> None
     codes = np.array([[0, 1, 2, size - 2, size - 1]], np.int32)
     data = encode_columns(codes, codec.book.columns)  # type: ignore[union-attr]
     np.testing.assert_array_equal(decode_columns(data, codes[:, :0], codec.book.columns), codes)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "why"),
+    [
+        ("rvq", {"layers": range(1, 257)}, "256 payload layers, at most 255"),
+        ("fsq", {"sizes": np.full(65_536, 2)}, "65,536 columns, at most 65,535"),
+        (
+            "fsq",
+            {"into": np.zeros((1, 65_536)), "back": np.zeros((65_536, 1))},
+            "65,536 dimensions of y, at most 65,535",
+        ),
+        ("fsq", {"mean": np.zeros(65_536)}, "65,536 dimensions of a latent, at most 65,535"),
+        ("aq", {"codewords": np.zeros((2, 65_536))}, "65,536 numbers of a codeword, at most 65,535"),
+    ],
+)
+def test_a_codebook_that_would_make_messages_cost_too_much_is_refused(
+    kind: str, change: dict[str, object], why: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"codebook of '{kind}': {why}"):
+        Codebook(kind, small_book(kind).arrays | {name: np.array(value) for name, value in change.items()})
+
+
+@pytest.mark.parametrize(
+    ("columns", "width", "k"),
+    [(1, 6000, 1), (300, 1, 1000)],  # long codewords for narrow latents; many columns for wide ones
+)
+def test_a_writer_takes_memory_in_proportion_to_codebook_and_latents(columns: int, width: int, k: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "mean": np.zeros(2),
+        "into": np.ones((2, k)),
+        "back": np.ones((k, 2)),
+        "layers": [columns],
+        "sizes": np.full(columns, 3),
+        "orders": np.zeros(columns),
+        "codewords": rng.standard_normal((3, width)),
+        "maps": rng.standard_normal((columns * width, k)),
+        "counts": np.ones(3 * columns),
+    }
+    book = Codebook("aq", {name: np.array(array) for name, array in arrays.items()})
+    y, held = rng.standard_normal((64, k)).astype(np.float32), sum(array.nbytes for array in book.arrays.values())
+    held += y.nbytes + 4 * 64 * width
+    tracemalloc.start()
+    codes = AdditiveCodec("aq", 9, book).codes(book, y)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * held
+    squares = [np.square(words @ into).sum(1) for words, into in zip(book.codewords, book.maps, strict=True)]
+    np.testing.assert_allclose(book.lengths, squares, rtol=1e-4)
+    assert codes.shape == (64, columns) and codes.min() >= 0
 
 
 def test_a_codebook_of_another_kind_or_without_an_array_is_refused() -> None:

@@ -36,13 +36,13 @@ class AdditiveCodec(LearnedCodec):
 
 def _nearest(book: Codebook, y: Array) -> Codes:
     codes = np.full((len(y), len(book.sizes)), -1, np.int32)
-    told = np.zeros((len(book.sizes), *y.shape), np.float32)  # by each column
-    for _ in range(SWEEPS):
+    told = np.zeros_like(y)  # by all columns
+    for sweep in range(SWEEPS):
         before = codes.copy()
         for column, (words, into) in enumerate(zip(book.codewords, book.maps, strict=True)):
-            rest = y - told.sum(0) + told[column]
-            codes[:, column] = (book.lengths[column] - 2 * (rest @ into.T) @ words.T).argmin(1)
-            told[column] = words[codes[:, column]] @ into
+            others = told - words[codes[:, column]] @ into if sweep else told
+            codes[:, column] = (book.lengths[column] - 2 * ((y - others) @ into.T) @ words.T).argmin(1)
+            told = others + words[codes[:, column]] @ into
         if (codes == before).all():
             break
     return codes
