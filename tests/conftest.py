@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)  # the same examples, on slow machines too
+settings.load_profile("same")
 
 TESTS = Path(__file__).parent
 FOLDERS = ("checkpoint", "cli", "integration", "rivals", "serving", "training")
