@@ -10,7 +10,7 @@ import pytest
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, WireError
-from latentwire.model import pretrained
+from latentwire.evaluation import rates as evaluated
 from latentwire.train import main as train_main
 from tests.commands import STORY, arguments
 
@@ -92,7 +92,7 @@ def test_rates_are_written_and_gone_on_with(
     assert frozen[0]["made_with"] != rows[0]["made_with"] and frozen[0]["nll_per_token"] != rows[0]["nll_per_token"]
     assert frozen[-1]["command"].endswith("--override features.use_lora=false --codec fp16")
     assert all("--lm_bytes" in row["command"].split() for row in limits)
-    monkeypatch.setattr(pretrained, "load_checkpoint", None)  # what is known needs no model
+    monkeypatch.setattr(evaluated, "load_checkpoint", None)  # what is known needs no model
     capsys.readouterr()
     assert latentwire([*words, "--json"]) == rows == json.loads(capsys.readouterr().out)
     with pytest.raises(ConfigError, match=r"evaluation\.samples: --samples says that here"):
