@@ -26,6 +26,8 @@ RIVAL_MODES = [mode for mode in ADAPTER_OF if mode.startswith(("llmlingua", "kvp
 """Those by other projects' methods, which an eval.json has only where they were asked for."""
 SIZES = {"utf8": "UTF-8", "zstd": "zstd -19", "packed_ids": "token ids", "lm_bytes": "lossless by the sender's model"}
 """Forms of a text that a message's bytes are compared with."""
+SIZE_COLUMNS = {kind: kind if kind.endswith("_bytes") else f"{kind}_bytes" for kind in SIZES}
+"""What the rows of `latentwire rates` call them."""
 
 
 def mode_label(mode: str, measured: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from latentwire.core.errors import DataError
 from latentwire.core.hashing import stable_hash
 from latentwire.core.json_files import read_json, write_json
 from latentwire.core.manifest import git_state
+from latentwire.core.measures import SIZE_COLUMNS
 from latentwire.data import data_fingerprint
 from latentwire.data.example import Passage
 from latentwire.evaluation.answering import Item, answer_batch, batches, encode_items
@@ -61,10 +62,7 @@ def rate(
             "codec": codec,
             "receiver": name,
             "bytes": size["wire"],
-            "utf8_bytes": size["utf8"],
-            "zstd_bytes": size["zstd"],
-            "packed_ids_bytes": size["packed_ids"],
-            "lm_bytes": size["lm_bytes"],
+            **{column: size[kind] for kind, column in SIZE_COLUMNS.items()},
             **{key: found[key] for key in ("f1", "f1_ci", "em", "em_ci", "first_token_acc", "nll_per_token")},
             "samples": len(answers),
             "passages": len(items),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from latentwire.core.measures import SIZE_COLUMNS, SIZES
 from latentwire.report.plots import around, as_png
-
-MARKS = {"utf8_bytes": "UTF-8", "zstd_bytes": "zstd -19", "packed_ids_bytes": "token ids", "lm_bytes": "lossless by LM"}
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -25,10 +24,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
             line = sorted((r for r in own if r["codec"].partition(":")[0] == kind), key=lambda r: r["bytes"])
             size, f1 = ([r[key] for r in line] for key in ("bytes", "f1"))
             axes.errorbar(size, f1, yerr=around(line, "f1"), fmt="o-", capsize=3, label=kind)
-        for key, name in MARKS.items():
-            if own[0].get(key):
-                axes.axvline(own[0][key], color="grey", linestyle=":", linewidth=1)
-                axes.text(own[0][key], 0.01, f" {name}", rotation=90, fontsize=7, va="bottom", ha="right")
+        for kind, label in SIZES.items():
+            if taken := own[0].get(SIZE_COLUMNS[kind]):
+                axes.axvline(taken, color="grey", linestyle=":", linewidth=1)
+                axes.text(taken, 0.01, f" {label}", rotation=90, fontsize=7, va="bottom", ha="right")
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.set_ylabel(f"F1, {receiver}")
