@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from latentwire.core.errors import DataError, WireError
+from latentwire.core.errors import WireError
+from latentwire.core.unicode import reading
 
 if TYPE_CHECKING:
     from latentwire.wire.codecs import Codec
@@ -21,10 +22,8 @@ PIECE = 1 << 16
 def opened(name: str) -> Iterator[BinaryIO]:
     """A file to read in binary, or standard input; what is wrong with a message in it is said with its name."""
     with ExitStack() as stack:
-        try:
+        with reading(name):
             stream: BinaryIO = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
-        except OSError as error:
-            raise DataError(f"{name}: could not be read: {error.strerror or error}") from error
         try:
             yield stream
         except WireError as error:
@@ -47,10 +46,8 @@ def text_of(name: str) -> Iterator[str]:
 
 
 def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, name: str) -> str:
-    try:
+    with reading(label(name)):
         return decoder.decode(block, final=not block)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{label(name)}: not a UTF-8 text: {error.reason}") from None
 
 
 def codec_of(spec: str, folder: Path) -> Codec:

@@ -18,6 +18,7 @@ from latentwire.cli.extras import extras
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, MaxNewTokens, OnlyReceivers, Overrides, names_of
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, LatentWireError
+from latentwire.core.unicode import reading
 
 TOKEN = "LATENTWIRE_TOKEN"
 
@@ -113,10 +114,8 @@ def _token(file: Path | None) -> str | None:
     if file is None and TOKEN not in os.environ:
         return None
     where = TOKEN if file is None else f"--token_file: {file}"
-    try:
+    with reading(where):
         token = (os.environ[TOKEN] if file is None else file.read_text(encoding="utf-8")).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: could not be read: {getattr(error, 'strerror', error)}") from None
     if not token:
         raise DataError(f"{where}: no token in it")
     return token

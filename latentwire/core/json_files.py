@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from latentwire.core.atomic import write_text, writing
 from latentwire.core.errors import LatentWireError
+from latentwire.core.unicode import reading
 
 BLOCK = 1 << 16
 """Bytes that are read at once on the way back to the last line's end."""
@@ -72,10 +73,8 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
     A last line without its end is left out: it is being written now.
     """
-    try:
+    with reading(str(path), LatentWireError):
         *lines, _ = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise LatentWireError(f"{path}: could not be read: {getattr(error, 'strerror', None) or error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -1,6 +1,9 @@
-"""Texts that can be written as UTF-8, which not every Python string can."""
+"""Texts and UTF-8: not every Python string can be written as it, and not every file is it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from latentwire.core.errors import DataError, LatentWireError
 
@@ -14,3 +17,14 @@ def utf8(text: str, what: str, error: type[LatentWireError] = DataError) -> byte
         return text.encode()
     except UnicodeEncodeError as found:
         raise error(f"{what} is not valid Unicode: {found.reason} at character {found.start}") from None
+
+
+@contextmanager
+def reading(where: str, error: type[LatentWireError] = DataError) -> Iterator[None]:
+    """What reads a UTF-8 text: `error`, in one line that begins with `where`, where it cannot be had or is none."""
+    try:
+        yield
+    except OSError as found:
+        raise error(f"{where}: could not be read: {found.strerror or found}") from found
+    except UnicodeDecodeError as found:
+        raise error(f"{where}: not a UTF-8 text: {found.reason}") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.core.errors import DataError, one_line
+from latentwire.core.unicode import reading
 
 TEXT_FILES = (".txt", ".md", ".rst")
 """Files of a folder that are taken as texts."""
@@ -55,13 +56,8 @@ def read_documents(
 
 
 def _text_lines(file: Path) -> Iterator[str]:
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:  # a text keeps its line ends
-            yield from stream
-    except OSError as error:
-        raise DataError(f"{file}: could not be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not a UTF-8 text: {error.reason}") from None
+    with reading(str(file)), open(file, encoding="utf-8-sig", newline="") as stream:  # a text keeps its line ends
+        yield from stream
 
 
 def _json_lines(file: Path) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from latentwire.config.sections.inputs import DataConfig
 from latentwire.core.errors import DataError
 from latentwire.core.json_files import read_json
-from latentwire.core.unicode import utf8
+from latentwire.core.unicode import reading, utf8
 from latentwire.data.cloze import cloze_passages
 from latentwire.data.example import Passage
 from latentwire.data.facts import make_facts
@@ -100,10 +100,8 @@ def take_questions(passages: list[Passage], limit: int | None) -> list[Passage]:
 
 def load_texts(path: str) -> list[str]:
     """Plain text, one paragraph a line; empty lines are left out."""
-    try:
+    with reading(f"data.text_path: {path}"):
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.text_path: {path}: could not be read: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise DataError(f"data.text_path: {path}: no text in it")

@@ -193,5 +193,5 @@ def test_lines_of_json_survive_any_text_and_a_line_that_is_being_written(tmp_pat
     with pytest.raises(LatentWireError, match=r"log\.jsonl: line 6: not valid JSON"):
         read_jsonl(path)
     path.write_bytes(b"\xff\n")
-    with pytest.raises(LatentWireError, match=r"log\.jsonl: could not be read"):
+    with pytest.raises(LatentWireError, match=r"log\.jsonl: not a UTF-8 text: invalid start byte$"):
         read_jsonl(path)

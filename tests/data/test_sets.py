@@ -162,6 +162,11 @@ def test_texts_are_paragraphs(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(DataError, match="no text in it"):
         load_texts(str(path))
+    path.write_bytes(b"one\xff\n")
+    with pytest.raises(DataError, match=r"data\.text_path: .*t\.txt: not a UTF-8 text: invalid start byte$"):
+        load_texts(str(path))
+    with pytest.raises(DataError, match=r"data\.text_path: .*: could not be read: Is a directory$"):
+        load_texts(str(tmp_path))
 
 
 CLOZE = {

@@ -133,6 +133,7 @@ def test_a_receiver_s_service_loads_no_sender(run: Path) -> None:
         (["--ckpt", "gone"], "gone: no checkpoint there"),
         (["--receiver", "c"], "has no receiver 'c' (it has: a, b)"),
         (["--token_file", "gone"], "--token_file: gone: could not be read: No such file or directory"),
+        (["--token_file", "{binary}"], "binary: not a UTF-8 text: invalid start byte"),
         (["--token_file", "{empty}"], "no token in it"),
         (["--port", "{taken}"], "Address already in use"),
         (["--host", "ö..b"], "--host, --port: ö..b:"),
@@ -144,8 +145,10 @@ def test_a_mistake_ends_in_one_line(
     run: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        given = [word.format(empty=tmp_path / "empty", taken=taken.getsockname()[1]) for word in words]
+        files = {name: tmp_path / name for name in ("empty", "binary")}
+        given = [word.format(**files, taken=taken.getsockname()[1]) for word in words]
         assert message in fails(latentwire, ["serve", "--ckpt", str(run), *given], capsys)
 
 
