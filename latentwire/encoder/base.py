@@ -69,10 +69,15 @@ class Encoder(nn.Module, ABC):
 
 
 def too_many_tokens(text: SenderText, limit: int) -> str | None:
-    """The refusal of a text that a pretrained model has not enough positions for."""
-    if len(text.ids) <= limit:
+    """The refusal of a text that the sender's pretrained model has not enough positions for."""
+    return over_window("encoder.model", len(text.ids), limit, "sender")
+
+
+def over_window(key: str, tokens: int, limit: int, whose: str) -> str | None:
+    """The refusal of a text of more tokens than somebody's window, whose dotted key is `key`."""
+    if tokens <= limit:
         return None
-    return f"encoder.model: a text of {len(text.ids)} tokens is longer than the sender's window of {limit}"
+    return f"{key}: a text of {tokens} tokens is longer than the {whose}'s window of {limit}"
 
 
 def deepest_layer(layers: Sequence[int], lm: LanguageModel, key: str) -> int:

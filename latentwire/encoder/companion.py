@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.padding import pad_right
 from latentwire.config.schema import Config
-from latentwire.encoder.base import deepest_layer, states_in_windows
+from latentwire.encoder.base import deepest_layer, over_window, states_in_windows
 from latentwire.encoder.text import SenderText, by_window, shift
 from latentwire.encoder.windows import Span
 
@@ -51,10 +51,8 @@ class Companion(nn.Module):
 
     def too_long(self, text: SenderText) -> str | None:
         """Why a text is longer than the companion can read; else None."""
-        length, limit = len(self.tokens(text)[0]), self.lm.anatomy.max_positions
-        if length <= limit:
-            return None
-        return f"encoder.companion: a text of {length} tokens is longer than the window of {limit} of {self.lm.name!r}"
+        tokens, limit = len(self.tokens(text)[0]), self.lm.anatomy.max_positions
+        return over_window("encoder.companion", tokens, limit, "companion")
 
     def window_features(self, texts: Sequence[SenderText]) -> list[Tensor]:
         """What it makes of each text: (M_i, d_features), fp32."""
