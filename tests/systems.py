@@ -34,7 +34,7 @@ def small_config(**sections: dict[str, Any]) -> Config:
     kind = sections.get("encoder", {}).get("type", "backbone")
     base: dict[str, dict[str, Any]] = {
         "model": {"dtype": "float32", "receivers": {"a": "tiny-llama", "b": "tiny-gemma3"}},
-        "encoder": {"model": "tiny-llama", "layers": [0, 2], "window": 4, "d_z": 16},
+        "encoder": {"model": "tiny-llama", "window": 4, "d_z": 16} | ({"layers": [0, 2]} if kind == "backbone" else {}),
         "deep_prefix": {"hidden": 8},
         "adapter": {"hidden": 8},
         "lora": {"r": 4, "alpha": 8},

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from latentwire.config.schema import Config
 from latentwire.config.sections.base import KEPT, leaves, section_of
+from latentwire.config.sections.latents import EncoderConfig
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_object
 
@@ -55,8 +56,8 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any], *, kep
     """Check a nested mapping with some dotted keys changed; errors name `where` and the dotted key.
 
     Who changes a stage's `epochs` and not its `max_steps` means these epochs, whatever limit the mapping holds; who
-    changes LoRA's targets to those of the first layers means these layers. kept: as a run or checkpoint has it, see
-    `is_kept`.
+    changes LoRA's targets to those of the first layers means these layers; who changes the encoder to one that takes no
+    layers means none. kept: as a run or checkpoint has it, see `is_kept`.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a configuration is a JSON object, got {_short(values)}")
@@ -70,12 +71,15 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any], *, kep
 
 
 def lifting(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by dotted key, and what they lift of that which they come over: a limit in other words."""
+    """Changes by dotted key, and what they lift of that which they come over: a limit in other words, or what was for
+    another encoder."""
     stages = [key.removesuffix("epochs") for key in changes if re.fullmatch(r"curriculum\.\w+\.epochs", key)]
-    limits = {f"{stage}max_steps": None for stage in stages}
+    lifted: dict[str, Any] = {f"{stage}max_steps": None for stage in stages}
     if "_firstN:" in str(changes.get("lora.targets")):
-        limits["lora.first_n"] = None
-    return limits | dict(changes)
+        lifted["lora.first_n"] = None
+    if changes.get("encoder.type", "backbone") != "backbone":
+        lifted["encoder.layers"] = EncoderConfig.model_fields["layers"].get_default()
+    return lifted | dict(changes)
 
 
 def some_receivers(known: Mapping[str, T], names: Sequence[str], where: str) -> dict[str, T]:

@@ -26,6 +26,7 @@ def flags_of(models: Path, kind: str, **more: object) -> list[str]:
         more["query_heads"] = 2
     options: dict[str, object] = {
         "encoder_type": kind,
+        "encoder_layers": "0,10,20",
         "query_width": 16,
         "refiner_width": 16,
         "latent_shared_len": 6,

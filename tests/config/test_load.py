@@ -80,6 +80,13 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
         ({}, ["queries.heads=3"], r"c\.json: queries\.width: 256 is not a multiple of heads = 3$"),
         ({}, ["queries.bank=80"], r"c\.json: queries\.bank: does nothing, as encoder\.type = 'backbone' has none"),
         ({"encoder": {"type": "stq"}}, ["byte.layers=3"], r"byte\.layers: does nothing, as encoder\.type is 'stq'"),
+        ({"encoder": {"type": "stq"}}, ["encoder.layers=[4]"], r"encoder\.layers: .* leave it at \[0, 10, 20\]$"),
+        (
+            {},
+            ["encoder.type=byte", "encoder.layers=[4]"],
+            r"encoder\.layers: .*encoder\.type = 'byte' takes none; leave",
+        ),
+        ({"encoder": {"type": "simple-st", "layers": [4]}}, [], r"encoder\.layers: does nothing"),
         ({"encoder": {"type": "simple-st"}}, ["queries.heads=2"], r"queries\.heads: .* has no attention$"),
         ({"encoder": {"type": "simple-st"}}, ["queries.layers=2"], r"queries\.layers: .* has no attention$"),
         ({"encoder": {"type": "stq", "latent_len": 8}}, ["queries.bank=80"], r"queries\.bank: .*latent_len"),
@@ -116,6 +123,20 @@ def test_a_file_that_is_not_json_and_one_that_is_not_there(tmp_path: Path) -> No
         load_config(tmp_path / "c.json")
     with pytest.raises(ConfigError, match=r"d\.json: no such file"):
         load_config(tmp_path / "d.json")
+
+
+def test_layers_of_a_file_are_for_its_own_encoder() -> None:
+    values = {"encoder": {"layers": [4, 18]}}
+    assert config_from_dict(values, "file", {}).encoder.layers == [4, 18]
+    assert config_from_dict(values, "file", {"encoder.type": "byte"}).encoder.layers == [0, 10, 20]
+
+
+def test_kept_layers_of_an_encoder_that_takes_none_are_none() -> None:
+    old = {"encoder": {"type": "stq", "layers": [4, 18]}}
+    with pytest.raises(ConfigError, match=r"encoder\.layers: does nothing"):
+        config_from_dict(old, "new", {})
+    kept, new = config_from_dict(old, "kept", {}, kept=True), config_from_dict({"encoder": {"type": "stq"}}, "new", {})
+    assert kept == new and not changed_in(old, "kept", new)  # the run goes on, and another may start from it
 
 
 def test_a_kept_configuration_may_hold_what_has_no_effect() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -123,9 +123,19 @@ class EncoderConfig(Section):
     def _as_it_is(self, value: float) -> int | float:
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_layers(cls, values: Any, info: ValidationInfo) -> Any:
+        """A kept configuration loses layers that never meant anything, so that it is the same as one without."""
+        if is_kept(info) and isinstance(values, dict) and values.get("type", "backbone") != "backbone":
+            return {key: value for key, value in values.items() if key != "layers"}
+        return values
+
     @model_validator(mode="after")
     def _has_effect(self) -> EncoderConfig:
         """What backbone alone can do, and what means nothing by itself."""
+        if self.type != "backbone" and "layers" in self.changed:
+            raise ValueError(self.unused("layers", f"does nothing, as encoder.type = {self.type!r} takes none"))
         for key, does in (("keep", "chooses tokens"), ("companion", "has one"), ("bidirectional", "reads that way")):
             if getattr(self, key) and self.type != "backbone":
                 raise ValueError(f"{key}: only encoder.type = 'backbone' {does}, not {self.type!r}")
