@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from latentwire.checkpoint.hub import fetch_beside
 from latentwire.checkpoint.index import find_checkpoint, load_config_of
 from latentwire.checkpoint.parts import State, adapter_stem, reader_stem
 from latentwire.checkpoint.tensors import read_info
+from latentwire.config.flags import options
 from latentwire.config.load import config_from_dict, some_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json, read_jsonl
@@ -22,6 +24,13 @@ HERE = {
     "system": ("device", "threads", "require_cuda", "device_map", "sequential_models"),
 }
 """Options of a run that say where and on what it was made; others have another place and another machine."""
+WORDS = {
+    name
+    for option in options()
+    if option.dotted in ("anchor.text", "anchor.question", "evaluation.anchor_text")
+    for name in (option.dotted, f"--{option.flag}")
+}
+"""Options whose value is words of a prompt, and no path even where it begins with "/": their keys and flags."""
 
 
 def measured_on(before: Mapping[str, Any], files: Mapping[str, Any]) -> bool:
@@ -130,7 +139,7 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
 
     The held-out file is left out: an evaluation names its own.
     """
-    config = _named(info["config"]) | {"anchor": info["config"]["anchor"]}  # words, which may begin with "/"
+    config = _named(info["config"])
     config["data"]["eval_path"] = None
     for section, keys in HERE.items():
         for key in keys:
@@ -139,27 +148,33 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
     if "manifest" in info:
         manifest = info["manifest"]
         known = {"config": config} if manifest.get("config") else {}
-        out["manifest"] = manifest | {"command": _named(manifest["command"])} | known
+        out["manifest"] = manifest | {"command": _command(manifest["command"])} | known
     if "earlier" in info:
-        out["earlier"] = [{"command": _named(made["command"]), "git": made["git"]} for made in info["earlier"]]
+        out["earlier"] = [{"command": _command(made["command"]), "git": made["git"]} for made in info["earlier"]]
     return out
 
 
-def _named(value: Any) -> Any:
+def _command(words: Sequence[str]) -> list[str]:
+    return [_named(word, at) for at, word in pairwise(["", *words])]
+
+
+def _named(value: Any, at: str = "") -> Any:
     """Paths of this machine, anywhere in a JSON value or a word of a command, by their last part; the project's own
-    stay as they are."""
+    stay as they are. `at`: the dotted key where it stands, or the word in front of it."""
+    if at in WORDS:
+        return value
     if isinstance(value, dict):
-        return {key: _named(item) for key, item in value.items()}
+        return {key: _named(item, f"{at}.{key}" if at else key) for key, item in value.items()}
     if isinstance(value, list):
         return [_named(item) for item in value]
     if not isinstance(value, str):
         return value
     key, sign, rest = value.partition("=")
     if sign and "/" not in key:  # an override, or an option with its value
-        return f"{key}={_named(rest)}"
+        return f"{key}={_named(rest, key)}"
     if value.startswith(("{", "[")):
         with suppress(ValueError):
-            return json.dumps(_named(json.loads(value)))
+            return json.dumps(_named(json.loads(value), at))
     parts = [value] if _exists(value) else value.split(",")
     return ",".join(Path(part).name if _is_path(part) else part for part in parts)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentwire.checkpoint import tensors
+from latentwire.checkpoint.export import portable
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import SCALE, load_folder, read_info, save_folder
 from latentwire.core.errors import CheckpointError, LatentWireError
@@ -177,3 +178,20 @@ def test_what_has_not_changed_keeps_its_file(tmp_path: Path) -> None:
     assert after[f"receivers/{changed}.safetensors"] == anew[f"receivers/{changed}.safetensors"]
     assert sender_fingerprint(tmp_path / "after") == sender_fingerprint(tmp_path / "before")
     assert read_info(tmp_path / "after")["files"].keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--anchor_text", "/x"], ["--anchor_text", "/x"]),
+        (["--anchor_text=/x", "--eval_anchor_text", "/x/y"], ["--anchor_text=/x", "--eval_anchor_text", "/x/y"]),
+        (["--override", "anchor.question=/a {question}"], ["--override", "anchor.question=/a {question}"]),
+        (['--override=anchor={"text": "/x"}'], ['--override=anchor={"text": "/x"}']),
+        (["--anchor_text", "/x", "/p/x.json"], ["--anchor_text", "/x", "x.json"]),
+        (["--data_path", "/p/x.json", "--tag=/x"], ["--data_path", "x.json", "--tag=x"]),
+    ],
+)
+def test_words_of_a_prompt_in_a_command_are_no_paths(words: list[str], kept: list[str]) -> None:
+    info = {"config": small_config().model_dump(mode="json"), "earlier": [{"command": words, "git": None}]}
+    info["manifest"] = {"command": words}
+    assert portable(info)["manifest"]["command"] == portable(info)["earlier"][0]["command"] == kept

@@ -529,7 +529,9 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         "anchor.text={not JSON}",
     ]
     info["config"]["anchor"] |= {"text": "/no_think", "question": "/ {question}"}
+    info["config"]["evaluation"]["anchor_text"] = "/passage"
     assert portable(info)["config"]["anchor"] == info["config"]["anchor"]
+    assert portable(info)["config"]["evaluation"]["anchor_text"] == "/passage"
     measured = json.loads((tmp_path / "measured" / "eval.json").read_text())
     files = measured["manifest"]["checkpoint"]
     later = files | {"codecs/fsq.safetensors": {"bytes": 1, "sha256": "1" * 64}}
