@@ -5,11 +5,14 @@ Raw embeddings must equal the text, or nothing that is read through `inputs_embe
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from latentwire.core.errors import ModelError
 from latentwire.evaluation.answering import answer_all, encode_items
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.modes import MODES, Given, modes_for
@@ -60,6 +63,19 @@ def test_anchored_embeddings_equal_the_anchor_text_and_the_passage(family: str) 
     expected = receiver.score(written, questions).nll
     found = receiver.score(MODES["embedding_anchor"].read(receiver, given), questions).nll
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("short", [0, 1])
+@pytest.mark.parametrize("mode", ["embedding_anchor", "text"])
+def test_the_anchor_has_to_fit_the_window_where_it_is_read(mode: str, short: int) -> None:
+    evaluation = {"modes": [mode, "latent"], "anchor_text": ANCHOR}
+    system = small_system(small_config(features={"use_deep_prefix": False}, evaluation=evaluation), ("llama",))
+    lm, passage = system.receivers["a"].lm, small_passages(1)[0]
+    anchor = len(lm.tokenizer(ANCHOR, add_special_tokens=False)["input_ids"]) if mode == "embedding_anchor" else 0
+    positions = system.prepare(passage)[1]["a"].positions + anchor
+    lm.anatomy = replace(lm.anatomy, max_positions=positions - short)
+    with pytest.raises(ModelError, match=rf"receiver 'a': {positions} tokens") if short else nullcontext():
+        system.prepare_to_ask(passage)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])

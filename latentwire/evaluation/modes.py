@@ -47,8 +47,7 @@ def _replay(receiver: Receiver, given: Given) -> Context:
 
 
 def _anchored(receiver: Receiver, given: Given) -> Context:
-    anchor = receiver.prompt.opening(receiver.config.evaluation.anchor_text)
-    rows = [t.ids[: t.head_len] + anchor + t.ids[t.head_len :] for t in given.texts]
+    rows = [t.ids[: t.head_len] + receiver.passage_anchor + t.ids[t.head_len :] for t in given.texts]
     return receiver.read_text(rows, as_embeddings=True)
 
 

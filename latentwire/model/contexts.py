@@ -137,6 +137,11 @@ class ContextReader:
                 f"window of {limit}"
             )
 
+    @property
+    def passage_anchor(self) -> list[int]:
+        """Token ids of evaluation.anchor_text, which stand in front of a passage in mode embedding_anchor."""
+        return self.prompt.opening(self.config.evaluation.anchor_text)
+
     def read_text(self, rows: Sequence[list[int]], *, as_embeddings: bool = False) -> Context:
         """Read token ids (head first), through `inputs_embeds` if asked: the text path and its replay."""
         self.check_length(max(map(len, rows)))

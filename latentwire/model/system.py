@@ -65,10 +65,12 @@ class LatentWire:
         return sent, {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.receivers.items()}
 
     def prepare_to_ask(self, passage: Passage) -> Prepared:
-        """`prepare`; ModelError also where the text with one of its questions is too long for a receiver."""
+        """`prepare`; ModelError also where the text with one of its questions, in the longest form in which it is read
+        (`evaluation.modes`), is too long for a receiver."""
         sent, texts = self.prepare(passage)
+        anchored = "embedding_anchor" in self.config.evaluation.modes
         for name, receiver in self.receivers.items():
-            receiver.check_length(texts[name].positions)
+            receiver.check_length(texts[name].positions + (len(receiver.passage_anchor) if anchored else 0))
         return sent, texts
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:
