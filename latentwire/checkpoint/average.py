@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentwire.checkpoint.export import check_target, histories, lineage, training_log
 from latentwire.checkpoint.index import load_config_of
+from latentwire.checkpoint.models import other_models
 from latentwire.checkpoint.parts import State
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config.form import unlike_forms
@@ -37,6 +38,9 @@ def average(folders: Sequence[Path], out: Path, command: Sequence[str]) -> tuple
     runs = list(dict.fromkeys(run for folder in folders for run in lineage(folder)))
     of_first = {key: value for key, value in read_info(folders[0]).items() if key in ("config", "data_licence")}
     of_first["config"].get("checkpoint", {}).pop("init_from", None)
+    alone = {frozenset(load_config_of(folder).curriculum.train_only or ()) for folder in folders}
+    if file_of(SENDER) not in shared or len(alone) > 1:  # else these were trained alone in all, the rest as it is
+        mapping_at(of_first["config"], "curriculum").pop("train_only", None)
     if file_of(SENDER) not in shared:  # a new one, which no codebook is for
         of_first["config"].get("codec", {}).pop("learned", None)
         sends = mapping_at(of_first["config"], "evaluation").get("codec")
@@ -58,7 +62,8 @@ def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     stays that of both, with its fingerprint. Codebooks are those of the first checkpoint where all have its sender; one
     that is a mean has none, as codebooks are found for a sender's latents.
 
-    ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first.
+    ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first, or with
+    another model under a receiver's name.
     """
     first, *others = folders
     config, files = load_config_of(first), {folder: read_info(folder)["files"] for folder in folders}
@@ -66,7 +71,10 @@ def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
         for name in sorted(set(_without_books(files[first])) ^ set(_without_books(files[folder]))):
             has, lacks = (first, folder) if name in files[first] else (folder, first)
             raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
-        for dotted, own, other in unlike_forms(config, load_config_of(folder)):
+        theirs = load_config_of(folder)
+        for name, own, other in other_models(config, theirs):
+            raise CheckpointError(f"{folder}: has receiver {name!r} on {other!r}, but {first} has it on {own!r}")
+        for dotted, own, other in unlike_forms(config, theirs):
             raise CheckpointError(f"{folder}: has {dotted} = {other!r}, but {first} has {own!r}")
     state, shared = State(), dict[str, Path]()
     for name in _without_books(files[first]):

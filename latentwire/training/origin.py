@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of, sender_fingerprint
+from latentwire.checkpoint.models import other_models
 from latentwire.checkpoint.parts import State, adapter_stem, merge, part_of, reader_stem
 from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.config import Config
@@ -100,7 +101,13 @@ class Origin:
         write_json(note, self.files)
 
     def _check_receivers(self, ours: Config) -> None:
-        """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""
+        """New receivers can be had, but no other model under a known one's name; with train_only, all but those named
+        come from here, and none is left behind."""
+        for name, trained, asked in other_models(self.config, ours):
+            raise ConfigError(
+                f"checkpoint.init_from: {self.folder} was trained with receiver {name!r} on {trained!r}, not "
+                f"{asked!r}; another model needs another name"
+            )
         names, only = set(ours.model.chosen), ours.curriculum.train_only
         if names != self.known and ours.encoder.latent_private_len:
             why = "and has none for a new one" if names - self.known else "so none of them can be left out"

@@ -13,8 +13,10 @@ from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.cli.export import main as export_main
 from latentwire.cli.main import main as latentwire
+from latentwire.config.load import config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
 from latentwire.model.pretrained import load_checkpoint
+from latentwire.training.origin import Origin
 from tests.systems import saved_run
 
 
@@ -117,3 +119,59 @@ def test_what_has_no_mean_is_said(one: Path, tmp_path: Path) -> None:
     fails(CheckpointError, r"x\.safetensors: heads of these checkpoints differs", books / "w", books / "v")
     save_folder(books / "z", {"sender": short}, info, copied={n: f for n, f in files.items() if n[:6] != "sender"})
     fails(CheckpointError, r"z/sender\.safetensors: has not the names and shapes", one, books / "z")
+
+
+def trained_with(checkpoint: Path, folder: Path, dotted: str, value: object) -> Path:
+    """The same checkpoint with another value in its configuration."""
+    info = read_info(checkpoint)
+    section, key = dotted.split(".")
+    info["config"][section][key] = value
+    files = {name: checked_file(checkpoint, name, file) for name, file in info["files"].items()}
+    save_folder(folder, {}, info, copied=files)
+    return folder
+
+
+def test_a_mean_claims_no_training_that_only_some_of_its_checkpoints_had(one: Path, tmp_path: Path) -> None:
+    key = "curriculum.train_only"
+    for which in ("a", "b"):
+        moved(one, f"receivers/{which}", tmp_path / f"moved_{which}", 0.5)
+    moved(one, "receivers/b", tmp_path / "moved_again", 1.0)
+    moved(one, "sender", tmp_path / "moved_sender", 1.0)
+    of_a = trained_with(tmp_path / "moved_a" / "last", tmp_path / "of_a", key, ["a"])
+    of_b = trained_with(tmp_path / "moved_b" / "last", tmp_path / "of_b", key, ["b"])
+    again = trained_with(tmp_path / "moved_again" / "last", tmp_path / "again", key, ["b"])
+    other = trained_with(tmp_path / "moved_sender" / "last", tmp_path / "other", key, ["b"])
+    for several, claimed in (([of_a, of_b], None), ([of_b, one], None), ([of_b, other], None), ([of_b, again], ["b"])):
+        latentwire(["average", *map(str, several), "--out", str(tmp_path / "mean")])
+        assert load_config_of(tmp_path / "mean").curriculum.train_only == claimed
+
+
+def test_another_model_under_a_receivers_name_is_refused(one: Path, tmp_path: Path) -> None:
+    own = load_config_of(one).model.chosen
+    copy = shutil.copytree(own["a"], tmp_path / "copy")
+    changed = moved(one, "receivers/a", tmp_path / "a", 0.5) / "last"
+    for n, (before, now, same) in enumerate(
+        (
+            (own["a"], own["b"], False),
+            (own["a"], str(copy), True),
+            (own["a"], str(tmp_path / "gone"), True),
+            (own["a"], "org/model", True),
+            ("smollm2-135m", "gemma3-270m", False),
+            ("smollm2-135m", "org/model", False),
+            ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
+        )
+    ):
+        first = trained_with(one, tmp_path / f"first{n}", "model.receivers", own | {"a": before})
+        second = trained_with(changed, tmp_path / f"second{n}", "model.receivers", own | {"a": now})
+        words = ["average", str(first), str(second), "--out", str(tmp_path / f"mean{n}")]
+        start = read_info(second)["config"]
+        start["checkpoint"]["init_from"] = str(first)
+        run = config_from_dict(start, "run", {})
+        if same:
+            latentwire(words)
+            Origin.of(run)
+            continue
+        with pytest.raises(CheckpointError, match=rf"second{n}: has receiver 'a' on '{now}', but .*first{n} has it on"):
+            latentwire(words)
+        with pytest.raises(ConfigError, match=rf"first{n} was trained with receiver 'a' on '{before}', not '{now}'; "):
+            Origin.of(run)
