@@ -62,8 +62,8 @@ def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
     stays that of both, with its fingerprint. Codebooks are those of the first checkpoint where all have its sender; one
     that is a mean has none, as codebooks are found for a sender's latents.
 
-    ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first, or with
-    another model under a receiver's name.
+    ConfigError where nothing differs; CheckpointError, with the folder, for one of another form than the first, or on
+    other models.
     """
     first, *others = folders
     config, files = load_config_of(first), {folder: read_info(folder)["files"] for folder in folders}
@@ -72,9 +72,7 @@ def mean(folders: Sequence[Path]) -> tuple[State, dict[str, Path]]:
             has, lacks = (first, folder) if name in files[first] else (folder, first)
             raise CheckpointError(f"{lacks}: has no {name}, which {has} has")
         theirs = load_config_of(folder)
-        for name, own, other in other_models(config, theirs):
-            raise CheckpointError(f"{folder}: has receiver {name!r} on {other!r}, but {first} has it on {own!r}")
-        for dotted, own, other in unlike_forms(config, theirs):
+        for dotted, own, other in (*other_models(config, theirs), *unlike_forms(config, theirs)):
             raise CheckpointError(f"{folder}: has {dotted} = {other!r}, but {first} has {own!r}")
     state, shared = State(), dict[str, Path]()
     for name in _without_books(files[first]):

@@ -1,4 +1,4 @@
-"""Whether the receivers of two checkpoints stand on the same models."""
+"""Whether two checkpoints stand on the same models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ WEIGHTS = ("*.safetensors",)
 
 
 def other_models(one: Config, other: Config) -> Iterator[tuple[str, str, str]]:
-    """Receivers under whose name two configurations have different models: the name, and both models."""
-    for name, model in one.model.chosen.items():
-        theirs = other.model.chosen.get(name, model)
-        if differ(model, theirs):
-            yield name, model, theirs
+    """Dotted keys under which two configurations name different models, with both: receivers, sender and companion."""
+    a, b = _models(one), _models(other)
+    yield from ((key, a[key], b[key]) for key in a if key in b and differ(a[key], b[key]))
+
+
+def _models(config: Config) -> dict[str, str]:
+    named = {f"model.receivers.{name}": model for name, model in config.model.chosen.items()}
+    named["encoder.model"] = config.encoder.model
+    return named | ({"encoder.companion": config.encoder.companion} if config.encoder.companion else {})
 
 
 def differ(one: str, other: str) -> bool:
@@ -29,6 +33,13 @@ def differ(one: str, other: str) -> bool:
     ids = [hub_name(Path(ALIASES[name].hub_id if name in ALIASES else name)) for name in (one, other)]
     if all(ids):
         return ids[0] != ids[1]
-    forms = [Path(name).expanduser().is_dir() for name in (one, other)]
-    digests = [files_digest(name, WEIGHTS) for name in (one, other)]
-    return forms[0] == forms[1] and None not in digests and digests[0] != digests[1]
+    if Path(one).expanduser().is_dir() != Path(other).expanduser().is_dir():
+        return False
+    digests = [_weights(name) for name in (one, other)]
+    return None not in digests and digests[0] != digests[1]
+
+
+def _weights(name: str) -> str | None:
+    """A hash of the weights in a folder or GGUF file; None where there are none here."""
+    found = Path(name).expanduser()
+    return files_digest(name, WEIGHTS) if found.is_file() or any(found.glob(WEIGHTS[0])) else None

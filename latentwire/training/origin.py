@@ -101,13 +101,7 @@ class Origin:
         write_json(note, self.files)
 
     def _check_receivers(self, ours: Config) -> None:
-        """New receivers can be had, but no other model under a known one's name; with train_only, all but those named
-        come from here, and none is left behind."""
-        for name, trained, asked in other_models(self.config, ours):
-            raise ConfigError(
-                f"checkpoint.init_from: {self.folder} was trained with receiver {name!r} on {trained!r}, not "
-                f"{asked!r}; another model needs another name"
-            )
+        """New receivers can be had; with train_only, all but those named come from here, and none is left behind."""
         names, only = set(ours.model.chosen), ours.curriculum.train_only
         if names != self.known and ours.encoder.latent_private_len:
             why = "and has none for a new one" if names - self.known else "so none of them can be left out"
@@ -163,7 +157,7 @@ class Origin:
         return anew
 
     def _check_form(self, ours: Config) -> None:
-        """The sender's form is the checkpoint's, and so is that of receivers.
+        """The sender's models and form are the checkpoint's, and so are those of receivers.
 
         Features that the checkpoint was trained without may come in addition, unless some receivers stay as they are;
         where all of these do, the new ones may have LoRA or not. A companion may come in addition, and tokens may be
@@ -180,7 +174,7 @@ class Origin:
             free |= {f"encoder.{key}" for key in ("window", "keep_by", "keep_from", "keep_order")}
         if only and not set(only) & self.known:
             free |= {"features.use_lora"}
-        for dotted, trained, asked in unlike_forms(theirs, ours):
+        for dotted, trained, asked in (*other_models(theirs, ours), *unlike_forms(theirs, ours)):
             if not {dotted, dotted.split(".")[0]} & free:
                 raise ConfigError(
                     f"checkpoint.init_from: {self.folder} was trained with {dotted} = {trained!r}, not {asked!r}"

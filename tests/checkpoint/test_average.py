@@ -146,32 +146,41 @@ def test_a_mean_claims_no_training_that_only_some_of_its_checkpoints_had(one: Pa
         assert load_config_of(tmp_path / "mean").curriculum.train_only == claimed
 
 
-def test_another_model_under_a_receivers_name_is_refused(one: Path, tmp_path: Path) -> None:
-    own = load_config_of(one).model.chosen
-    copy = shutil.copytree(own["a"], tmp_path / "copy")
+@pytest.mark.parametrize("dotted", ["model.receivers.a", "encoder.model", "encoder.companion"])
+def test_another_model_under_a_name_is_refused(dotted: str, one: Path, tmp_path: Path) -> None:
+    receivers = load_config_of(one).model.chosen
+    llama, gemma = receivers["a"], receivers["b"]
+    copy = str(shutil.copytree(llama, tmp_path / "copy"))
+    if dotted == "encoder.companion":  # of 4 of the 16 dimensions
+        one = trained_with(one, tmp_path / "one", "encoder.companion_d_z", 4)
     changed = moved(one, "receivers/a", tmp_path / "a", 0.5) / "last"
+    receiver = dotted.endswith(".a")
+    key = "model.receivers" if receiver else dotted
     for n, (before, now, same) in enumerate(
         (
-            (own["a"], own["b"], False),
-            (own["a"], str(copy), True),
-            (own["a"], str(tmp_path / "gone"), True),
-            (own["a"], "org/model", True),
+            (llama, gemma, False),
+            (llama, copy, True),
+            (llama, str(tmp_path / "gone"), True),
+            (llama, str(tmp_path), True),
+            (llama, "org/model", True),
             ("smollm2-135m", "gemma3-270m", False),
             ("smollm2-135m", "org/model", False),
             ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
         )
     ):
-        first = trained_with(one, tmp_path / f"first{n}", "model.receivers", own | {"a": before})
-        second = trained_with(changed, tmp_path / f"second{n}", "model.receivers", own | {"a": now})
+        first, second = (
+            trained_with(checkpoint, tmp_path / f"{name}{n}", key, receivers | {"a": model} if receiver else model)
+            for checkpoint, name, model in ((one, "first", before), (changed, "second", now))
+        )
         words = ["average", str(first), str(second), "--out", str(tmp_path / f"mean{n}")]
-        start = read_info(second)["config"]
-        start["checkpoint"]["init_from"] = str(first)
-        run = config_from_dict(start, "run", {})
+        raw = read_info(second)["config"]
+        raw["checkpoint"]["init_from"] = str(first)
+        run = config_from_dict(raw, "run", {}, kept=True)
         if same:
             latentwire(words)
             Origin.of(run)
             continue
-        with pytest.raises(CheckpointError, match=rf"second{n}: has receiver 'a' on '{now}', but .*first{n} has it on"):
+        with pytest.raises(CheckpointError, match=rf"second{n}: has {dotted} = '{now}', but .*first{n} has '{before}'"):
             latentwire(words)
-        with pytest.raises(ConfigError, match=rf"first{n} was trained with receiver 'a' on '{before}', not '{now}'; "):
+        with pytest.raises(ConfigError, match=rf"first{n} was trained with {dotted} = '{before}', not '{now}'$"):
             Origin.of(run)
