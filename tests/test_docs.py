@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 
 from latentwire import Wire
@@ -41,6 +42,17 @@ def commands_of(page: str) -> list[str]:
     """The command lines of a page."""
     blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def test_the_page_reads_on_where_the_receiver_computes_in_bf16(trained: dict[str, Any]) -> None:
+    """The built-in models do, on processors that multiply it; their LoRA stays in fp32."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks[:3]).replace("checkpoints/default", trained["checkpoint"])
+    code = code.replace('"gemma3-270m")', '"qwen", {"model.dtype": "bfloat16"})')
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/python.md", "exec"), names)
+    assert names["receiver"].lm.dtype == torch.bfloat16
+    assert names["out"].shape[1] > len(names["tail"])  # which tokens is chance: random weights, sums in another order
 
 
 def test_the_code_of_the_python_page_runs(models: Path, trained: dict[str, Any], tmp_path: Path) -> None:
