@@ -160,7 +160,8 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
     limits, known = engine.limits, engine.ends.receivers
     name = body.receiver or (next(iter(known)) if len(known) == 1 else None)
     if name not in known:
-        raise HTTPException(404, f"receiver: {name!r} is not here (there are: {', '.join(known)})")
+        wrong = "none is named" if name is None else f"{name!r} is not here"
+        raise HTTPException(404, f"receiver: {wrong} (there are: {', '.join(known)})")
     if len(body.questions) > limits.batch:
         raise TooLarge(f"questions: {len(body.questions)}; at most {limits.batch} are taken")
     longest = max(map(len, body.questions))
@@ -272,7 +273,8 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = "" if first["type"] == "json_invalid" else ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse({"error": f"{where or 'body'}: {first['msg']}"}, 422)
+    what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+    return JSONResponse({"error": f"{where or 'body'}: {what}"}, 422)
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:
