@@ -24,6 +24,8 @@ def reading(where: str, error: type[LatentWireError] = DataError) -> Iterator[No
     """What reads a UTF-8 text: `error`, in one line that begins with `where`, where it cannot be had or is none."""
     try:
         yield
+    except FileNotFoundError as found:
+        raise error(f"{where}: no such file") from found
     except OSError as found:
         raise error(f"{where}: could not be read: {found.strerror or found}") from found
     except UnicodeDecodeError as found:

@@ -76,8 +76,13 @@ def _read_file(config: DataConfig, path: Path, key: str) -> list[Passage]:
             passages = parse_squad(raw, version2=dataset == "squad_v2")
     except KeyError as error:
         raise DataError(f"{key}: {path}: not in the format of {dataset}: key {error} is missing") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{key}: {path}: not in the format of {dataset}: {error}") from None
+    except (TypeError, ValueError, AttributeError):  # what Python says of it tells nothing of the file
+        form = (
+            "a list of questions with their context"
+            if dataset == "hotpot"
+            else "whose questions lie under data, paragraphs, qas"
+        )
+        raise DataError(f"{key}: {path}: not in the format of {dataset}, {form}") from None
     for passage in passages:
         for text in (passage.context, *(text for q in passage.questions for text in (q.id, q.text, *q.answers))):
             utf8(text, f"{key}: {path}: passage {passage.id!r}")

@@ -133,9 +133,9 @@ def test_files_and_limits(tmp_path: Path) -> None:
         ("squad", None, r"data\.data_path: .*set\.json: no such file"),
         ("squad", "{", r"set\.json: not valid JSON"),
         ("squad", '{"data": [{}]}', r"not in the format of squad: key 'paragraphs' is missing"),
-        ("squad", "[1]", r"not in the format of squad"),
+        ("squad", "[1]", r"not in the format of squad, whose questions lie under data, paragraphs, qas$"),
         ("squad", '{"data": []}', r"no question in it"),
-        ("hotpot", json.dumps(SQUAD), r"not in the format of hotpot"),
+        ("hotpot", json.dumps(SQUAD), r"not in the format of hotpot, a list of questions with their context$"),
         ("squad", f'{{"data": {"9" * 5000}}}', r"set\.json: not valid JSON"),
         (
             "squad",
