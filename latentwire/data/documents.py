@@ -33,7 +33,7 @@ def read_documents(
 
     Those of JSONL and Parquet are named by `id_key` or, without one, by their number from 1; files by their path below
     the folder. lines: every line of a text file is a document, named by its number. Blank texts are left out.
-    DataError, with the file and the line or row, where something else is found.
+    DataError, with the file and the line or row, where something else is found, or no text at all.
     """
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in TEXT_FILES and p.is_file()]
@@ -42,6 +42,7 @@ def read_documents(
         named = [(path, path.name)]
     else:
         raise DataError(f"{path}: no such file or folder")
+    empty = True
     for file, name in named:
         if file.suffix.lower() in JSON_FILES:
             found = _of_rows(file, _json_lines(file), text_key, id_key)
@@ -52,7 +53,13 @@ def read_documents(
             found = (Document(f"{before}{n}", line.strip()) for n, line in enumerate(_text_lines(file), 1))
         else:
             found = iter([Document(name, "".join(_text_lines(file)))])
-        yield from (document for document in found if document.text.strip())
+        for document in found:
+            if document.text.strip():
+                empty = False
+                yield document
+    if empty:
+        where = f", in {', '.join(TEXT_FILES)} files" if path.is_dir() else ""
+        raise DataError(f"{path}: no text in it{where}")
 
 
 def _text_lines(file: Path) -> Iterator[str]:

@@ -339,6 +339,8 @@ def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> 
         ("x.jsonl", b'{"text": "a"}\n{', "x.jsonl: row 2: not valid JSON"),
         ("x.jsonl", b'{"text": "a"}\n[1]', "x.jsonl: row 2: no text under 'text'"),
         ("x.parquet", b"no parquet", "x.parquet: could not be read"),
+        ("x.txt", b" \n", "x.txt: no text in it"),
+        ("x.jsonl", b"", "x.jsonl: no text in it"),
     ],
 )
 def test_what_is_no_document_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
