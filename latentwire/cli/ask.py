@@ -69,6 +69,8 @@ def ask(
     if index is not None:
         if not text_too:
             raise ConfigError("--no-text: does nothing with --index, which answers from messages alone")
+        if file and Path(file).is_file():
+            raise ConfigError(f"{file}: with --index the text is found in the index; name a question")
         asked = [*([file] if file else []), *asked]
         return _ask_index(index, asked, receiver or [], ckpt, overrides or [], documents or 1, max_new_tokens, as_json)
     if documents is not None:

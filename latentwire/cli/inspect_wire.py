@@ -28,12 +28,12 @@ def inspect(
             rows.append(describe(data))
             if not as_json:
                 print(_plain(rows[-1]), flush=True)
-    if not rows:
-        raise WireError("no message in it")
-    if as_json:
-        print(dump_json(rows), end="")
-    if rows[-1]["more"]:
-        raise WireError("the stream ends inside a text: its last message goes on in one that is not there")
+        if not rows:
+            raise WireError("no message in it")
+        if as_json:
+            print(dump_json(rows), end="")
+        if rows[-1]["more"]:
+            raise WireError("the stream ends inside a text: its last message goes on in one that is not there")
     return rows
 
 

@@ -75,7 +75,7 @@ def test_a_text_goes_through_files(
     (row,) = latentwire(["inspect", str(beside), "--json"])  # what the text takes is no part of it
     assert row["latents"]["bits_per_dimension"] == 8 * (row["bytes"] - row["text"]["bytes"]) / 64
     (part := story.with_suffix(".part.lw")).write_bytes(Wire.of(np.ones((4, 16)), "fp16", more=True).to_bytes())
-    with pytest.raises(WireError, match="ends inside a text"):
+    with pytest.raises(WireError, match=r"story\.part\.lw: the stream ends inside a text"):
         latentwire(["inspect", str(part)])
     assert "goes on in the next message" in capsys.readouterr().out
 
@@ -190,6 +190,10 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["rates", "--codec", "rvq"], "has no codebook for it"),
         (["rates", "-o", "rows.png"], "--out: rows.png: a file for the rows"),
         (["index", "gone.txt", "-o", "x"], "gone.txt: no such file or folder"),
+        (
+            ["ask", __file__, "?", "--index", "x"],
+            "test_main.py: with --index the text is found in the index; name a question",
+        ),
         (["index", "{text}", "-o", "{text}"], "--out: text is a file"),
         (["index", "{text}", "-o", "x", "--id_key", "n"], "--id_key: text is a text, which has no keys"),
         (["index", "{rows}", "-o", "x", "--lines"], "--lines: every row of rows.jsonl is a document already"),
@@ -201,7 +205,8 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["encode", "--text", "both"], "'both' is not one of"),
         (["encode", __file__, "--text", "only", "--codec", "int8", "-o", "x.lw"], "--codec: does nothing with"),
         (["inspect", "gone.lw"], "gone.lw: could not be read"),
-        (["inspect", "{empty}"], "no message in it"),
+        (["inspect", "{empty}"], "empty: no message in it"),
+        (["decode", "{empty}", "--receiver", "a", "--question", "?"], "empty: no message in it"),
         (["inspect", __file__], "test_main.py: not a LatentWire message"),
         (["decode", __file__, "--receiver", "a", "--question", "?"], "test_main.py: not a LatentWire message"),
         (["decode", "{text}", "--receiver", "a", "--question", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
