@@ -126,7 +126,7 @@ def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ask", "gone.txt", "?"], "gone.txt: could not be read"),
+        (["ask", "gone.txt", "?"], "gone.txt: no such file"),
         (["ask", "empty.txt", "?"], "empty.txt: no text in it"),
         (["ask", "blank.txt", "?"], "blank.txt: no text in it"),
         (["ask", "story.txt"], "QUESTION: nothing is asked"),
@@ -140,7 +140,7 @@ def test_a_text_longer_than_a_window_is_answered_from_its_message_alone(
         (["ask", "story.txt", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
         (["ask", "story.txt", "?", "--receiver", "lama"], "has no receiver 'lama' (it has: llama, qwen)"),
         (["chat", "-"], "FILE: standard input is where the questions come from"),
-        (["chat", "gone.txt"], "gone.txt: could not be read"),
+        (["chat", "gone.txt"], "gone.txt: no such file"),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -182,7 +182,7 @@ def test_a_dialogue(
         assert f"{story}: 18 bytes of text -> 1 message" in capsys.readouterr().out
         story.unlink()
         yield "/reload"
-        assert f"error: {story}: could not be read" in capsys.readouterr().err
+        assert f"error: {story}: no such file" in capsys.readouterr().err
         yield QUESTIONS[0]
         yield "/help"
         shown = capsys.readouterr().out

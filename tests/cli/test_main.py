@@ -204,7 +204,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["encode", "{binary}", "--text", "only", "-o", "x.lw"], "not a UTF-8 text"),
         (["encode", "--text", "both"], "'both' is not one of"),
         (["encode", __file__, "--text", "only", "--codec", "int8", "-o", "x.lw"], "--codec: does nothing with"),
-        (["inspect", "gone.lw"], "gone.lw: could not be read"),
+        (["inspect", "gone.lw"], "gone.lw: no such file"),
         (["inspect", "{empty}"], "empty: no message in it"),
         (["decode", "{empty}", "--receiver", "a", "--question", "?"], "empty: no message in it"),
         (["inspect", __file__], "test_main.py: not a LatentWire message"),

@@ -132,7 +132,7 @@ def test_a_receiver_s_service_loads_no_sender(run: Path) -> None:
     [
         (["--ckpt", "gone"], "gone: no checkpoint there"),
         (["--receiver", "c"], "has no receiver 'c' (it has: a, b)"),
-        (["--token_file", "gone"], "--token_file: gone: could not be read: No such file or directory"),
+        (["--token_file", "gone"], "--token_file: gone: no such file"),
         (["--token_file", "{binary}"], "binary: not a UTF-8 text: invalid start byte"),
         (["--token_file", "{empty}"], "no token in it"),
         (["--port", "{taken}"], "Address already in use"),
