@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def ask(
     if index is not None:
         if not text_too:
             raise ConfigError("--no-text: does nothing with --index, which answers from messages alone")
-        if file and Path(file).is_file():
+        if file and os.path.isfile(file):  # a question may be longer than a file's name can be
             raise ConfigError(f"{file}: with --index the text is found in the index; name a question")
         asked = [*([file] if file else []), *asked]
         return _ask_index(index, asked, receiver or [], ckpt, overrides or [], documents or 1, max_new_tokens, as_json)

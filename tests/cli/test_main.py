@@ -194,6 +194,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
             ["ask", __file__, "?", "--index", "x"],
             "test_main.py: with --index the text is found in the index; name a question",
         ),
+        (["ask", "Why? " * 60, "--index", "x"], "x: no finished index there"),
         (["index", "{text}", "-o", "{text}"], "--out: text is a file"),
         (["index", "{text}", "-o", "x", "--id_key", "n"], "--id_key: text is a text, which has no keys"),
         (["index", "{rows}", "-o", "x", "--lines"], "--lines: every row of rows.jsonl is a document already"),
