@@ -112,11 +112,16 @@ def read_config_file(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(read_config_file(path.parent / base, (*seen, path.resolve())), values)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = {key: value for key, value in base.items() if key != "max_steps" or "epochs" not in over}
+def _merge(base: dict[str, Any], over: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """One mapping over another, which loses what is lifted by it. `path`: where both stand; keys of an ablation's runs
+    are dotted themselves."""
+    dotted = {key: key if "." in key else f"{path}{key}" for key in (*base, *over)}
+    changes = {dotted[key]: value for key, value in over.items() if path != "sweep."}  # a sweep's are lists of values
+    lifted = lifting(changes).keys() - changes.keys()
+    merged = {key: value for key, value in base.items() if dotted[key] not in lifted}
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "receivers"
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = _merge(merged[key], value, f"{path}{key}.") if both else value
     return merged
 
 

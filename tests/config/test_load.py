@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,6 +132,34 @@ def test_layers_of_a_file_are_for_its_own_encoder() -> None:
     values = {"encoder": {"layers": [4, 18]}}
     assert config_from_dict(values, "file", {}).encoder.layers == [4, 18]
     assert config_from_dict(values, "file", {"encoder.type": "byte"}).encoder.layers == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("section", "before", "now", "expected"),
+    [
+        ("encoder", {"layers": [4, 18], "d_z": 64}, {"type": "byte"}, {"layers": [0, 10, 20], "d_z": 64}),
+        ("encoder", {"layers": [4, 18]}, {"window": 4}, {"layers": [4, 18]}),
+        ("lora", {"first_n": 4, "r": 2}, {"targets": "mlp_firstN:2"}, {"first_n": 2, "r": 2}),
+        ("lora", {"first_n": 4}, {"targets": "mlp"}, {"first_n": 4}),
+        ("curriculum.slot_tuning", {"max_steps": 4}, {"epochs": 3}, {"max_steps": None}),
+        ("curriculum.slot_tuning", {"max_steps": 4}, {"epochs": 3, "max_steps": 5}, {"max_steps": 5}),
+    ],
+)
+def test_what_a_file_lifts_of_another_is_as_on_the_command_line(
+    section: str, before: dict[str, Any], now: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    sections = section.split(".")
+    one, other = (reduce(lambda inner, name: {name: inner}, reversed(sections), values) for values in (before, now))
+    write(tmp_path / "a.json", one)
+    found = [load_config(write(tmp_path / "b.json", {"extends": "a.json"} | other))]
+    first, second = ({f"{section}.{key}": value for key, value in values.items()} for values in (before, now))
+    found.append(load_config(tmp_path / "a.json", flags=second))
+    for key, one, other in (("overrides", first, second), ("runs", {"v1.0": first}, {"v1.0": second})):
+        write(tmp_path / "a.json", {key: one})
+        study = write(tmp_path / "b.json", {"extends": "a.json", key: other})
+        found.append(load_ablation(study).runs[0].config)
+    for config in found:
+        assert expected.items() <= reduce(getitem, sections, config.model_dump()).items()
 
 
 def test_kept_layers_of_an_encoder_that_takes_none_are_none() -> None:
