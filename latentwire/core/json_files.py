@@ -40,11 +40,8 @@ def read_json(path: str | Path, error: type[LatentWireError] = LatentWireError, 
     """Read a JSON file; an error of this kind, in one line that begins with `where` or the path, if it is not one."""
     where = where or str(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise error(f"{where}: no such file") from None
-    except OSError as problem:
-        raise error(f"{where}: could not be read: {problem.strerror or problem}") from problem
+        with reading(where, error):
+            return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as problem:
         raise error(f"{where}: not valid JSON: {problem}") from problem
 

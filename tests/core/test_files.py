@@ -167,6 +167,11 @@ def test_a_json_file_that_is_not_there_or_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(LatentWireError, match=r"bad\.json: not valid JSON"):
         read_json(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_bytes(b"\xff")
+    with pytest.raises(LatentWireError, match=r"bad\.json: not a UTF-8 text: invalid start byte$"):
+        read_json(tmp_path / "bad.json")
+    with pytest.raises(LatentWireError, match=r"^where: could not be read: Is a directory$"):
+        read_json(tmp_path, where="where")
 
 
 def test_lines_of_json_survive_any_text_and_a_line_that_is_being_written(tmp_path: Path) -> None:
