@@ -65,9 +65,9 @@ def test_padding_does_not_change_what_it_makes(keep: int | None, lora: bool) -> 
 
 def test_what_is_hard_to_predict_is_measured_as_ever() -> None:
     system, plain = system_with(keep=2), system_with(False, keep=2)
-    system.sender.encode_batch(TEXTS)
-    for text in TEXTS:
-        assert system.sender.prepare(text).chosen == plain.sender.prepare(text).chosen
+    texts = [system.sender.prepare(text) for text in TEXTS]
+    system.sender.features(texts)
+    assert [text.chosen for text in texts] == [plain.sender.prepare(text).chosen for text in TEXTS]
 
 
 def test_every_tensor_is_trained() -> None:
