@@ -10,7 +10,7 @@ there is one, makes the last dimensions of each latent.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -154,9 +154,11 @@ class BackboneEncoder(Encoder):
     def _read(
         self, texts: Sequence[SenderText], bidirectional: bool = False
     ) -> tuple[Mapping[int, Tensor], Tensor, Tensor]:
-        """The untouched model's hidden states at the layers that are taken, its final ones, and the tokens."""
+        """The untouched model's hidden states at the layers that are taken, its final ones, which tell what is hard to
+        predict unless it reads in both directions, and the tokens."""
         ids, mask = pad_right([text.ids for text in texts], self.lm.pad_id, self.device)
-        with self.lm.outputs_of(self.layers) as seen:
+        needed = self.lm.first_layers(self.deepest) if bidirectional else nullcontext()
+        with needed, self.lm.outputs_of(self.layers) as seen:
             final = self.lm.final_states(ids, mask, bidirectional=bidirectional)
         return seen, final, ids
 
