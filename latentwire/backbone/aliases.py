@@ -64,3 +64,8 @@ ALIASES: dict[str, Alias] = {
         _gemma3,
     ),
 }
+
+
+def hub_id(name: str) -> str:
+    """The Hub id of a built-in alias; any other name as it is."""
+    return ALIASES[name].hub_id if name in ALIASES else name

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from latentwire.backbone.aliases import ALIASES
+from latentwire.backbone.aliases import hub_id
 from latentwire.backbone.load import files_digest
 from latentwire.checkpoint.hub import hub_name
 from latentwire.config import Config
@@ -33,7 +33,7 @@ def differ(one: str, other: str) -> bool:
     be the same model."""
     if one == other:
         return False
-    ids = [hub_name(Path(ALIASES[name].hub_id if name in ALIASES else name)) for name in (one, other)]
+    ids = [hub_name(Path(hub_id(name))) for name in (one, other)]
     if all(ids):
         return ids[0] != ids[1]
     a, b = (Path(name).expanduser() for name in (one, other))

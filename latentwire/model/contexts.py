@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -137,7 +137,7 @@ class ContextReader:
                 f"window of {limit}"
             )
 
-    @property
+    @cached_property
     def passage_anchor(self) -> list[int]:
         """Token ids of evaluation.anchor_text, which stand in front of a passage in mode embedding_anchor."""
         return self.prompt.opening(self.config.evaluation.anchor_text)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from latentwire.backbone.aliases import ALIASES
+from latentwire.backbone.aliases import ALIASES, hub_id
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.intervals import with_interval
 from latentwire.core.measures import ADAPTER_OF, kept_in_words, mode_label
@@ -81,7 +81,7 @@ def _codecs(files: Iterable[str]) -> list[str]:
 
 def _metadata(models: list[str], data: dict[str, Any]) -> list[str]:
     """The head that the Hub reads. It is YAML, of which JSON is a part."""
-    names = dict.fromkeys(ALIASES[name].hub_id if name in ALIASES else name for name in models)
+    names = dict.fromkeys(map(hub_id, models))
     head = {
         "library_name": "latentwire",
         "tags": ["context-compression"],
