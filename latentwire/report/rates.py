@@ -27,7 +27,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
         for kind, label in SIZES.items():
             if taken := own[0].get(SIZE_COLUMNS[kind]):
                 axes.axvline(taken, color="grey", linestyle=":", linewidth=1)
-                axes.text(taken, 0.01, f" {label}", rotation=90, fontsize=7, va="bottom", ha="right")
+                above = axes.get_xaxis_transform()  # where no small message has its answers
+                axes.text(taken, 0.98, label, rotation=90, fontsize=7, va="top", ha="right", transform=above)
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)
         axes.set_ylabel(f"F1, {receiver}")
