@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latentwire.backbone.anatomy import Anatomy, decoder_layers
@@ -22,24 +22,34 @@ class KeysValues:
     values: list[Tensor] = field(default_factory=list)
 
 
+Hook = Callable[..., Any]
+"""What `register_forward_hook` takes: sees a module, its arguments and its output, which it may replace."""
+
+
+@contextmanager
+def forward_hooks(hooks: Iterable[tuple[nn.Module, Hook]], *, with_kwargs: bool = False) -> Iterator[None]:
+    """Hooks on modules, which are taken off when the block ends. with_kwargs: hooks see named arguments, too."""
+    handles = []
+    try:
+        for module, hook in hooks:
+            handles.append(module.register_forward_hook(hook, with_kwargs=with_kwargs))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @contextmanager
 def outputs_of(model: PreTrainedModel, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
     """Layer -> its output (batch, tokens, hidden_size) in the last pass inside; layer 0 is the embedding."""
-    blocks = decoder_layers(model)
     seen: dict[int, Tensor] = {}
 
-    def keep(index: int) -> Any:
+    def keep(index: int) -> Hook:
         return lambda module, args, out: seen.__setitem__(index, out[0] if isinstance(out, tuple) else out)
 
-    hooks = []
-    try:
-        for k in sorted(set(layers)):
-            module = model.get_input_embeddings() if k == 0 else blocks[k - 1]
-            hooks.append(module.register_forward_hook(keep(k)))
+    modules = [model.get_input_embeddings(), *decoder_layers(model)]
+    with forward_hooks((modules[k], keep(k)) for k in set(layers)):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -49,37 +59,36 @@ def attention(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     Fused attention keeps none, so the model computes its attention eagerly for as long.
     """
     usual = model.config._attn_implementation
+    blocks: Any = decoder_layers(model)
     seen: list[Tensor] = []
-    hooks = []
+
+    def keep(module: nn.Module, args: Any, out: Any) -> None:
+        seen.append(out[1])
+
     try:
         model.set_attn_implementation("eager")
-        blocks: Any = decoder_layers(model)
-        for block in blocks:
-            hooks.append(block.self_attn.register_forward_hook(lambda module, args, out: seen.append(out[1])))
-        yield seen
+        with forward_hooks((block.self_attn, keep) for block in blocks):
+            yield seen
     finally:
-        for hook in hooks:
-            hook.remove()
         model.set_attn_implementation(usual)
 
 
 @contextmanager
 def keys_values(model: PreTrainedModel, anatomy: Anatomy, device: torch.device) -> Iterator[KeysValues]:
     """What the layers make of the tokens of the pass inside, brought together on one device."""
-    out, hooks = KeysValues(), []
+    source, out = anatomy.source, KeysValues()
 
-    def keep_key(module: Any, args: Any, key: Tensor) -> None:
-        key = key.transpose(1, 2) if anatomy.source.heads_first else key
+    def keep_key(module: nn.Module, args: Any, key: Tensor) -> None:
+        key = key.transpose(1, 2) if source.heads_first else key
         out.keys.append(key.reshape(*key.shape[:2], anatomy.kv_heads, anatomy.head_dim).to(device))
 
-    def keep_value(module: Any, args: Any, value: Tensor) -> None:
+    def keep_value(module: nn.Module, args: Any, value: Tensor) -> None:
         out.values.append(value.reshape(*value.shape[:2], anatomy.kv_heads, anatomy.head_dim).to(device))
 
-    try:
-        for block in decoder_layers(model):
-            hooks.append(getattr(block.self_attn, anatomy.source.key).register_forward_hook(keep_key))
-            hooks.append(getattr(block.self_attn, anatomy.source.value).register_forward_hook(keep_value))
+    attentions = [block.self_attn for block in decoder_layers(model)]
+    with forward_hooks(
+        (getattr(attention, name), keep)
+        for attention in attentions
+        for name, keep in ((source.key, keep_key), (source.value, keep_value))
+    ):
         yield out
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from latentwire.backbone.anatomy import decoder_layers
 from latentwire.backbone.context import Context, cache_of
+from latentwire.backbone.hooks import forward_hooks
 from latentwire.backbone.lm import LanguageModel
 from latentwire.backbone.padding import pad_left
 from latentwire.backbone.rotary import rotate
@@ -80,15 +81,13 @@ def _pressing(lm: LanguageModel, press: ScorerPress) -> Iterator[None]:
         return lambda like, positions: tuple(part.to(like) for part in lm.rope(positions)[index])
 
     blocks: Any = decoder_layers(lm.model)
-    attentions, hooks = [block.self_attn for block in blocks], []
+    attentions = [block.self_attn for block in blocks]
     try:
         for index, attention in enumerate(attentions):
             attention.rotary_emb = rotary(index)
-            hooks.append(attention.register_forward_hook(evict, with_kwargs=True))
-        yield
+        with forward_hooks(((attention, evict) for attention in attentions), with_kwargs=True):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for attention in attentions:
             vars(attention).pop("rotary_emb", None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentwire.backbone.anatomy import decoder_layers
 from latentwire.backbone.context import Context
+from latentwire.backbone.hooks import Hook, forward_hooks
 from latentwire.backbone.lm import LanguageModel
 from latentwire.config.schema import Config
 from latentwire.core.errors import ConfigError
@@ -65,21 +66,14 @@ class LatentAdapters(ReadingFeature):
         )
         self._read: Context | None = None
 
-    @contextmanager
-    def attach(self, model: nn.Module) -> Iterator[None]:
+    def attach(self, model: nn.Module) -> AbstractContextManager[None]:
         """Put the hooks on; they change nothing outside of `reading`."""
         blocks = decoder_layers(model)  # type: ignore[arg-type]
-        hooks = [
-            blocks[k - 1].register_forward_hook(self._hook(adapter))
-            for k, adapter in zip(self.layers, self.adapters, strict=True)  # type: ignore[arg-type]
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        assert self.layers is not None
+        hooks = [(blocks[k - 1], self._hook(adapter)) for k, adapter in zip(self.layers, self.adapters, strict=True)]
+        return forward_hooks(hooks)
 
-    def _hook(self, adapter: nn.Module) -> Any:
+    def _hook(self, adapter: nn.Module) -> Hook:
         def add(module: nn.Module, args: Any, out: Any) -> Any:
             context = self._read
             if context is None or context.latents is None:

@@ -14,6 +14,7 @@ from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from latentwire.backbone.anatomy import decoder_layers
 from latentwire.config.sections.features import LoraConfig
 from latentwire.core.errors import CheckpointError, ConfigError, one_line
 from latentwire.core.names import LATENT
@@ -113,7 +114,7 @@ class LoRA:
         """Take up what `state_dict` gave; CheckpointError where layers or shapes are others."""
         own = dict(self._named())
         if set(own) != set(state):
-            odd = sorted(set(own) ^ set(state))[0]
+            odd = min(set(own) ^ set(state))
             raise CheckpointError(f"LoRA {self.adapter!r}: the tensors do not fit the model (first difference: {odd})")
         with torch.no_grad():
             for name, p in own.items():
@@ -148,10 +149,10 @@ def keep_active(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
 
 def linear_names(model: nn.Module) -> list[str]:
     """Names of all linear layers inside the decoder blocks (q_proj, ..., down_proj), also under LoRA."""
-    blocks = model.get_decoder().layers  # type: ignore[operator, union-attr]
+    blocks = decoder_layers(model)  # type: ignore[arg-type]
     found = {
         name.rpartition(".")[2]
-        for name, module in blocks.named_modules()  # type: ignore[union-attr]
+        for name, module in blocks.named_modules()
         if isinstance(module, nn.Linear | LoraLayer) and "lora_" not in name and "base_layer" not in name
     }
     return sorted(found)
