@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from latentwire.cli.run import run_and_exit
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
 
 

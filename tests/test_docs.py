@@ -23,13 +23,13 @@ from latentwire.config.sections.features import FeaturesConfig
 from latentwire.core.errors import LatentWireError, WireError
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
+from tests import ROOT
 from tests.artifacts import run_folder
 from tests.commands import arguments
 from tests.hub import local_hub
 from tests.systems import saved_run
 from tests.tiny import save_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill."
 
 

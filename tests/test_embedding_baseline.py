@@ -20,11 +20,11 @@ from latentwire.train import main as train_main
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd
+from tests import ROOT
 from tests.integration.test_smoke_configs import on_tiny_models
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES
 
-ROOT = Path(__file__).resolve().parents[1]
 ANCHOR = "Read this: "
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests import ROOT
 from tests.tiny import save_tiny
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 HERO = {"llama": "meta-llama/Llama-3.1-8B-Instruct", "qwen": "Qwen/Qwen2.5-7B-Instruct"}
 

@@ -19,7 +19,8 @@ from latentwire.cli.answers import printable
 from latentwire.cli.main import VERBS
 from latentwire.cli.main import main as latentwire
 from latentwire.model.receiver import Receiver
-from tests.commands import ROOT, STORY, arguments, fails
+from tests import ROOT
+from tests.commands import STORY, arguments, fails
 from tests.hub import local_hub
 from tests.tiny import save_tiny
 

@@ -20,7 +20,8 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.eval import main as eval_main
 from latentwire.report.card import model_card
 from latentwire.train import main as train_main
-from tests.commands import ROOT, arguments, fails
+from tests import ROOT
+from tests.commands import arguments, fails
 
 
 def test_train_writes_a_run_and_evaluates_it(models: Path, trained: dict[str, Any]) -> None:

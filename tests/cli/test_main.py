@@ -29,8 +29,9 @@ from latentwire.model.receiver import Receiver, Reply
 from latentwire.train import main as train_main
 from latentwire.wire.codecs import CODECS
 from latentwire.wire.message import Wire, read_texts
+from tests import ROOT
 from tests.artifacts import measured, results
-from tests.commands import ROOT, STORY, fails
+from tests.commands import STORY, fails
 from tests.tiny import save_tiny
 
 NAMES = [verb for section in VERBS.values() for verb in section]

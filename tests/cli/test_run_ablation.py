@@ -12,10 +12,9 @@ from latentwire.cli.run_ablation import main
 from latentwire.config import load_config
 from latentwire.core.errors import ConfigError, TrainingError
 from latentwire.core.json_files import write_json
+from tests import ROOT
 from tests.artifacts import measured, results
 from tests.tiny import save_tiny
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Trainer:

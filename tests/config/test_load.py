@@ -16,8 +16,7 @@ from latentwire.config.flags import options
 from latentwire.config.load import changed_in
 from latentwire.config.reference import markdown
 from latentwire.core.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
 
 
 def write(path: Path, values: object) -> Path:

@@ -21,9 +21,9 @@ from latentwire.data.hotpot import parse_hotpot
 from latentwire.data.hub import rows_to_passages
 from latentwire.data.prompts import PromptFormat
 from latentwire.data.squad import parse_squad
+from tests import ROOT
 from tests.tiny import tiny_lm, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 SQUAD = {
     "data": [
         {

@@ -30,10 +30,10 @@ from latentwire.eval import main as eval_main
 from latentwire.evaluation import suite
 from latentwire.evaluation.harness import HarnessLM, Messages, Prompt, split_prompt
 from latentwire.model.system import LatentWire
+from tests import ROOT
 from tests.systems import saved_run, small_config, small_passages, small_system
 from tests.tiny import tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 PASSAGES = [passage.context for passage in small_passages(3)]
 TASKS = {
     "lamps.yaml": """

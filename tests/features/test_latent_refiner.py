@@ -14,9 +14,9 @@ from latentwire.encoder.registry import ENCODERS
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
 from latentwire.training.stages.end_to_end import EndToEnd
+from tests import ROOT
 from tests.systems import assert_kept, end_to_end, small_config, small_passages, small_system
 
-ROOT = Path(__file__).resolve().parents[2]
 ON = {"use_latent_refiner": True}
 
 

@@ -14,8 +14,8 @@ from latentwire.config import load_config
 from latentwire.eval import main as eval_main
 from latentwire.features import FEATURES
 from latentwire.train import main as train_main
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.json"))
 
 

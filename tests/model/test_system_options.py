@@ -28,10 +28,9 @@ from latentwire.train import main as train_main
 from latentwire.training.module import TrainModule
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
+from tests import ROOT
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # ---- gradient checkpointing ---------------------------------------------------------------------------------------
 

@@ -14,9 +14,8 @@ import pytest
 from latentwire.core.intervals import bootstrap_ci
 from latentwire.report.ablation import write_report
 from latentwire.report.paired import _difference
+from tests import ROOT
 from tests.artifacts import measured, results
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(path: Path, *values: Any) -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from latentwire.cli.compare import main
 from latentwire.core.errors import LatentWireError
+from tests import ROOT
 from tests.artifacts import measured, results
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(path: Path, value: Any) -> str:

@@ -18,9 +18,8 @@ from latentwire.core.json_files import read_json, write_json, write_jsonl
 from latentwire.report import card, view
 from latentwire.report.artifacts import read_runs
 from latentwire.report.page import content, write_report
+from tests import ROOT
 from tests.artifacts import ANSWERS, CONTEXT, log, measured, results, run_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Page(HTMLParser):

@@ -19,10 +19,10 @@ from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, ModelError
 from latentwire.data.documents import Document
 from latentwire.serving import index as indexing
+from tests import ROOT
 from tests.commands import fails
 from tests.systems import saved_run, small_passages
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
 from latentwire.cli.main import main

@@ -22,7 +22,7 @@ from latentwire.cli.serve import serve
 from latentwire.serving.engine import Limits
 from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
-from tests.commands import ROOT
+from tests import ROOT
 from tests.serving.test_process import process
 from tests.systems import saved_run
 

@@ -30,7 +30,8 @@ from latentwire.core.errors import DataError
 from latentwire.serving.engine import Encode, Ends, Engine, ends_of
 from latentwire.serving.http import create_app
 from scripts.load_test import Phase, measure, request_bodies
-from tests.commands import ROOT, fails
+from tests import ROOT
+from tests.commands import fails
 from tests.serving.running import engine_of, running
 from tests.serving.test_http import until
 from tests.systems import saved_run, small_passages

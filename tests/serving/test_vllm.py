@@ -40,10 +40,10 @@ from latentwire.serving.vllm_serve import serve_arguments
 from latentwire.serving.vllm_slots import SlotMaker
 from latentwire.wire.frame import Frame, LatentSection
 from scripts import vllm_compare
+from tests import ROOT
 from tests.systems import saved_run, small_config, small_passages
 from tests.tiny import save_tiny, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text()
 QUESTION = "Where does Mira live?"
 

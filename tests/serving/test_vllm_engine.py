@@ -30,11 +30,11 @@ from latentwire.core.names import LATENT, TEXT
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.serving.vllm_requests import PLACEHOLDER, Client
+from tests import ROOT
 from tests.serving.test_vllm import refusals
 from tests.systems import small_config, small_passages
 from tests.tiny import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(os.environ.get("LATENTWIRE_VLLM") or ROOT / ".venv-vllm" / "bin" / "python")
 SIZES = {"hidden_size": 64, "num_key_value_heads": 2, "head_dim": 32}  # vLLM's attention takes no smaller heads
 QUESTIONS = ["Where does Mira live?", "How many lamps?", "Who sells lamps on the hill near the river?"]

@@ -27,10 +27,10 @@ from latentwire.training.fitting import fit
 from latentwire.training.loop import Callback, Trainer
 from latentwire.training.module import ParameterGroup, StepOutput
 from latentwire.training.processes import Processes
+from tests import ROOT
 from tests.systems import small_config
 from tests.tiny import save_tiny
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = ["--config_file", "configs/accelerate/cpu.yaml", "--main_process_port", "0"]
 
 
