@@ -107,8 +107,8 @@ def local_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     hub = LocalHub(root)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "cache"))
     monkeypatch.setattr("latentwire.checkpoint.hub.hf_hub_download", hub.hf_hub_download)
-    for module in ("hub", "push"):
-        monkeypatch.setattr(f"latentwire.checkpoint.{module}.HfApi", lambda: hub)
+    for module in ("core.hub", "checkpoint.push"):
+        monkeypatch.setattr(f"latentwire.{module}.HfApi", lambda: hub)
     return hub
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
@@ -43,7 +43,7 @@ from latentwire.backbone.store import models_dir
 from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError, one_line
 from latentwire.core.hashing import sha256_file, stable_hash
-from latentwire.core.hub import HUB_SECONDS, hub_reason, within
+from latentwire.core.hub import HUB_SECONDS, ask_hub, hub_reason
 from latentwire.core.unicode import utf8
 
 TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.txt", "*.jinja")
@@ -226,8 +226,7 @@ def _hub_cache(hub_id: str) -> Path | None:
 def _hub(hub_id: str, name: str, looked: str, command: str, files: dict[str, Any]) -> Path:
     """Download a model, or say in one line where it was looked for and which command fetches it."""
     try:
-        # One short question first: the download itself tries again for a minute where nobody answers.
-        within(HUB_SECONDS, lambda: HfApi().model_info(hub_id, timeout=HUB_SECONDS))
+        ask_hub(hub_id, HUB_SECONDS)
         folder = Path(snapshot_download(hub_id, **files))
     except Exception as error:  # what the HTTP client may raise is no closed list; all of it ends in the same line
         where = f"the Hub's cache {constants.HF_HUB_CACHE} or the Hub as {hub_id!r} ({hub_reason(error, hub_id)})"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
 from latentwire.core.errors import CheckpointError
-from latentwire.core.hub import FIRST_HUB_SECONDS, HUB_SECONDS, hub_reason, within
+from latentwire.core.hub import FIRST_HUB_SECONDS, HUB_SECONDS, ask_hub, hub_reason
 
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,9 +39,7 @@ def fetch(repository: str, file: str, revision: str | None = None) -> Path:
         cached = try_to_load_from_cache(repository, file, revision=revision)
         kept = Path(cached) if isinstance(cached, str) else None
         if kept is None or not COMMIT.fullmatch(revision or ""):
-            # One short question first: the download itself tries again for a minute where nobody answers.
-            patience = FIRST_HUB_SECONDS if kept is None else HUB_SECONDS
-            within(patience, lambda: HfApi().model_info(repository, revision=revision, timeout=patience))
+            ask_hub(repository, FIRST_HUB_SECONDS if kept is None else HUB_SECONDS, revision)
             kept = Path(hf_hub_download(repository, file, revision=revision))
         return kept
     except Exception as error:  # what the HTTP client may raise is no closed list

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -43,7 +43,15 @@ def hub_reason(error: Exception, repository: str) -> str:
     return f"no answer: {one_line(error, 100)}"
 
 
-def within(seconds: float, call: Callable[[], Any]) -> None:
+def ask_hub(repository: str, seconds: float, revision: str | None = None) -> None:
+    """Ask the Hub a short question on a repository; what its client raises, or TimeoutError, where it cannot be had.
+
+    To be asked before anything is downloaded: that tries again for a minute where nobody answers.
+    """
+    _within(seconds, lambda: HfApi().model_info(repository, revision=revision, timeout=seconds))
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> None:
     """Make a call, or raise TimeoutError: an HTTP timeout does not bound the look-up of a host's name."""
     raised: list[BaseException] = []
 
