@@ -4,43 +4,34 @@ An alias is looked up in LatentWire's cache, in the Hub's local cache, in the in
 The Hub comes last, though its weights are the unquantised ones: it is the only place that may be out of reach, and a
 model that is already on the machine must load at once and give the same answers with the network on or off.
 
-GGUF files are de-quantised once and kept as safetensors, which load in a fraction of a second. Nothing is unpickled
-and no remote code is run.
+GGUF files are converted once (`latentwire.backbone.gguf`). Nothing is unpickled and no remote code is run.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from latentwire.backbone.aliases import ALIASES
+from latentwire.backbone.gguf import convert
+from latentwire.backbone.quiet import BAD_FILES, quietly
 from latentwire.backbone.store import models_dir
-from latentwire.core.atomic import atomic_dir
 from latentwire.core.errors import ModelError, one_line
 from latentwire.core.hashing import sha256_file, stable_hash
 from latentwire.core.hub import HUB_SECONDS, ask_hub, hub_reason
@@ -54,15 +45,13 @@ HUB_FILES: dict[str, Any] = {
 }
 CONFIG_ALONE: dict[str, Any] = {"allow_patterns": ["config.json"]}
 DeviceMap = str | dict[str, int | str]
-# What Transformers, the tokenizers and safetensors raise for files that are missing, damaged or of another kind.
-BAD_FILES = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. ModelError, in one line, where it cannot be had."""
     folder = resolve(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = _quietly(AutoTokenizer.from_pretrained, folder)
+        tokenizer: PreTrainedTokenizerBase = quietly(AutoTokenizer.from_pretrained, folder)
     except BAD_FILES as error:
         raise ModelError(f"model {name!r}: no tokenizer can be read from {folder}: {one_line(error)}") from error
     return tokenizer
@@ -115,7 +104,7 @@ def load_model(
         extra["device_map"] = device_map
     folder = resolve(name)
     try:
-        model: PreTrainedModel = _quietly(
+        model: PreTrainedModel = quietly(
             kind.from_pretrained,
             folder,
             dtype=dtype,
@@ -185,7 +174,7 @@ def resolve(name: str, files: dict[str, Any] = HUB_FILES) -> Path:
             raise ModelError(f"model {name!r}: no such file")
         stat = path.stat()
         kept = models_dir() / f"{path.stem}-{_digest(path, stat.st_size, stat.st_mtime_ns)[:12]}"
-        return _convert(kept, path.name, lambda scratch: path)
+        return convert(kept, path.name, lambda scratch: path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             packed = sorted(path.glob("*.gguf"))
@@ -209,7 +198,7 @@ def _alias(name: str, files: dict[str, Any]) -> Path:
     if found := _hub_cache(alias.hub_id):
         return found
     if alias.installed:
-        return _convert(kept, name, alias.gguf)
+        return convert(kept, name, alias.gguf)
     looked = f"not found in {kept}, the installed packages ({', '.join(alias.packages)}),"
     return _hub(alias.hub_id, name, looked, alias.install, files)
 
@@ -250,69 +239,3 @@ def files_digest(name: str, kinds: Sequence[str] = MODEL_FILES) -> str | None:
 def _digest(path: Path, size: int, modified: int) -> str:
     """SHA-256 of a file, computed once a process (model and tokenizer both ask); size and time tell a changed file."""
     return sha256_file(path)
-
-
-def _convert(kept: Path, label: str, gguf: Callable[[Path], Path]) -> Path:
-    """De-quantise the GGUF file that gguf(scratch) gives to bf16 safetensors in the folder `kept`, once."""
-    if (kept / "config.json").is_file():
-        return kept
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(kept.parent / f".{kept.name}.lock"):  # a second process waits instead of doing it too
-            if (kept / "config.json").is_file():
-                return kept
-            print(f"converting {label} to {kept} (only once, takes up to a minute)", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".gguf.") as scratch:
-                model, tokenizer = _read_gguf(gguf(Path(scratch)))
-                with atomic_dir(kept) as folder:
-                    _quietly(model.save_pretrained, folder)
-                    tokenizer.save_pretrained(folder)
-                    for file in folder.iterdir():
-                        file.chmod(0o644)  # safetensors writes files that only their owner may read
-    except BAD_FILES as error:
-        raise ModelError(f"model {label!r}: its GGUF file cannot be converted: {one_line(error)}") from error
-    return kept
-
-
-def _read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model in bf16 and its tokenizer from a GGUF file."""
-    tokenizer = _quietly(AutoTokenizer.from_pretrained, path.parent, gguf_file=path.name)
-    if _splits_digits(path):
-        core = tokenizer.backend_tokenizer
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
-    with redirect_stderr(io.StringIO()):  # this one bar does not heed Transformers' own switch
-        model = _quietly(
-            AutoModelForCausalLM.from_pretrained,
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),  # packed weights could not be saved
-        )
-    return model, tokenizer
-
-
-def _splits_digits(path: Path) -> bool:
-    """Whether the file asks for SmolLM's pre-tokenizer, which cuts at every digit before anything else.
-
-    Transformers' converter knows only the GPT-2 rule behind it, and so reads white space before a number
-    ("\\n\\n1. ") otherwise than the model was trained on. Metadata stands at the head of the file: key, type 8 (a
-    string), length, text.
-    """
-    with open(path, "rb") as file:
-        head = file.read(1 << 16)
-    return b"tokenizer.ggml.pre\x08\0\0\0\x06\0\0\0\0\0\0\0smollm" in head
-
-
-def _quietly(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call without Transformers' progress bars and notices: what matters is said in our own words."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        return call(*args, **kwargs)
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

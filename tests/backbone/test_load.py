@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from latentwire.backbone import aliases, load
+from latentwire.backbone import aliases, gguf, load
 from latentwire.backbone.aliases import ALIASES, Alias
 from latentwire.backbone.load import load_model, load_tokenizer, resolve, resolve_dtype
 from latentwire.core.errors import ModelError
@@ -43,7 +43,7 @@ def tiny_gguf(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         read.append(path)
         return tiny_model("llama").bfloat16(), tiny_tokenizer("llama")
 
-    monkeypatch.setattr(load, "_read_gguf", fake)
+    monkeypatch.setattr(gguf, "_read_gguf", fake)
     return read
 
 
@@ -235,7 +235,7 @@ def test_the_digit_rule_is_read_from_the_metadata(rule: str, expected: bool, tmp
 
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + text("tokenizer.ggml.pre") + (8).to_bytes(4, "little") + text(rule))
-    assert load._splits_digits(path) is expected
+    assert gguf._splits_digits(path) is expected
 
 
 # ---- Hub ----
