@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentwire.serving.engine import Engine
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/ready")
 """Paths that need no token: whoever restarts or routes to a service asks them."""
@@ -35,7 +30,7 @@ class Gate:
     is sent, and gets one: from the application, or, when its time is over, from here.
     """
 
-    def __init__(self, app: App, engine: Engine, token: str | None = None):
+    def __init__(self, app: ASGIApp, engine: Engine, token: str | None = None):
         self.app, self.engine = app, engine
         self.limits, self.metrics = engine.limits, engine.metrics
         self.accepted = 0
@@ -50,7 +45,7 @@ class Gate:
         path = scope["path"] if scope["path"] in PATHS else "other"
         status = 0
 
-        async def counted(message: MutableMapping[str, Any]) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -60,7 +55,7 @@ class Gate:
         started = time.perf_counter()
         try:
             if refusal:
-                await _respond(counted, *refusal)
+                await refusal(scope, receive, counted)
             elif path in WORK:
                 await self._let_in(scope, receive, counted)
             else:
@@ -70,20 +65,22 @@ class Gate:
             if not refusal:
                 self.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
-        """Status, reason and headers where a request may not come in."""
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """The answer where a request may not come in."""
         if scope["path"] in OPEN:
             return None
-        if self._token is not None and not hmac.compare_digest(_bearer(scope), self._token):
-            return 401, "a bearer token is needed, and this is not the one", {"www-authenticate": "Bearer"}
+        headers = Headers(scope=scope)
+        if self._token is not None and not hmac.compare_digest(_bearer(headers), self._token):
+            why = "a bearer token is needed, and this is not the one"
+            return _error(401, why, {"www-authenticate": "Bearer"})
         if scope["path"] not in WORK:
             return None
-        if int(_header(scope, b"content-length") or b"0") > self.limits.body:
-            return 413, self._too_long, {}
+        if int(headers.get("content-length") or 0) > self.limits.body:
+            return _error(413, self._too_long)
         if not self.engine.ready:
-            return 503, "the models are still being loaded", {"retry-after": "5"}
+            return _error(503, "the models are still being loaded", {"retry-after": "5"})
         if self.accepted >= self.limits.queue:
-            return 429, f"all {self.limits.queue} places are taken; try again", {"retry-after": "1"}
+            return _error(429, f"all {self.limits.queue} places are taken; try again", {"retry-after": "1"})
         return None
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,14 +90,14 @@ class Gate:
         try:
             async with asyncio.timeout_at(deadline) as clock:
 
-                async def timed(message: MutableMapping[str, Any]) -> None:
+                async def timed(message: Message) -> None:
                     nonlocal begun
                     if not begun:
                         begun = True
                         clock.reschedule(deadline + LAST_WORDS)
                     await send(message)
 
-                async def limited() -> MutableMapping[str, Any]:
+                async def limited() -> Message:
                     nonlocal size
                     message = await receive()
                     size += len(message.get("body", b""))
@@ -111,23 +108,16 @@ class Gate:
                 await self.app(scope, limited, timed)
         except TimeoutError:
             if not begun:
-                await _respond(send, 504, f"not answered within {self.limits.seconds:g} seconds", {})
+                late = _error(504, f"not answered within {self.limits.seconds:g} seconds")
+                await late(scope, receive, send)
         finally:
             self.accepted -= 1
 
 
-def _header(scope: Scope, name: bytes) -> bytes:
-    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
+def _bearer(headers: Headers) -> bytes:
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    return token.encode("latin-1").strip() if kind.lower() == "bearer" else b""  # as headers are decoded
 
 
-def _bearer(scope: Scope) -> bytes:
-    kind, _, token = _header(scope, b"authorization").partition(b" ")
-    return token.strip() if kind.lower() == b"bearer" else b""
-
-
-async def _respond(send: Send, status: int, error: str, headers: dict[str, str]) -> None:
-    body = json.dumps({"error": error}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body))} | headers
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+def _error(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": error}, status, headers)
