@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ from latentwire.features.lora import LoRA
 from latentwire.features.lora.feature import base_model, keep_active
 from latentwire.losses.schedule import tokens_at
 from latentwire.losses.terms import Terms
-from latentwire.model.consensus import ODDS, Candidate, consensus
+from latentwire.model.consensus import Candidate, consensus
 from latentwire.model.encoding import (
     QuestionBlock,
     ReceiverText,
@@ -39,11 +37,9 @@ from latentwire.model.encoding import (
     copy_spans,
     pack_questions,
 )
+from latentwire.model.generation import Generation, RowWatch
 from latentwire.model.objective import Predictions, answer_terms, early_terms, reader_terms
 from latentwire.reader.build import build_reader
-
-TOGETHER = 8
-"""Tokens after which answers that have ended leave the batch of those that are generated together."""
 
 
 @dataclass
@@ -281,98 +277,19 @@ class ContextReader:
         context: Context,
         tails: Sequence[list[int]],
         max_new_tokens: int,
-        watch: Callable[[int, str], bool] | None = None,
+        watch: RowWatch | None = None,
         candidates: int = 1,
     ) -> list[str]:
         """Answers, one for each row of a context, greedy or each the consensus of several candidates (`consensus`).
 
-        watch: sees the number of a row and its greedy answer so far after each token; True ends the row. The context's
-        cache is used up.
+        watch: sees greedy answers grow. The context's cache is used up.
         """
         if candidates > 1:
-            return [consensus(own) for own in self.candidates(context, tails, max_new_tokens, candidates)]
-        ids, mask = pad_left(tails, self.lm.pad_id, self.lm.device)
-        tokens, _ = self._go_on(context, ids, mask, max_new_tokens, watch=watch)
-        return [self.prompt.read(row) for row in tokens.tolist()]
+            return [consensus(found) for found in self.candidates(context, tails, max_new_tokens, candidates)]
+        return Generation(self.lm, self.prompt, self.reading).greedy(context, tails, max_new_tokens, watch)
 
-    @torch.no_grad()
-    def _go_on(
-        self,
-        context: Context,
-        ids: Tensor,
-        mask: Tensor,
-        most: int,
-        scored: bool = False,
-        watch: Callable[[int, str], bool] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Greedy tokens (batch, new) behind left-padded ones (batch, Q), and their log-probabilities if asked for.
-
-        Rows that have ended leave the batch, a few tokens later: most answers are short, and few are long.
-        """
-        lm, going = self.lm, torch.arange(len(ids), device=ids.device)
-        tokens, logp = ids.new_full((len(ids), most), lm.pad_id), torch.zeros(len(ids), most, device=ids.device)
-        if ids.shape[1] > 1:
-            with self.reading(context):
-                context, _ = lm.read_on(context, ids[:, :-1], mask[:, :-1])
-        last, done, ended = ids[:, -1:], 0, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-
-        def seen(new: Tensor) -> list[bool]:
-            assert watch is not None
-            for row, own in zip(going.tolist(), torch.cat([tokens[going, :done], new], 1).tolist(), strict=True):
-                # A character may be cut off in its middle: its bytes can be tokens of their own.
-                ended[row] |= watch(row, self.prompt.read(own).rstrip("\ufffd"))
-            return ended[going].tolist()
-
-        while len(going) and done < most:
-            scores: list[Tensor] = []
-            with self.reading(context):
-                new = lm.generate(
-                    context,
-                    last,
-                    torch.ones_like(last),
-                    min(TOGETHER, most - done),
-                    self.prompt.stop,
-                    None if watch is None else seen,
-                    scores if scored else None,
-                )
-            part = slice(done, done := done + new.shape[1])
-            tokens[going, part] = new
-            if scored:
-                logp[going, part] = torch.stack(scores, 1)
-            goes = (~self._stops(new).any(1) & ~ended[going]).nonzero()[:, 0]
-            context.mask = torch.cat([context.mask, torch.ones_like(new, dtype=torch.bool)], 1)
-            context, going, last = context.rows(goes), going[goes], new[goes, -1:]
-        return tokens[:, :done], logp[:, :done]
-
-    def _stops(self, tokens: Tensor) -> Tensor:
-        """Which tokens end an answer."""
-        return torch.isin(tokens, torch.tensor(self.prompt.stop, device=tokens.device))
-
-    @torch.no_grad()
     def candidates(
         self, context: Context, tails: Sequence[list[int]], max_new_tokens: int, count: int
     ) -> list[list[Candidate]]:
-        """Up to `count` answers for each row of a context: its likeliest first tokens, the best first, each continued
-        greedily (Wang and Zhou 2024, arXiv 2402.10200). The context's cache is used up."""
-        lm = self.lm
-        ids, mask = pad_left(tails, lm.pad_id, lm.device)
-        with self.reading(context):
-            asked, hidden = lm.read_on(context, ids, mask)
-        with lm.autocast():
-            logits = lm.logits(hidden[:, -1])
-        best, first = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
-        likely = best >= best[:, :1] - math.log(ODDS)
-        tokens, logp, counts = first[likely][:, None], best[likely][:, None], likely.sum(1)
-        owner, goes = likely.nonzero()[:, 0], (~self._stops(tokens[:, 0])).nonzero()[:, 0]
-        if max_new_tokens > 1 and len(goes):
-            given = tokens[goes]
-            more, scores = self._go_on(
-                asked.rows(owner[goes]), given, torch.ones_like(given), max_new_tokens - 1, scored=True
-            )
-            width = (0, more.shape[1])
-            tokens, logp = F.pad(tokens, width, value=lm.pad_id), F.pad(logp, width)
-            tokens[goes, 1:], logp[goes, 1:] = more, scores
-        read = [row[: self.prompt.length(row)] for row in tokens.tolist()]
-        own = row_mask(list(map(len, read)), tokens.shape[1], tokens.device)
-        made = iter(map(Candidate, map(self.prompt.read, read), logp.masked_fill(~own, 0).sum(1).tolist()))
-        return [list(islice(made, own)) for own in counts.tolist()]
+        """See `Generation.candidates`."""
+        return Generation(self.lm, self.prompt, self.reading).candidates(context, tails, max_new_tokens, count)

@@ -160,7 +160,7 @@ def test_saved_and_loaded_it_reads_the_same(name: str, options: dict, family: st
 def test_padding_and_company_in_a_batch_do_not_matter(
     name: str, options: dict, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    monkeypatch.setattr("latentwire.model.generation.TOGETHER", 2)
     system = system_with(family, name, **options)
     receiver = system.receivers["a"]
     shake(receiver)
@@ -289,7 +289,7 @@ def test_a_generator_may_look_at_neighbours() -> None:
 @torch.no_grad()
 def test_every_way_to_answer_reads_with_it(name: str, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the likeliest tokens, each found by reading the message and all before it anew."""
-    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    monkeypatch.setattr("latentwire.model.generation.TOGETHER", 2)
     receiver = system_with("llama", name, **options).receivers["a"]
     shake(receiver)
     torch.manual_seed(3)

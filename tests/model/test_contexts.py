@@ -306,7 +306,7 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(
 
     greedy = lm.generate(receiver.read_own(texts), *pad_left(tails, 0), 6, [])
     prompt.stop = [int(greedy[0, 3]), int(greedy[1, 0])]  # one that comes late, and one with which an answer begins
-    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    monkeypatch.setattr("latentwire.model.generation.TOGETHER", 2)
     found, ended = receiver.candidates(receiver.read_own(texts), tails, 6, 4), 0
     for text, tail, own in zip(texts, tails, found, strict=True):
         for first, candidate in zip(after(text, tail).topk(4).indices.tolist(), own, strict=True):
@@ -324,7 +324,7 @@ def test_candidates_begin_with_the_likeliest_tokens_and_go_on_greedily(
     for text, tail, own in zip(texts, tails, short, strict=True):
         best = after(text, tail).log_softmax(-1).topk(2)
         assert [c.logp for c in own] == pytest.approx(best.values.tolist(), abs=1e-3)
-    monkeypatch.setattr("latentwire.model.contexts.ODDS", 1.5)
+    monkeypatch.setattr("latentwire.model.generation.ODDS", 1.5)
     likely = receiver.candidates(receiver.read_own(texts), tails, 1, 10**6)  # more than there are tokens
     for text, tail, own in zip(texts, tails, likely, strict=True):
         probability = after(text, tail).softmax(-1)
@@ -371,7 +371,7 @@ def test_answers_that_have_ended_leave_the_batch_and_the_others_go_on(
         return generate(context, ids, *rest, **more)
 
     generate = lm.generate
-    monkeypatch.setattr("latentwire.model.contexts.TOGETHER", 2)
+    monkeypatch.setattr("latentwire.model.generation.TOGETHER", 2)
     monkeypatch.setattr(lm, "generate", counted)
     assert receiver.generate(receiver.read_own(texts), tails, 11) == [prompt.read(row) for row in whole.tolist()]
     ends = [next((n for n, token in enumerate(row) if token in prompt.stop), 99) for row in free.tolist()]
