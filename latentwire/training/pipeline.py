@@ -25,13 +25,13 @@ from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
 from latentwire.model.system import LatentWire
 from latentwire.rivals import versions_of
+from latentwire.training.codebooks import most_layers
 from latentwire.training.fitting import fit
 from latentwire.training.folder import RunFolder, own_folder
 from latentwire.training.loop import Callback
 from latentwire.training.material import Material
 from latentwire.training.origin import Origin
 from latentwire.training.processes import Processes
-from latentwire.training.quantizers import most_layers
 from latentwire.training.requirements import check_requirements
 from latentwire.training.solving import find_codebooks, learn_salience, order_heads, recount_codes, solve_closed_form
 from latentwire.training.stages.codec import CodecTuning

@@ -18,8 +18,7 @@ from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.receiver import Receiver
 from latentwire.model.sender import Sender
 from latentwire.model.system import LatentWire
-from latentwire.training.loop import Trainer
-from latentwire.training.quantizers import (
+from latentwire.training.codebooks import (
     Rotation,
     Vocabulary,
     build_codebook,
@@ -29,6 +28,7 @@ from latentwire.training.quantizers import (
     fit_rvq,
     principal_rotation,
 )
+from latentwire.training.loop import Trainer
 from latentwire.training.stages import codec
 from latentwire.training.stages.codec import CodecTuning
 from latentwire.wire.codebook import Codebook
@@ -131,7 +131,7 @@ def test_the_vocabulary_of_many_texts_takes_no_memory_for_each_token_that_is_rea
     vocabulary = Vocabulary(torch.randn(40, 6), torch.randn(2, 6, 12), read)
     z = sum((vocabulary.features[read[:, p]] @ vocabulary.maps[p] for p in range(2)), torch.zeros(12))
     rotation, _ = principal_rotation(z, torch.eye(12), 12).stored()
-    monkeypatch.setattr("latentwire.training.quantizers.principal_rotation", rotation_of)
+    monkeypatch.setattr("latentwire.training.codebooks.aq.principal_rotation", rotation_of)
     fit_aq(z, vocabulary, rotation, small_config(codec={"learned": ["aq"], "layers": 2}).codec)
     assert looked_at == [20]
 

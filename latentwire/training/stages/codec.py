@@ -22,7 +22,7 @@ from latentwire.encoder.text import SenderText
 from latentwire.model.encoding import Prepared
 from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
-from latentwire.training.quantizers import (
+from latentwire.training.codebooks import (
     Starts,
     Vocabulary,
     build_codebook,
