@@ -262,7 +262,7 @@ def test_what_an_error_costs_is_measured_as_readers_are(sections: dict) -> None:
     before = {name: tensor.clone() for name, tensor in system.receivers["a"].reader.state_dict().items()}
     made = [codec.Information(system, seed=0) for _ in range(2)]
     for information in made:
-        codec.latents_of(system, prepared[:4], information.add)
+        codec.collect_latents(system, prepared[:4], information.add)
     for name, tensor in made[0].sums.items():
         assert torch.equal(tensor, made[1].sums[name])
     after = system.receivers["a"].reader.state_dict()
@@ -273,7 +273,7 @@ def test_what_an_error_costs_is_measured_as_readers_are(sections: dict) -> None:
 def test_a_share_of_the_metric_is_what_changes_anything_at_all() -> None:
     system, prepared = fitted()
     information = codec.Information(system, seed=0)
-    codec.latents_of(system, prepared, information.add)
+    codec.collect_latents(system, prepared, information.add)
     told, both, made = (information.metric(floor) for floor in (0.0, 0.25, 1.0))
     torch.testing.assert_close(both, 0.75 * told + 0.25 * made)
     linear = [receiver.reader.generator.linear.detach() for receiver in system.receivers.values()]
@@ -309,7 +309,7 @@ def test_codes_are_counted_again_where_latents_have_changed() -> None:
     before = dict(system.sender.codebooks)
     with torch.no_grad():
         system.sender.encoder.weight.mul_(0.3)  # type: ignore[operator]
-    z, starts = codec.latents_of(system, prepared)
+    z, starts = codec.collect_latents(system, prepared)
 
     def bits() -> dict[str, float]:
         messages = np.split(z.numpy(), np.flatnonzero(starts)[1:])
@@ -441,11 +441,11 @@ def test_a_codebook_is_found_with_its_options_and_judged_on_what_it_was_not_foun
     )
     system = small_system(config)
     prepared = [system.prepare(passage) for passage in small_passages(24)]
-    read, floors, latents_of, metric = [], [], codec.latents_of, codec.Information.metric
+    read, floors, collect, metric = [], [], codec.collect_latents, codec.Information.metric
     monkeypatch.setattr(
         codec,
-        "latents_of",
-        lambda system, passages, *look: (read.append(passages), latents_of(system, passages, *look))[1],
+        "collect_latents",
+        lambda system, passages, *look: (read.append(passages), collect(system, passages, *look))[1],
     )
     monkeypatch.setattr(codec.Information, "metric", lambda self, floor: (floors.append(floor), metric(self, floor))[1])
     codec.fit(system, prepared, config)

@@ -94,7 +94,7 @@ def _of_mean_one(metric: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def latents_of(
+def collect_latents(
     system: LatentWire,
     passages: Sequence[Prepared],
     each: Callable[[Sequence[Prepared], Tensor, Tensor], None] = lambda passages, z, counts: None,
@@ -131,8 +131,8 @@ def fit(
         done += len(batch)
         report(done)
 
-    z, starts = latents_of(system, looked_at, look)
-    aside, aside_starts = latents_of(system, kept_aside)
+    z, starts = collect_latents(system, looked_at, look)
+    aside, aside_starts = collect_latents(system, kept_aside)
     metric = information.metric(config.curriculum.closed_form.importance_floor)
     torch.manual_seed(config.system.seed)
     rotation, arrays = principal_rotation(z, metric, min(own.width, z.shape[1], len(z))).stored()
@@ -167,7 +167,7 @@ def recount(system: LatentWire, passages: Sequence[Prepared], config: Config) ->
     Rotation and codewords stay: sender and readers were trained with them.
     """
     looked_at, kept_aside = _parted(passages, config.codec.passages)
-    (z, starts), (aside, aside_starts) = (latents_of(system, part) for part in (looked_at, kept_aside))
+    (z, starts), (aside, aside_starts) = (collect_latents(system, part) for part in (looked_at, kept_aside))
     bits: dict[str, float] = {}
     for kind in config.codec.learned:
         book, codec = system.sender.codebooks[kind], CODECS[kind]
