@@ -91,55 +91,37 @@ class Config(Section):
     @model_validator(mode="after")
     def _has_effect(self, info: ValidationInfo) -> Config:
         """Options of what is off, and others that could do nothing beside them, are refused."""
-        adapter, stage, slots = self.adapter, self.curriculum.end_to_end, self.features.use_deep_prefix
-        for key in adapter.changed if slots else ():
-            raise ValueError(
-                f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
-            )
-        for name, why in (self._features_off() | ({} if is_kept(info) else self._encoders_off())).items():
-            section = getattr(self, name)
-            for key in section.changed:
-                raise ValueError(f"{name}.{section.unused(key, f'does nothing, as {why}')}")
-        for key in self.queries.changed if not is_kept(info) else ():
-            if key == "bank" and self.latent_layout.total:
-                raise ValueError(f"queries.{key}: does nothing, as latent_len says how many queries there are")
-            if key in ("heads", "layers") and self.encoder.type == "simple-st":
-                raise ValueError(f"queries.{key}: does nothing, as encoder.type = 'simple-st' has no attention")
-        if not slots and self.losses.output_rms_weight and adapter.calibration != "none" and not adapter.learn_gain:
-            raise ValueError(
-                f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
-            )
-        if self.losses.latent_scale_weight and self.curriculum.train_only:
-            raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
-        if self.encoder.keep is not None:
-            self._choosable()
-        for key, needed, there in (
-            ("companion_for", "encoder.companion", self.encoder.companion is not None),
-            ("salience_passages", "encoder.keep_by = 'salience'", self.encoder.keep_by == "salience"),
-        ):
-            if key in self.curriculum.closed_form.changed and not there:
-                raise ValueError(f"curriculum.closed_form.{key}: does nothing without {needed}")
-        if self.encoder.companion is not None and self.deep_prefix.rank is not None:
-            raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
-        self._rankable()
-        if self.features.use_sender_lora and self.encoder.type != "backbone":
-            raise ValueError(
-                f"features.use_sender_lora: only encoder.type = 'backbone' has it, not {self.encoder.type!r}"
-            )
-        for key, on in (
-            ("features.use_sender_lora", self.features.use_sender_lora),
-            ("encoder.bidirectional", self.encoder.bidirectional),
-        ):
-            if on and not max(self.encoder.layers):
-                raise ValueError(f"{key}: does nothing, as encoder.layers takes the embedding alone")
+        kept = is_kept(info)
+        self._check_sections(kept)
+        self._check_losses()
+        self._check_choice()
+        self._check_companion()
+        self._check_ranking()
+        self._check_sender_layers()
         if self.data.cloze and self.data.text_path is None:
             raise ValueError("data.cloze: asks for data.text_path, the text that questions are made from")
-        for key in ("warmup_text_steps", "tail_text_prob") if not is_kept(info) else ():
-            if getattr(stage, key) and not self.features.use_lora:
+        for key in ("warmup_text_steps", "tail_text_prob") if not kept else ():
+            if getattr(self.curriculum.end_to_end, key) and not self.features.use_lora:
                 raise ValueError(
                     f"curriculum.end_to_end.{key}: only LoRA learns from the text (features.use_lora is off)"
                 )
         return self
+
+    def _check_sections(self, kept: bool) -> None:
+        """What a section sets is for something that is there."""
+        for key in self.adapter.changed if self.features.use_deep_prefix else ():
+            raise ValueError(
+                f"adapter.{key}: only the embedding reader has it, so features.use_deep_prefix must be off"
+            )
+        for name, why in (self._features_off() | ({} if kept else self._encoders_off())).items():
+            section = getattr(self, name)
+            for key in section.changed:
+                raise ValueError(f"{name}.{section.unused(key, f'does nothing, as {why}')}")
+        for key in self.queries.changed if not kept else ():
+            if key == "bank" and self.latent_layout.total:
+                raise ValueError(f"queries.{key}: does nothing, as latent_len says how many queries there are")
+            if key in ("heads", "layers") and self.encoder.type == "simple-st":
+                raise ValueError(f"queries.{key}: does nothing, as encoder.type = 'simple-st' has no attention")
 
     def _features_off(self) -> dict[str, str]:
         """The sections of features that are off, and why they do nothing."""
@@ -167,7 +149,43 @@ class Config(Section):
                     raise ValueError(f"{key}: {name!r} is not in model.receivers (there are: {known})")
         return self
 
-    def _rankable(self) -> None:
+    def _check_losses(self) -> None:
+        """What a loss looks at can change."""
+        adapter = self.adapter
+        fixed = not self.features.use_deep_prefix and adapter.calibration != "none" and not adapter.learn_gain
+        if self.losses.output_rms_weight and fixed:
+            raise ValueError(
+                f"losses.output_rms_weight: adapter.calibration = {adapter.calibration!r} fixes that RMS already"
+            )
+        if self.losses.latent_scale_weight and self.curriculum.train_only:
+            raise ValueError("losses.latent_scale_weight: curriculum.train_only leaves the latents as they are")
+
+    def _check_choice(self) -> None:
+        """What asks for every token of a text, or for their order, does not go with a choice of them."""
+        if self.encoder.keep is None:
+            return
+        for key, on in (
+            ("losses.copy_weight", self.losses.copy_weight),
+            ("features.use_gist_head", self.features.use_gist_head),
+            ("deep_prefix.pattern", self.deep_prefix.pattern == "strided"),
+        ):
+            if on:
+                raise ValueError(
+                    f"{key}: asks for all tokens of a text in their order, and encoder.keep leaves some out"
+                )
+
+    def _check_companion(self) -> None:
+        """What the closed form fits beside the encoder is there, and generators have a place for it."""
+        for key, needed, there in (
+            ("companion_for", "encoder.companion", self.encoder.companion is not None),
+            ("salience_passages", "encoder.keep_by = 'salience'", self.encoder.keep_by == "salience"),
+        ):
+            if key in self.curriculum.closed_form.changed and not there:
+                raise ValueError(f"curriculum.closed_form.{key}: does nothing without {needed}")
+        if self.encoder.companion is not None and self.deep_prefix.rank is not None:
+            raise ValueError("encoder.companion: its dimensions have no place in a generator of deep_prefix.rank")
+
+    def _check_ranking(self) -> None:
         """Heads are ranked on some passages, and share tokens that are read."""
         own = self.deep_prefix
         for name, shown in own.ranked.items():
@@ -180,17 +198,18 @@ class Config(Section):
         if own.ranked and not self.curriculum.closed_form.importance_passages:
             raise ValueError("deep_prefix.ranked: needs curriculum.closed_form.importance_passages to rank heads on")
 
-    def _choosable(self) -> None:
-        """What asks for every token of a text, or for their order, does not go with a choice of them."""
+    def _check_sender_layers(self) -> None:
+        """The sender's model has layers that its LoRA or another mask may change."""
+        if self.features.use_sender_lora and self.encoder.type != "backbone":
+            raise ValueError(
+                f"features.use_sender_lora: only encoder.type = 'backbone' has it, not {self.encoder.type!r}"
+            )
         for key, on in (
-            ("losses.copy_weight", self.losses.copy_weight),
-            ("features.use_gist_head", self.features.use_gist_head),
-            ("deep_prefix.pattern", self.deep_prefix.pattern == "strided"),
+            ("features.use_sender_lora", self.features.use_sender_lora),
+            ("encoder.bidirectional", self.encoder.bidirectional),
         ):
-            if on:
-                raise ValueError(
-                    f"{key}: asks for all tokens of a text in their order, and encoder.keep leaves some out"
-                )
+            if on and not max(self.encoder.layers):
+                raise ValueError(f"{key}: does nothing, as encoder.layers takes the embedding alone")
 
     @model_validator(mode="after")
     def _enough_latents(self) -> Config:
