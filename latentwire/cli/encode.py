@@ -48,19 +48,11 @@ def encode(
     from latentwire.wire.message import Wire
 
     if text == "only":
-        for name, value in (("--codec", codec), ("--chunk", chunk), ("--override", overrides)):
+        for option, value in (("--codec", codec), ("--chunk", chunk), ("--override", overrides)):
             if value is not None:
-                raise ConfigError(f"{name}: does nothing with --text only, which sends no latents")
-    if out != "-" and Path(out).is_dir():
-        raise DataError(f"--out: {out} is a folder; the messages go into a file")
+                raise ConfigError(f"{option}: does nothing with --text only, which sends no latents")
     names = files or ["-"]
-    for name in names:
-        if name != "-" and not Path(name).exists():
-            raise DataError(f"{name}: no such file")
-        if Path(name).is_dir():
-            raise DataError(f"{name}: a folder (latentwire index compresses the texts in one)")
-        if out != "-" and _is_read(name, Path(out)):
-            raise DataError(f"--out: {out} is a text that is read; the messages would take its place")
+    _check_files(names, out)
     if text != "only":
         folder = find_checkpoint(ckpt)
         if codec is not None:
@@ -93,6 +85,19 @@ def encode(
             return counts
         print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
     return counts
+
+
+def _check_files(names: Sequence[str], out: str) -> None:
+    """DataError where there is no text to read, or no place for the messages."""
+    if out != "-" and Path(out).is_dir():
+        raise DataError(f"--out: {out} is a folder; the messages go into a file")
+    for name in names:
+        if name != "-" and not Path(name).exists():
+            raise DataError(f"{name}: no such file")
+        if Path(name).is_dir():
+            raise DataError(f"{name}: a folder (latentwire index compresses the texts in one)")
+        if out != "-" and _is_read(name, Path(out)):
+            raise DataError(f"--out: {out} is a text that is read; the messages would take its place")
 
 
 def _is_read(name: str, out: Path) -> bool:
