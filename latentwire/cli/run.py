@@ -44,12 +44,7 @@ def run_and_exit(main: Callable[[], Any]) -> None:
     --debug on the command line shows the traceback as well.
     """
     debug = "--debug" in sys.argv
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the caller; the next file to be opened would take its place
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # until the end
-        # What the encoding lacks is shown as an escape, and bytes that are none of it are left to what reads them.
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
+    _prepare_streams()
     try:
         main()
         sys.stdout.flush()  # here, where what is wrong with it has its status
@@ -87,6 +82,16 @@ def run_and_exit(main: Callable[[], Any]) -> None:
         if hasattr(error, "show"):
             error.show()
         sys.exit(error.exit_code)
+
+
+def _prepare_streams() -> None:
+    """Have all three standard streams open, and no character that ends a command because it cannot be written."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller; the next file to be opened would take its place
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # until the end
+        # What the encoding lacks is shown as an escape, and bytes that are none of it are left to what reads them.
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
 
 
 def _end_output() -> None:
