@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentwire.cli.files import label, text_of
 from latentwire.cli.options import names_of
+from latentwire.cli.run import plural
 from latentwire.config import some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, ModelError
@@ -58,10 +59,10 @@ def check_questions(asked: Sequence[str]) -> None:
 
 def summary(name: str, conversation: Conversation) -> str:
     """What became of a text, in one line."""
-    count, latents, size = len(conversation.messages["latents"]), conversation.latents, conversation.bytes
+    messages = plural(len(conversation.messages["latents"]), "message")
+    latents, size = plural(conversation.latents, "latent"), conversation.bytes
     return (
-        f"{name}: {size['text']} bytes of text -> {count} message{'s' * (count != 1)}, {latents} "
-        f"latent{'s' * (latents != 1)}, "
+        f"{name}: {size['text']} bytes of text -> {messages}, {latents}, "
         f"{size['latents']} bytes, in {conversation.encode_s:.2f} s"
     )
 

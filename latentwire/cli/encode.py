@@ -13,6 +13,7 @@ import typer
 
 from latentwire.cli.files import codec_of, label, text_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
+from latentwire.cli.run import plural
 from latentwire.config.load import parse_overrides
 from latentwire.core.atomic import write_bytes
 from latentwire.core.errors import ConfigError, DataError
@@ -83,7 +84,7 @@ def encode(
         if as_json:
             print(dump_json(counts), end="")
             return counts
-        print(f"{out}: {counts['messages']} message{'s' * (counts['messages'] != 1)}, {counts['bytes']} bytes")
+        print(f"{out}: {plural(counts['messages'], 'message')}, {counts['bytes']} bytes")
     return counts
 
 

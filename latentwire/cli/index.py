@@ -12,6 +12,7 @@ import typer
 from latentwire.cli.extras import extras
 from latentwire.cli.files import codec_of
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides, output_folder
+from latentwire.cli.run import plural
 from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
@@ -86,7 +87,7 @@ def index(
     else:
         count = info["documents"]
         print(
-            f"{out}: {count} document{'s' * (count != 1)}, {info['encoded']} of them encoded now, "
+            f"{out}: {plural(count, 'document')}, {info['encoded']} of them encoded now, "
             f"{info['wire_bytes'] / count:.0f} bytes each in {info['codec']}, {info['seconds']:.1f} s"
         )
     return info

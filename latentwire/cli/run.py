@@ -1,4 +1,4 @@
-"""What all commands share: errors in one line, and how `main([...])` of a verb's file runs the verb."""
+"""What all commands share: errors in one line, counts in words, and how `main([...])` of a verb's file runs it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def as_program(function: Callable[..., Any], name: str | None = None) -> typer.T
 def command_line(context: typer.Context) -> list[str]:
     """A running verb as it would be typed."""
     return ["latentwire", str(context.info_name), *context.obj]
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things in words: "1 message", "2 messages"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def run_and_exit(main: Callable[[], Any]) -> None:
