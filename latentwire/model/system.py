@@ -21,7 +21,7 @@ from latentwire.checkpoint.parts import (
     reader_stem,
 )
 from latentwire.config import Config
-from latentwire.core.errors import CheckpointError
+from latentwire.core.errors import CheckpointError, named
 from latentwire.core.names import ADAPTERS, CODEBOOKS, READERS, SENDER, file_of
 from latentwire.data.example import Passage
 from latentwire.encoder.registry import build_encoder
@@ -65,12 +65,13 @@ class LatentWire:
         return sent, {name: encode_for_receiver(r.lm, r.prompt, passage, sent) for name, r in self.receivers.items()}
 
     def prepare_to_ask(self, passage: Passage) -> Prepared:
-        """`prepare`; ModelError also where the text with one of its questions, in the longest form in which it is read
-        (`evaluation.modes`), is too long for a receiver."""
-        sent, texts = self.prepare(passage)
-        anchored = "embedding_anchor" in self.config.evaluation.modes
-        for name, receiver in self.receivers.items():
-            receiver.check_length(texts[name].positions + (len(receiver.passage_anchor) if anchored else 0))
+        """`prepare`; ModelError, which names the passage, also where the text with one of its questions, in the longest
+        form in which it is read (`evaluation.modes`), is too long for a receiver."""
+        with named(f"evaluation: passage {passage.id!r}"):
+            sent, texts = self.prepare(passage)
+            anchored = "embedding_anchor" in self.config.evaluation.modes
+            for name, receiver in self.receivers.items():
+                receiver.check_length(texts[name].positions + (len(receiver.passage_anchor) if anchored else 0))
         return sent, texts
 
     def state_dict(self, *, training: bool = False) -> dict[str, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from latentwire.backbone.load import load_config
 from latentwire.checkpoint.parts import load_codebooks
 from latentwire.config import Config
 from latentwire.config.sections.training import STAGES
-from latentwire.core.errors import ConfigError, named
+from latentwire.core.errors import ConfigError
 from latentwire.core.names import LATENT, TEXT
 from latentwire.core.paths import cache_dir
 from latentwire.core.seeds import seed_everything
@@ -142,8 +142,7 @@ class Run:
         if origin:
             origin.take_up(system)
         for passage in asked:
-            with named(f"evaluation: passage {passage.id!r}"):
-                system.prepare_to_ask(passage)
+            system.prepare_to_ask(passage)
         material = Material(system, self.config, passages, texts)
         cache = Path(self.config.checkpoint.tuned_cache) if self.config.checkpoint.tuned_cache else cache_dir()
         work = Work(

@@ -313,7 +313,8 @@ def test_a_passage_longer_than_the_window_is_named(
     }
     (tmp_path / "long.json").write_text(json.dumps(long))
     words = ["--ckpt", str(models / "run"), "--dataset", "squad", "--data_path", str(tmp_path / "long.json")]
-    assert "longer than the sender's window of 512" in fails(eval_main, [*words, "--out_dir", str(tmp_path)], capsys)
+    wrong = fails(eval_main, [*words, "--out_dir", str(tmp_path)], capsys)
+    assert "evaluation: passage '0-0': " in wrong and "longer than the sender's window of 512" in wrong
     assert not (tmp_path / "eval.json").exists()
     (tmp_path / "short.json").write_text(json.dumps(long).replace("word " * 900, "word " * 90))
     flags = arguments(models, dataset="squad", data_path=tmp_path / "short.json", eval_path=tmp_path / "long.json")
