@@ -41,10 +41,12 @@ def test_a_gain_is_that_of_each_question() -> None:
 
 
 def test_receivers_together_are_compared_with_the_better_one() -> None:
-    own = {"a": ["red", "blue", "one"], "b": ["red", "green", "two"]}
-    found = joint_measures(["red", "green", "one"], [["red"], ["green"], ["one"]], own, [0, 1, 2], 200)
-    assert found["f1"] == 1.0 and found["gained"]["f1"] == pytest.approx(1 / 3)
-    assert found["agreement"] == pytest.approx(1 / 3) and found["oracle_f1"] == found["oracle_em"] == 1.0
+    own = {"a": ["red", "blue", "one", "up"], "b": ["red", "green", "two", "down"]}
+    golds = [["red"], ["green"], ["one"], ["up"]]
+    for receivers in (own, dict(reversed(own.items()))):
+        found = joint_measures(["red", "green", "one", "up"], golds, receivers, [0, 1, 2, 3], 200)
+        assert found["f1"] == 1.0 and found["gained"]["f1"] == pytest.approx(1 / 4)
+        assert found["agreement"] == pytest.approx(1 / 4) and found["oracle_f1"] == found["oracle_em"] == 1.0
 
 
 def test_intervals_draw_whole_passages() -> None:
@@ -76,3 +78,15 @@ def test_the_mean_over_receivers_is_that_of_each_question() -> None:
         assert found is not None and found["f1"] == 0.5 and found["tuned"] is tuned
         assert found["f1_ci"] == list(bootstrap_ci([0.75, 0.25], [0, 1], resamples=50))
         assert found["em_ci"] == list(bootstrap_ci([0.5, 0.5], [0, 1], resamples=50))
+
+
+def test_the_mean_over_receivers_draws_whole_passages() -> None:
+    rng = random.Random(0)
+    rows = {name: [Scored(rng.random(), float(rng.random() < 0.5)) for _ in range(24)] for name in "ab"}
+    answers, clusters = {name: {"latent": own} for name, own in rows.items()}, [i // 4 for i in range(24)]
+    own = {name: {"latent": measure(one, clusters, 50) | {"tuned": True}} for name, one in rows.items()}
+    found = mean_over_receivers(answers, own, "latent", clusters, 100)
+    assert found is not None
+    for key in ("f1", "em"):
+        means = [(getattr(a, key) + getattr(b, key)) / 2 for a, b in zip(rows["a"], rows["b"], strict=True)]
+        assert found[f"{key}_ci"] == pytest.approx(bootstrap_ci(means, clusters, resamples=100))
