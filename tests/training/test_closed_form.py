@@ -22,7 +22,7 @@ from latentwire.training.stages import closed_form
 from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import importance_of, rank_heads
-from latentwire.training.stages.normal_equations import NormalEquations, cholesky, shared_variance
+from latentwire.training.stages.normal_equations import NormalEquations, cholesky, groups_of, shared_variance
 from latentwire.training.stages.salience import auc
 from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
@@ -90,6 +90,14 @@ def test_groups_share_a_scale() -> None:
     assert factors.scale[:10].unique().numel() == 1 and factors.scale[0] > 10 * factors.scale[10]
 
 
+def test_receivers_share_no_group_of_targets() -> None:
+    receivers = list(small_system(small_config()).receivers.values())
+    own = [receiver.reader.target_groups() for receiver in receivers]
+    found = groups_of(receivers).split([len(groups) for groups in own])
+    assert [len(groups.unique()) for groups in found] == [len(groups.unique()) for groups in own]
+    assert not set(found[0].tolist()) & set(found[1].tolist())
+
+
 @pytest.mark.parametrize("kind", ["backbone", "simple-st"])
 def test_on_a_fixed_encoder_a_generator_is_least_squares_from_latents(kind: str) -> None:
     """Also where training has moved the latents' mean; and nothing but that generator changes."""
@@ -117,6 +125,7 @@ def test_on_a_fixed_encoder_a_generator_is_least_squares_from_latents(kind: str)
         expected = torch.cat([torch.cat(z), torch.ones(len(made), 1)], 1).double() @ solution
     truth = torch.cat(y)
     error = [float((guess - truth).pow(2).mean() / truth.var()) for guess in (made, expected)]
+    assert (made - expected).std() < 0.05 * expected.std()
     assert error[0] == pytest.approx(error[1], rel=0.02) and set(scores) == {"b"} and scores["b"] > 0.05
 
 
