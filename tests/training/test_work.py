@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from latentwire.core.names import LATENT, TEXT, TOKEN_BUDGET
+from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.system import LatentWire
+from latentwire.reader.slots import SlotReader
 from latentwire.training.fitting import fit
 from latentwire.training.folder import RunFolder
 from latentwire.training.loop import Callback
@@ -101,3 +103,21 @@ def test_what_was_tuned_otherwise_is_not_taken_from_the_cache(
         receiver = work.system.receivers["a"]
         keys.append(_key_of(work, receiver, work.material.of(receiver), reads))
     assert cached_folder(tmp_path, keys[0]) != cached_folder(tmp_path, keys[1]) == cached_folder(tmp_path, keys[2])
+
+
+def test_lora_that_read_other_tokens_is_not_taken_from_the_cache(tmp_path: Path) -> None:
+    """What is found in a run, and stands in no configuration: by what tokens are chosen, and which heads show which."""
+    choosing = {"keep": 2, "keep_by": "salience", "keep_from": "text"}
+    work = work_of(tmp_path, encoder=choosing, deep_prefix={"ranked": {"a": 1}})
+    encoder, receiver = work.system.sender.encoder, work.system.receivers["a"]
+    assert isinstance(encoder, BackboneEncoder) and encoder.salience is not None
+    assert isinstance(receiver.reader, SlotReader)
+
+    def folder(reads: str) -> Path:
+        return cached_folder(tmp_path, _key_of(work, receiver, work.material.of(receiver), reads))
+
+    before, text = folder(LATENT), folder(TEXT)
+    encoder.salience.bias += 1
+    chosen_otherwise = folder(LATENT)
+    receiver.reader.phases_of[0, 0] += 1
+    assert len({before, chosen_otherwise, folder(LATENT)}) == 3 and folder(TEXT) == text
