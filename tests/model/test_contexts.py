@@ -16,6 +16,7 @@ from latentwire.backbone.context import Context
 from latentwire.backbone.padding import pad_left
 from latentwire.config import Config
 from latentwire.config.sections.training import LossesConfig
+from latentwire.core.names import LATENT
 from latentwire.data.example import Passage, Question
 from latentwire.model.consensus import consensus
 from latentwire.model.encoding import (
@@ -186,6 +187,32 @@ def test_generation_from_slots_equals_recomputation(family: str) -> None:
     hidden = receiver.lm.continue_from(receiver.read_own([text]), both, torch.ones_like(both, dtype=torch.bool))
     best = receiver.lm.logits(hidden)[0, len(tail) - 1 : -1].argmax(-1)
     assert best.tolist() == new.tolist()
+
+
+@torch.no_grad()
+def test_the_first_token_of_an_answer_is_scored_apart() -> None:
+    """Also of answers that are shorter than others beside them."""
+    receiver = receiver_of("llama", window=4)
+    text = texts_of(receiver, "llama", 4)[0]
+    tail = receiver.prompt.tail("Where is the workshop?")
+    ids, mask = pad_left([tail], receiver.lm.pad_id)
+    one, two = receiver.lm.generate(receiver.read_own([text]), ids, mask, 2, stop=[])[0].tolist()
+    answers = [[one, two], [one, two + 1], [one], [two + 1 if one == two else two]]
+    scores = receiver.score(receiver.read_own([text] * 4), [(tail, answer) for answer in answers])
+    assert scores.first_correct.tolist() == [True, True, True, False]
+    assert scores.all_correct.tolist() == [True, False, True, False]
+
+
+@torch.no_grad()
+def test_what_a_reader_should_make_is_that_of_the_untouched_model() -> None:
+    """So that one message serves the receiver with LoRA and the one without."""
+    receiver = receiver_of("llama", window=4)
+    texts = texts_of(receiver, "llama", 4)
+    before = receiver.targets(texts)[0]
+    for weight in receiver.add_adapter(LATENT).trainable_parameters():
+        weight.add_(0.1)
+    with receiver.using(LATENT):
+        assert receiver.targets(texts)[0].equal(before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
