@@ -244,6 +244,7 @@ def parted(kind: str, **change: object) -> dict[str, np.ndarray]:
         ("fsq", {"dims": [2, 1, -1, 2, 2]}),
         ("fsq", {"dims": [2.5, 1, 0, 2.5, 2.5]}),
         ("fsq", {"sizes": [4096, 2, 2, 2, 2]}),  # 8,192 cells
+        ("fsq", {"sizes": [4096, 2, 2, 2, 2], "codewords": np.zeros((12_294, 1)), "counts": np.ones(20_490)}),  # cut
         ("fsq", {"sizes": [2, 2, 2, 257, 2]}),  # of one that refines another
         ("rvq", {"sizes": [300, 2, 2, 2, 2], "orders": [1, 0, 0, 0, 0]}),
         ("rvq", {"dims": [0, 1, 2, 3, 4]}),
