@@ -33,7 +33,8 @@ from latentwire.data.documents import read_documents
 from latentwire.data.example import Passage, Question
 from latentwire.data.load import load_passages, load_texts
 from latentwire.model.receiver import Message
-from latentwire.serving.index import Index, build_index, recipe
+from latentwire.serving.build_index import build_index, recipe
+from latentwire.serving.index import Index
 
 BEST = (1, 3, 5)
 """Ranks up to which a hit is counted."""

@@ -18,7 +18,7 @@ MODULES = (
     *("wire.codebook", "reader.base", "reader.slots", "reader.adapter", "features.base"),
     *("model.sender", "model.receiver", "model.contexts", "model.asking", "model.system", "model.pretrained"),
     *("training.pipeline", "training.stages.slot_tuning", "training.stages.closed_form"),
-    *("training.stages.end_to_end", "evaluation.evaluate", "serving.index"),
+    *("training.stages.end_to_end", "evaluation.evaluate", "serving.build_index", "serving.index"),
 )
 """What others build on, in the order in which data flows."""
 HEAD = """# API reference

@@ -123,8 +123,8 @@ def _ask_index(
     """Answers from the messages of a corpus, found by the words of each question. No sender is loaded."""
     check_questions(asked)
     with extras():
-        from latentwire.serving import index as indexing
-    index = indexing.Index(folder)
+        from latentwire.serving.index import Index, answer_from_hits
+    index = Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
     checkpoint, changes = find_checkpoint(ckpt), parse_overrides(overrides)
@@ -147,7 +147,7 @@ def _ask_index(
             answer: dict[str, Any] = {"answer": None, "source": None}
             said, reply = "[no document shares a word with the question]", None
             try:
-                reply = indexing.answer_from_hits(receiver, hits, question, max_new_tokens)
+                reply = answer_from_hits(receiver, hits, question, max_new_tokens)
             except ModelError as error:  # they are longer than its window; another question may find shorter ones
                 answer["note"] = str(error)
                 said = f"[{printable(str(error))}]"

@@ -58,7 +58,7 @@ def index(
     if (text_key or id_key) and documents.is_file() and not rows:
         raise ConfigError(f"{'--text_key' if text_key else '--id_key'}: {documents} is a text, which has no keys")
     with extras():
-        from latentwire.serving.index import build_index, recipe
+        from latentwire.serving.build_index import build_index, recipe
     if workers and engine != "ray":
         raise ConfigError("--workers: only with --engine ray")
     if engine == "ray":

@@ -1,7 +1,7 @@
-"""Parts of an index, encoded by the workers of a Ray cluster: Ray Data, with a pool of actors.
+"""Shards of an index, encoded by the workers of a Ray cluster: Ray Data, with a pool of actors.
 
-A row of the data set is a whole part, so that a part's texts are batched as they are in one process and its messages
-are the same. Parts come back in whatever order they are done and are written by the process that asked for them: only
+A row of the data set is a whole shard, so that a shard's texts are batched as they are in one process and its messages
+are the same. Shards come back in whatever order they are done and are written by the process that asked for them: only
 the sender's checkpoint has to be within the workers' reach.
 """
 
@@ -19,7 +19,7 @@ import ray.data
 
 from latentwire.core.errors import ConfigError, LatentWireError, ModelError, one_line
 from latentwire.data.documents import Document
-from latentwire.serving.index import Mapper, Part
+from latentwire.serving.build_index import Mapper, Shard
 
 SCHEMA = pyarrow.schema(
     {
@@ -39,17 +39,17 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Mapper:
     device: `system.device` of the sender. ConfigError where the cluster cannot be reached or is too small.
     """
 
-    def engine(encode: Callable[[Part], Part], parts: Iterable[Part]) -> Iterator[Part]:
+    def engine(encode: Callable[[Shard], Shard], shards: Iterable[Shard]) -> Iterator[Shard]:
         waiting: list[ray.ObjectRef] = []
         with ExitStack() as stack:
-            for part in parts:
-                if None not in part.messages:
-                    yield part
+            for shard in shards:
+                if None not in shard.messages:
+                    yield shard
                     continue
                 if not waiting:
                     stack.enter_context(_cluster())
                     kind, count = _room(workers, device)  # before the rest is read, which may take long
-                waiting.append(ray.put(_to_table([_to_row(part)])))  # Ray spills to disk what memory does not hold
+                waiting.append(ray.put(_to_table([_to_row(shard)])))  # Ray spills to disk what memory does not hold
             if not waiting:
                 return
             ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
@@ -65,7 +65,7 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Mapper:
             for row in made.iter_rows():
                 if row["error"]:
                     raise ModelError(row["error"])
-                yield _to_part(row)
+                yield _to_shard(row)
 
     return engine
 
@@ -73,14 +73,14 @@ def ray_engine(workers: int | None = None, device: str = "auto") -> Mapper:
 class Worker:
     """An actor, which loads the sender once. What a user is to blame for comes back in a row, as one line."""
 
-    def __init__(self, encode: Callable[[Part], Part]):
+    def __init__(self, encode: Callable[[Shard], Shard]):
         self.encode = encode
 
     def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
         rows = []
         for row in table.to_pylist():
             try:
-                rows.append(_to_row(self.encode(_to_part(row))))
+                rows.append(_to_row(self.encode(_to_shard(row))))
             except LatentWireError as error:
                 rows.append(row | {"error": str(error)})
         return _to_table(rows)
@@ -113,14 +113,14 @@ def _room(workers: int | None, device: str) -> tuple[str, int]:
     return kind, workers or room
 
 
-def _to_row(part: Part) -> dict[str, Any]:
-    ids, texts = [row.id for row in part.rows], [row.text for row in part.rows]
-    return {"number": part.number, "id": ids, "text": texts, "wire": list(part.messages), "error": None}
+def _to_row(shard: Shard) -> dict[str, Any]:
+    ids, texts = [document.id for document in shard.documents], [document.text for document in shard.documents]
+    return {"number": shard.number, "id": ids, "text": texts, "wire": list(shard.messages), "error": None}
 
 
-def _to_part(row: dict[str, Any]) -> Part:
-    rows = [Document(name, text) for name, text in zip(row["id"], row["text"], strict=True)]
-    return Part(row["number"], rows, list(row["wire"]))
+def _to_shard(row: dict[str, Any]) -> Shard:
+    documents = [Document(name, text) for name, text in zip(row["id"], row["text"], strict=True)]
+    return Shard(row["number"], documents, list(row["wire"]))
 
 
 def _to_table(rows: list[dict[str, Any]]) -> pyarrow.Table:

@@ -22,8 +22,9 @@ from latentwire.core.hashing import stable_hash
 from latentwire.data.documents import Document, read_documents
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
-from latentwire.serving import index as indexing
-from latentwire.serving.index import Index, answer_from, build_index, recipe
+from latentwire.serving import index_files
+from latentwire.serving.build_index import build_index, recipe
+from latentwire.serving.index import Index, answer_from
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import Wire
 from scripts.measure_index import app as measure_index
@@ -41,9 +42,9 @@ def system() -> LatentWire:
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "PART", 4)
-    monkeypatch.setattr(indexing, "GROUP", 3)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_files, "SHARD", 4)
+    monkeypatch.setattr(index_files, "ROW_GROUP", 3)
 
 
 def _unloaded() -> Sender:

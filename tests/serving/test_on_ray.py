@@ -18,7 +18,9 @@ from pyarrow import parquet
 from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, ModelError
 from latentwire.data.documents import Document
-from latentwire.serving import index as indexing
+from latentwire.serving import index_files
+from latentwire.serving.build_index import Shard
+from latentwire.serving.index import Index
 from tests import ROOT
 from tests.commands import fails
 from tests.systems import saved_run, small_passages
@@ -26,13 +28,13 @@ from tests.systems import saved_run, small_passages
 KILLED = """
 import os, signal, sys
 from latentwire.cli.main import main
-from latentwire.serving import index as indexing
+from latentwire.serving import index_files
 
-def write_and_die(path, data, write=indexing.write_bytes):
+def write_and_die(path, data, write=index_files.write_bytes):
     write(path, data)
     os.kill(os.getpid(), signal.SIGKILL)
 
-indexing.PART, indexing.write_bytes = 2, write_and_die
+index_files.SHARD, index_files.write_bytes = 2, write_and_die
 main(sys.argv[1:])
 """
 
@@ -43,7 +45,7 @@ def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
 ) -> None:
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(indexing, "PART", 2)
+    monkeypatch.setattr(index_files, "SHARD", 2)
     run, corpus, out = saved_run(tmp_path), tmp_path / "corpus.txt", tmp_path / "on_ray"
     texts = [passage.context for passage in small_passages(6)]
     corpus.write_text("\n".join([*texts, " ".join(texts)]))  # the last one takes several messages
@@ -64,11 +66,11 @@ def test_a_build_that_was_killed_goes_on_and_equals_that_of_one_process(
     assert latentwire([*words, str(out), *shared])["encoded"] == 0
 
     latentwire([*words, str(tmp_path / "alone")])
-    parts = sorted(path.name for path in (out / "wires").iterdir())
-    assert parts == [f"{n:05d}.parquet" for n in range(4)]
-    for name in [*(f"wires/{part}" for part in parts), "index.json"]:
+    files = sorted(path.name for path in (out / "wires").iterdir())
+    assert files == [f"{n:05d}.parquet" for n in range(4)]
+    for name in [*(f"wires/{file}" for file in files), "index.json"]:
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
-    assert len(indexing.Index(out).document(6)[1]) > 1
+    assert len(Index(out).document(6)[1]) > 1
 
 
 def test_too_many_workers_are_refused_before_all_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,26 +79,26 @@ def test_too_many_workers_are_refused_before_all_texts_are_read(monkeypatch: pyt
 
     monkeypatch.setattr(on_ray, "_cluster", nullcontext)
     monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    parts = [indexing.Part(number, [Document(str(number), "text")], [None]) for number in range(3)]
-    rest = iter(parts)
+    shards = [Shard(number, [Document(str(number), "text")], [None]) for number in range(3)]
+    rest = iter(shards)
     with pytest.raises(ConfigError, match="--workers: 9 asked for, and the Ray cluster has room for 2"):
-        list(on_ray.ray_engine(9)(lambda part: part, rest))
-    assert list(rest) == parts[1:]
+        list(on_ray.ray_engine(9)(lambda shard: shard, rest))
+    assert list(rest) == shards[1:]
 
 
 def test_what_a_worker_cannot_encode_comes_back_as_a_line() -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    from latentwire.serving.on_ray import Worker, _to_part, _to_row, _to_table
+    from latentwire.serving.on_ray import Worker, _to_row, _to_shard, _to_table
 
-    def encode(part: indexing.Part) -> indexing.Part:
-        if part.number:
+    def encode(shard: Shard) -> Shard:
+        if shard.number:
             raise ModelError("documents 'a': too long")
-        return indexing.Part(part.number, part.rows, [message or b"new" for message in part.messages])
+        return Shard(shard.number, shard.documents, [message or b"new" for message in shard.messages])
 
-    rows = [Document("a", "one"), Document("b", "two")]
-    given = _to_table([_to_row(indexing.Part(number, rows, [None, b"old"])) for number in (0, 1)])
+    documents = [Document("a", "one"), Document("b", "two")]
+    given = _to_table([_to_row(Shard(number, documents, [None, b"old"])) for number in (0, 1)])
     good, bad = Worker(encode)(given).to_pylist()
-    assert (good["error"], _to_part(good)) == (None, indexing.Part(0, rows, [b"new", b"old"]))
+    assert (good["error"], _to_shard(good)) == (None, Shard(0, documents, [b"new", b"old"]))
     assert bad["error"] == "documents 'a': too long"
 
 
