@@ -19,6 +19,7 @@ from latentwire.encoder.backbone import BackboneEncoder
 from latentwire.model.receiver import Receiver
 from latentwire.reader.slots import SlotReader
 from latentwire.training.stages import closed_form, codec
+from latentwire.training.stages.closed_form import TargetOptions
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import largest, rank_heads
@@ -95,10 +96,10 @@ def solve_closed_form(work: Work, new: dict[str, Receiver]) -> None:
     stage, system = work.config.curriculum.closed_form, work.system
     seen = work.material.prepared[stage.held_out :] or work.material.prepared  # all are set aside where text is plenty
     asked = [texts for _, texts in seen[: stage.importance_passages]]
-    weighed: dict[str, Any] = {"band": stage.band, "asked": asked, "importance_floor": stage.importance_floor}
+    options = TargetOptions(stage.band, asked, stage.importance_floor)
     if work.origin is None:
-        _solve_stage(work, "closed_form", partial(closed_form.fit, system, **weighed))
-    fit_companion = partial(closed_form.fit_companion, system, **weighed)
+        _solve_stage(work, "closed_form", partial(closed_form.fit, system, options=options))
+    fit_companion = partial(closed_form.fit_companion, system, options=options)
     if work.config.encoder.companion and (work.origin is None or work.origin.lacks_companion):
         known = {name: r for name, r in system.receivers.items() if work.origin is None or name not in new}
         meant = {name: r for name, r in known.items() if name in (stage.companion_for or known)}

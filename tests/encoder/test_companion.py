@@ -27,10 +27,10 @@ def system_with(keep: int | None = None, lora: bool = False, **encoder: object) 
     return small_system(small_config(encoder=WITH | {"keep": keep} | encoder, features={"use_sender_lora": lora}))
 
 
-def fitted(system: LatentWire, passages: int = 40, **how: object) -> LatentWire:
+def fitted(system: LatentWire, passages: int = 40) -> LatentWire:
     prepared = [system.prepare(p) for p in small_passages(passages)]
-    fit(system, prepared, held_out=4, ridge=1e-2, **how)
-    fit_companion(system, system.receivers, prepared, held_out=4, ridge=1e-2, **how)
+    fit(system, prepared, held_out=4, ridge=1e-2)
+    fit_companion(system, system.receivers, prepared, held_out=4, ridge=1e-2)
     return system
 
 

@@ -14,7 +14,7 @@ from latentwire.encoder import backbone
 from latentwire.encoder.windows import best_of_windows, follow
 from latentwire.model.system import LatentWire
 from latentwire.training.loop import Trainer
-from latentwire.training.stages.closed_form import fit
+from latentwire.training.stages.closed_form import TargetOptions, fit
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.systems import small_config, small_passages, small_system
@@ -131,7 +131,8 @@ def test_every_stage_runs_and_learns(tmp_path: Path) -> None:
     for name, receiver in system.receivers.items():
         tuning = SlotTuning(receiver, [texts[name] for _, texts in prepared], config, "latent")
         Trainer(tuning, config, tmp_path / name, 2).fit()
-    scores = fit(system, prepared, held_out=4, ridge=0.1, band=1, asked=[texts for _, texts in prepared[:2]])
+    options = TargetOptions(band=1, asked=[texts for _, texts in prepared[:2]])
+    scores = fit(system, prepared, held_out=4, ridge=0.1, options=options)
     assert set(scores) == {"a", "b"} and system.sender.encoder.phases == 2  # type: ignore[attr-defined]
     module = EndToEnd(system, prepared, config)
     trainer = Trainer(module, config, tmp_path / "end", 40)

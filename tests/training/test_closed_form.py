@@ -19,7 +19,7 @@ from latentwire.model.system import LatentWire
 from latentwire.reader.slots import SlotReader
 from latentwire.training.material import Material
 from latentwire.training.stages import closed_form
-from latentwire.training.stages.closed_form import Bands, fit, r_squared, solve
+from latentwire.training.stages.closed_form import Bands, TargetOptions, fit, r_squared, solve
 from latentwire.training.stages.fixed_encoder import fit_generators
 from latentwire.training.stages.importance import importance_of, rank_heads
 from latentwire.training.stages.normal_equations import NormalEquations, cholesky, groups_of, shared_variance
@@ -287,7 +287,7 @@ def test_tokens_that_were_chosen_have_no_neighbours(
 
     monkeypatch.setattr(closed_form, "solve", solving)
     system = small_system(small_config(encoder={"keep": keep}))
-    fit(system, [system.prepare(p) for p in small_passages(6)], held_out=2, ridge=0.1, band=1)
+    fit(system, [system.prepare(p) for p in small_passages(6)], held_out=2, ridge=0.1, options=TargetOptions(band=1))
     assert [(bands.phases, bands.width) for bands in seen] == [(keep or 4, width)]
 
 

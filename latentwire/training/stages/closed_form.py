@@ -51,6 +51,30 @@ class Factors:
     mean_y: Tensor  # (d_y,)
 
 
+@dataclass(frozen=True)
+class TargetOptions:
+    """By what targets are predicted, and how much each of them matters.
+
+    band: how many neighbours on each side of its own token predict a slot; None for the whole window.
+    asked: texts with questions on which `importance_of` weighs the targets; without any, all weigh alike.
+    importance_floor: share of the weights that is spread evenly.
+    """
+
+    band: int | None = None
+    asked: Sequence[dict[str, ReceiverText]] = ()
+    importance_floor: float = 0.2
+
+    def importance(self, receivers: Mapping[str, Receiver]) -> Tensor | None:
+        """(d_y,) weight of each target's squared error, for all receivers together; None where all weigh alike."""
+        if not self.asked:
+            return None
+        weights = []
+        for name, receiver in receivers.items():
+            texts = [texts_of[name] for texts_of in self.asked]
+            weights.append(importance_of(receiver, texts, self.importance_floor))
+        return torch.cat(weights)
+
+
 @dataclass
 class Bands:
     """Which inputs predict a target: of `phases` equal blocks of inputs, those within `width` of the target's own.
@@ -117,16 +141,13 @@ def fit(
     *,
     held_out: int,
     ridge: float,
-    band: int | None = None,
-    asked: Sequence[dict[str, ReceiverText]] = (),
-    importance_floor: float = 0.2,
+    options: TargetOptions = TargetOptions(),
     **gathering: Any,
 ) -> dict[str, float]:
     """Fit the encoder and every receiver's generator; returns the held-out R² by receiver.
 
-    The first `held_out` passages are set aside. `band`: how many neighbours on each side of its own token predict a
-    slot; None for the whole window. `asked`: texts with questions on which `importance_of` weighs the targets, once the
-    sums are there; without any, all weigh alike. Other options are those of `gather`.
+    The first `held_out` passages are set aside; `ridge` is a share of each input's own variance. `gathering`: options
+    of `gather`.
     """
     receivers, encoder = system.receivers, system.sender.encoder
     if not isinstance(encoder, BackboneEncoder):
@@ -137,7 +158,7 @@ def fit(
         return x, targets_of(receivers, batch, x.device)
 
     equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
-    factors = solve_for(receivers, equations, encoder, ridge, band, asked, importance_floor)
+    factors = solve_for(receivers, equations, encoder, ridge, options)
     set_map(encoder, factors)
     return hand_out(factors, receivers, x, y)
 
@@ -162,9 +183,7 @@ def fit_companion(
     *,
     held_out: int,
     ridge: float,
-    band: int | None = None,
-    asked: Sequence[dict[str, ReceiverText]] = (),
-    importance_floor: float = 0.2,
+    options: TargetOptions = TargetOptions(),
     **gathering: Any,
 ) -> dict[str, float]:
     """Fit the companion's dimensions of latents to what receivers miss in all others; returns the held-out share of it
@@ -187,7 +206,7 @@ def fit_companion(
         return x, targets_of(receivers, batch, x.device) - torch.cat(made, 1)
 
     equations, x, y = gather(passages, rows, held_out=held_out, **gathering)
-    factors = solve_for(receivers, equations, companion, ridge, band, asked, importance_floor)
+    factors = solve_for(receivers, equations, companion, ridge, options)
     rank = set_map(companion, factors)
     scores = {}
     for name, own, part in by_receiver(factors, receivers):
@@ -204,20 +223,17 @@ def solve_for(
     equations: NormalEquations,
     model: BackboneEncoder | Companion,
     ridge: float,
-    band: int | None,
-    asked: Sequence[dict[str, ReceiverText]],
-    floor: float,
+    options: TargetOptions,
 ) -> Factors:
-    """`solve` for a model's map to latents and all receivers' targets, on a model's device."""
-    device = model.weight.device
+    """`solve` for a model's map to latents and all receivers' targets, on the model's device."""
+    device, band = model.weight.device, options.band
     if band and model.keep is not None:
         band = 0  # tokens that were chosen are in an order of their own: none is another's neighbour
     phases = torch.cat([r.reader.target_phases() for r in receivers.values()]).to(device)
     bands = None if band is None else Bands(phases, model.phases, band)
-    importance = None
-    if asked:
-        weights = [importance_of(r, [t[name] for t in asked], floor) for name, r in receivers.items()]
-        importance = torch.cat(weights).to(device)
+    importance = options.importance(receivers)
+    if importance is not None:
+        importance = importance.to(device)
     groups = groups_of(receivers.values()).to(device)
     return solve(equations, groups, model.weight.shape[1], ridge, bands, importance)
 
