@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -99,6 +99,26 @@ class Trainer:
         """Accumulate, clip, step; a step with a NaN or inf loss or gradient changes nothing and says so."""
         started = time.perf_counter()
         self._set_lr()
+        record = self._record(self.processes.gathered(self._accumulate()))
+        wrong = "" if math.isfinite(record["loss"]) else "loss"
+        if not wrong:
+            record |= self._clip()
+            wrong = "" if math.isfinite(record["grad_norm"]) else "gradient"
+        if wrong:
+            self.bad_steps += 1
+            record |= {"skipped": True, "not_finite": wrong}
+        else:
+            with self.memory.phase("optimizer"):
+                self.optimizer.step()
+            self.bad_steps = 0
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        seconds = time.perf_counter() - started
+        record |= self.memory.step()
+        return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
+
+    def _accumulate(self) -> list[Seen]:
+        """Add up the gradients of this process's micro-batches, up to one whose loss is NaN or inf."""
         seen: list[Seen] = []
         indices = [self.step * self.accumulation + part for part in self.processes.share(self.accumulation)]
         batches = [self.module.batch(index) for index in indices]
@@ -114,28 +134,16 @@ class Trainer:
                 output.metrics |= self._loss_grad_norms(output.terms)
             with self.memory.phase("backward"):
                 (output.loss * (weight / self.accumulation)).backward()
-        record = self._record(self.processes.gathered(seen))
-        wrong = "" if math.isfinite(record["loss"]) else "loss"
-        if not wrong:
-            for g in self.groups:
-                self.processes.add_up(g.parameters)
-            norms = {g.name: _total_norm([p.grad for p in g.parameters if p.grad is not None]) for g in self.groups}
-            every = [p for g in self.groups for p in g.parameters]
-            record["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(every, self.config.optimizer.grad_clip))
-            record |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
-            wrong = "" if math.isfinite(record["grad_norm"]) else "gradient"
-        if not wrong:
-            with self.memory.phase("optimizer"):
-                self.optimizer.step()
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-            record |= {"skipped": True, "not_finite": wrong}
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        seconds = time.perf_counter() - started
-        record |= self.memory.step()
-        return record | {"tokens_per_s": round(record.pop("tokens") / seconds, 1), "seconds": round(seconds, 4)}
+        return seen
+
+    def _clip(self) -> dict[str, float]:
+        """Add up the gradients of all processes and clip them; returns their norms before that, whole and by group."""
+        for g in self.groups:
+            self.processes.add_up(g.parameters)
+        norms = {f"grad_norm/{g.name}": _total_norm(_gradients(g.parameters)) for g in self.groups}
+        every = [p for g in self.groups for p in g.parameters]
+        norm = float(torch.nn.utils.clip_grad_norm_(every, self.config.optimizer.grad_clip))
+        return {"grad_norm": norm} | norms
 
     def _weights(self, batches: Sequence[Any]) -> list[float]:
         """How much each micro-batch counts, 1 in the mean: among those of its receiver in this step by its answer
@@ -256,6 +264,10 @@ class Trainer:
             keys = ("step", "exp_avg", "exp_avg_sq")
             if all(f"{name}.{key}" in tensors for key in keys):
                 self.optimizer.state[p] = {key: tensors[f"{name}.{key}"].to(p.device) for key in keys}
+
+
+def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _total_norm(grads: list[torch.Tensor]) -> float:

@@ -69,6 +69,11 @@ class Origin:
         origin.lacks_salience = ours and not theirs
         return origin
 
+    @property
+    def fixed(self) -> set[str]:
+        """Receivers whose readers and LoRA are taken over as they are."""
+        return self.known - self.shown_anew
+
     def take_up(self, system: LatentWire) -> None:
         """Give a system the state of the checkpoint; features that it knows nothing of start as they are."""
         state = load_folder(self.folder)

@@ -23,6 +23,7 @@ from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages, load_texts
 from latentwire.data.example import Passage
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.rivals import versions_of
 from latentwire.training.codebooks import most_layers
@@ -80,26 +81,13 @@ class Run:
 
     def _execute(self) -> LatentWire:
         work = self._begin()
-        main_first, receivers = self.processes.main_first, work.system.receivers
+        main_first, new = self.processes.main_first, work.new_receivers
         if work.lacks_salience:
             main_first(partial(learn_salience, work))
         work.material.choose_ahead()
-        fixed = work.origin.known - work.origin.shown_anew if work.origin else set()
-        new = {name: receiver for name, receiver in receivers.items() if name not in fixed}
         main_first(partial(order_heads, work, new))
-        lora = self.config.features.use_lora
-        baselines = {name: list(baselines_of(work, receiver)) for name, receiver in receivers.items()} if lora else {}
-        for name, own in baselines.items():
-            for reads in dict.fromkeys([TEXT, *own]):
-                keep_baseline(work, receivers[name], reads)
-        if lora and self.config.losses.distils:  # the teachers
-            for receiver in receivers.values():
-                tune(work, receiver, TEXT)
-        if lora:
-            for receiver in new.values():
-                tune(work, receiver, LATENT)
-            for receiver in receivers.values():  # slot tuning may be left out, and what one starts from be without
-                begin_adapter(receiver, LATENT, self.config.system.seed)
+        baselines = self._keep_baselines(work)
+        self._tune_slots(work, new)
         if new or (work.origin and work.origin.lacks_companion):
             main_first(partial(solve_closed_form, work, new))
         trained = self._end_to_end(work)
@@ -108,14 +96,14 @@ class Run:
             work.save(self.folder.last)
         for name, own in baselines.items():
             for reads in own:
-                tune(work, receivers[name], reads)
-        if trained and lora:  # again, now with the baselines' adapters
+                tune(work, work.system.receivers[name], reads)
+        if trained and self.config.features.use_lora:  # again, now with the baselines' adapters
             work.save(self.folder.last)
             work.complete_epochs()
         return work.system
 
-    def _begin(self) -> Work:
-        """Check and load everything, then begin the folder or go on with it."""
+    def _check(self) -> Origin | None:
+        """Refuse what cannot be done before anything is loaded; returns the checkpoint that the run starts from."""
         check_requirements(self.config)
         check_devices(self.config)
         if not self.fresh:
@@ -128,9 +116,14 @@ class Run:
             raise ConfigError(f"checkpoint.init_from: --fresh would remove {origin.folder}")
         self._check_codec(origin)
         self._check_stages(origin)
+        return origin
+
+    def _begin(self) -> Work:
+        """Check and load everything, then begin the folder or go on with it."""
+        origin = self._check()
         passages = load_passages(self.config.data, "train", self.config.data.samples)
-        asked: list[Passage] = []
-        if self.evaluates:  # what cannot be loaded or read should be known before hours of training
+        asked: list[Passage] = []  # what cannot be loaded or read should be known before hours of training
+        if self.evaluates:
             asked = load_passages(self.config.data, "validation", self.config.evaluation.samples)
         texts = load_texts(self.config.data.text_path) if self.config.data.text_path else []
         seed_everything(self.config.system.seed)
@@ -160,7 +153,7 @@ class Run:
         if origin is None or set(self.stages) == set(STAGES):
             return
         trained = self.config.curriculum.train_only or self.config.model.chosen
-        if set(trained) - (origin.known - origin.shown_anew):
+        if set(trained) - origin.fixed:
             return
         idle = {"slot_tuning"} if origin.lacks_companion or origin.lacks_salience else {"slot_tuning", "closed_form"}
         for stage in sorted(idle & set(self.stages)):
@@ -186,6 +179,31 @@ class Run:
             raise ConfigError(
                 f"evaluation.codec: {codec} has more than the {layers[codec.name]} layers of its codebook"
             )
+
+    def _keep_baselines(self, work: Work) -> dict[str, list[str]]:
+        """What each receiver is tuned to read in the end, to be compared with. What the run has of that, and of the
+        teachers, is taken up now, as last/ is written anew before."""
+        if not self.config.features.use_lora:
+            return {}
+        baselines = {}
+        for name, receiver in work.system.receivers.items():
+            baselines[name] = list(baselines_of(work, receiver))
+            for reads in dict.fromkeys([TEXT, *baselines[name]]):
+                keep_baseline(work, receiver, reads)
+        return baselines
+
+    def _tune_slots(self, work: Work, new: dict[str, Receiver]) -> None:
+        """LoRA that reads latents: tuned for new receivers, begun for all."""
+        if not self.config.features.use_lora:
+            return
+        receivers = work.system.receivers.values()
+        if self.config.losses.distils:  # the teachers
+            for receiver in receivers:
+                tune(work, receiver, TEXT)
+        for receiver in new.values():
+            tune(work, receiver, LATENT)
+        for receiver in receivers:  # slot tuning may be left out, and what one starts from be without
+            begin_adapter(receiver, LATENT, self.config.system.seed)
 
     def _end_to_end(self, work: Work) -> bool:
         """Whether the system is trained to the end now (which may mean no step at all, if so configured)."""

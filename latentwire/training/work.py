@@ -10,6 +10,7 @@ from latentwire.config import Config
 from latentwire.config.sections.training import STAGES, TuningStage
 from latentwire.core.errors import ConfigError
 from latentwire.model.pretrained import save_checkpoint, take_baselines
+from latentwire.model.receiver import Receiver
 from latentwire.model.system import LatentWire
 from latentwire.training.folder import RunFolder
 from latentwire.training.material import Material
@@ -40,6 +41,12 @@ class Work:
         """Whether it has yet to be learned by what tokens are chosen."""
         by_salience = self.config.encoder.keep_by == "salience"
         return by_salience and (self.origin is None or self.origin.lacks_salience)
+
+    @property
+    def new_receivers(self) -> dict[str, Receiver]:
+        """Receivers that are fitted and tuned anew: those that the origin does not know, or shows other tokens."""
+        fixed = self.origin.fixed if self.origin else set()
+        return {name: receiver for name, receiver in self.system.receivers.items() if name not in fixed}
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of the system as it is, with the origin's own files of what has not changed since, and of
