@@ -201,56 +201,79 @@ async def _while_there(request: Request, awaited: Awaitable[T]) -> T:
 
 
 async def _stream(request: Request, engine: Engine, task: Answer, ask: Ask) -> Response:
-    """Answers as events: `delta` for each piece of one, then `done` with all, or `error`."""
-    loop, deadline = asyncio.get_running_loop(), request.scope[DEADLINE]
-    grown: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
+    """Answers as events, once there is a first token or all is done."""
+    answering = Answering(engine, task, ask)
+    try:
+        first = await _while_there(request, answering.grown.get())
+        if first is None:
+            answering.done.result()  # what fails before the first token is an error like any other
+    except BaseException:
+        answering.stop()
+        raise
+    return EventSourceResponse(answering.events(first, request.scope[DEADLINE]))
 
-    def seen(number: int, text: str) -> None:
-        loop.call_soon_threadsafe(grown.put_nowait, (number, text))
 
-    ask.seen = seen
-    job = engine.answer(ask, task)
-    done = asyncio.wrap_future(job)
-    done.add_done_callback(lambda _: grown.put_nowait(None))
+Grown = tuple[int, str]
+"""The number of a question, and all of its answer so far."""
 
-    sent = [""] * len(ask.questions)
 
-    def deltas(number: int, text: str) -> list[bytes]:
-        if text == sent[number] or not text.startswith(sent[number]):
-            return []
-        new, sent[number] = text.removeprefix(sent[number]), text
-        return [_event("delta", {"question": number, "text": new})]
+class Answering:
+    """Answers that are sent while they grow.
 
-    async def events(step: tuple[int, str] | None) -> AsyncIterator[bytes]:
+    grown: what the engine's thread has told of so far, and None once all is done.
+    """
+
+    def __init__(self, engine: Engine, task: Answer, ask: Ask):
+        self.task = task
+        self.ask = ask
+        self.seconds = engine.limits.seconds
+        self.sent = [""] * len(ask.questions)
+        self.grown: asyncio.Queue[Grown | None] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        ask.seen = self._seen
+        self.job = engine.answer(ask, task)
+        self.done = asyncio.wrap_future(self.job)
+        self.done.add_done_callback(lambda _: self.grown.put_nowait(None))
+
+    def _seen(self, number: int, text: str) -> None:
+        """Called by the engine, in a thread of its own."""
+        self.loop.call_soon_threadsafe(self.grown.put_nowait, (number, text))
+
+    def stop(self) -> None:
+        """Nobody waits for the answers any more, or they are there."""
+        self.ask.stopped = True
+        self.job.cancel()
+
+    async def events(self, first: Grown | None, deadline: float) -> AsyncIterator[bytes]:
+        """`delta` for each piece of an answer, then `done` with all, or `error`; deadline: in seconds of the loop."""
         try:
+            step = first
             while step is not None:
-                for event in deltas(*step):
+                for event in self._deltas(*step):
                     yield event
-                step = await asyncio.wait_for(grown.get(), deadline - loop.time())
-            for number, reply in enumerate(done.result()):
-                for event in deltas(number, reply.text):
+                step = await asyncio.wait_for(self.grown.get(), deadline - self.loop.time())
+            replies = self.done.result()
+            for number, reply in enumerate(replies):
+                for event in self._deltas(number, reply.text):
                     yield event
-            yield _event("done", _answers(task, ask, done.result()))
+            yield _event("done", _answers(self.task, self.ask, replies))
         except TimeoutError:
-            yield _event("error", {"error": f"not answered within {engine.limits.seconds:g} seconds"})
+            yield _event("error", {"error": f"not answered within {self.seconds:g} seconds"})
         except LatentWireError as error:
             yield _event("error", {"error": str(error)})
         except Exception:
             logging.getLogger(__name__).exception("a stream of answers failed")
             yield _event("error", {"error": FAILED})
         finally:  # also when the client leaves
-            ask.stopped = True
-            job.cancel()
+            self.stop()
 
-    try:
-        first = await _while_there(request, grown.get())
-        if first is None:
-            done.result()  # what fails before the first token is an error like any other
-    except BaseException:
-        ask.stopped = True
-        job.cancel()
-        raise
-    return EventSourceResponse(events(first))
+    def _deltas(self, number: int, text: str) -> list[bytes]:
+        """The event with what is new of an answer; none where nothing is, or what was sent has changed."""
+        sent = self.sent[number]
+        if text == sent or not text.startswith(sent):
+            return []
+        self.sent[number] = text
+        return [_event("delta", {"question": number, "text": text.removeprefix(sent)})]
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
