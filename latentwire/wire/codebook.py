@@ -69,41 +69,47 @@ class Codebook:
 
     def __init__(self, kind: str, arrays: Mapping[str, Array]):
         self.kind = kind
-        missing = sorted(FORMS.keys() - arrays.keys() - set(OPTIONAL))
-        if missing:
-            raise CheckpointError(f"codebook of {kind!r}: {missing[0]} is missing")
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused below
-            self.arrays = {
-                name: np.ascontiguousarray(arrays[name], form_of(name, arrays)) for name in FORMS if name in arrays
-            }
-        for name, axis, most, what in LIMITS:
-            if self.arrays[name].shape[axis] > most:
-                raise CheckpointError(
-                    f"codebook of {kind!r}: {self.arrays[name].shape[axis]:,} {what}, at most {most:,}"
-                )
-        whole = {name: array for name, array in self.arrays.items() if array.dtype.kind == "i"}
-        self._require(all(np.array_equal(array, arrays[name]) for name, array in whole.items()) and self._well_formed())
-        self.mean, self.back = (self.arrays[name].astype(np.float32) for name in ("mean", "back"))
+        self.arrays = self._stored(arrays)
+        self._require(self._well_formed())
+        self.mean = self._floats("mean")
+        self.back = self._floats("back")
         if "scale" in self.arrays:
-            self.back *= self.arrays["scale"].astype(np.float32)[:, None]
+            self.back *= self._floats("scale")[:, None]
         self.layers, self.sizes, self.orders = (self.arrays[n].tolist() for n in ("layers", "sizes", "orders"))
         self.dims: list[int] = self.arrays.get("dims", np.arange(len(self.sizes))).tolist()
         self.refines = refined(self.dims)
         self.cells = cells_of(self.sizes, self.refines)
-        self.rows = [
-            size + 1 if order else 1 if by is None else self.cells[by]
-            for size, order, by in zip(self.sizes, self.orders, self.refines, strict=True)
-        ]
+        self.rows = rows_of(self.sizes, self.orders, self.refines, self.cells)
         self._require(self._fits())
-        words = self.arrays["codewords"].astype(np.float32)
+        self.codewords: list[Array]
+        self.maps: list[Array] = []
         if kind == "aq":
-            self.codewords = [words] * len(self.sizes)
+            self.codewords = [self._floats("codewords")] * len(self.sizes)
+            self.maps = np.split(self._floats("maps"), len(self.sizes))
         else:
-            self.codewords = np.split(words, np.cumsum(self.cells)[:-1])
-        self.maps: list[Array] = (
-            np.split(self.arrays["maps"].astype(np.float32), len(self.sizes)) if kind == "aq" else []
-        )
+            self.codewords = np.split(self._floats("codewords"), np.cumsum(self.cells)[:-1])
         self.columns = [Column(table, by) for table, by in zip(self._tables(), self.refines, strict=True)]
+
+    def _stored(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays in the types in which they are stored; CheckpointError where one is missing, too long, or not of whole
+        numbers where it has to be."""
+        missing = sorted(FORMS.keys() - arrays.keys() - set(OPTIONAL))
+        if missing:
+            raise CheckpointError(f"codebook of {self.kind!r}: {missing[0]} is missing")
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused later
+            stored = {
+                name: np.ascontiguousarray(arrays[name], form_of(name, arrays)) for name in FORMS if name in arrays
+            }
+        for name, axis, most, what in LIMITS:
+            length = stored[name].shape[axis]
+            if length > most:
+                raise CheckpointError(f"codebook of {self.kind!r}: {length:,} {what}, at most {most:,}")
+        whole = {name: array for name, array in stored.items() if array.dtype.kind == "i"}
+        self._require(all(np.array_equal(array, arrays[name]) for name, array in whole.items()))
+        return stored
+
+    def _floats(self, name: str) -> Array:
+        return self.arrays[name].astype(np.float32)
 
     def _require(self, condition: bool) -> None:
         if not condition:
@@ -160,7 +166,7 @@ class Codebook:
     def into(self) -> Array:
         """(d_z, k) what only a writer needs; CheckpointError where back has no inverse."""
         if "into" in self.arrays:
-            return self.arrays["into"].astype(np.float32)
+            return self._floats("into")
         try:
             inverse = np.linalg.inv(self.back.astype(np.float64)).astype(np.float32)
         except np.linalg.LinAlgError:
@@ -219,6 +225,21 @@ def cells_of(sizes: Sequence[int], refines: Sequence[int | None]) -> list[int]:
     for size, by in zip(sizes, refines, strict=True):
         cells.append(size if by is None else min(size * cells[by], MOST_SIZE + 1))
     return cells
+
+
+def rows_of(
+    sizes: Sequence[int], orders: Sequence[int], refines: Sequence[int | None], cells: Sequence[int]
+) -> list[int]:
+    """How many rows of frequencies each column has: one for each code or cell that its probabilities depend on."""
+    rows = []
+    for size, order, by in zip(sizes, orders, refines, strict=True):
+        if order:
+            rows.append(size + 1)  # of the previous latent, or without one
+        elif by is not None:
+            rows.append(cells[by])
+        else:
+            rows.append(1)
+    return rows
 
 
 _KNOWN: dict[bytes, Codebook] = {}

@@ -37,32 +37,48 @@ def fit_aq(z: Tensor, vocabulary: Vocabulary, rotation: Rotation, config: CodecC
     Expectations vary less than latents do, and readers answer better from what varies as much: hence a gain, with which
     a writer looks for the codewords, too.
     """
-    maps = vocabulary.maps @ rotation.into
-    seen, times = vocabulary.read.unique(return_counts=True)  # a row for each of N * P would take gigabytes
-    metric = torch.einsum("pfk,pgk->fg", maps, maps)
-    own = principal_rotation(vocabulary.features[seen], metric, min(config.rank, len(metric)), times)
-    table = (vocabulary.features - own.mean) @ own.into
-    least = table.abs().amax(0) / LARGEST  # in directions in which only unread tokens differ
-    size = table[vocabulary.read].flatten(0, 1).std(0).maximum(least).clamp(min=1e-6)
-    table = table / size
-    maps = ((own.back * size[:, None]) @ maps).flatten(0, 1)
-    mean, x = z.mean(0), table[vocabulary.read]
-    usual = x.mean(0)  # (P, r): which tokens are read first and last are not alike
-    x, y = (x - usual).flatten(1), (z - mean) @ rotation.into
-    alone = x @ maps
-    maps = maps * ((alone * y).sum() / alone.square().sum())
-    gram = (x.T @ x).double()
-    gram += RIDGE * len(gram) / len(x) * gram.diagonal().mean() * torch.eye(len(gram))
-    maps = maps + torch.linalg.solve(gram, (x.T @ (y - x @ maps)).double()).float()
-    gain = y.norm() / (x @ maps).norm()
-    maps = gain * maps.unflatten(0, usual.shape)
+    maps_to_y = vocabulary.maps @ rotation.into  # (P, F, k)
+    codewords, alone = _codewords(vocabulary, maps_to_y, config.rank)
+    mean = z.mean(0)
+    usual = codewords[vocabulary.read].mean(0)  # (P, r): which tokens are read first and last are not alike
+    x = (codewords[vocabulary.read] - usual).flatten(1)  # (N, P * r)
+    y = (z - mean) @ rotation.into  # (N, k)
+    within_texts = _within_texts(x, y, alone)
+    gain = y.norm() / (x @ within_texts).norm()
+    maps = gain * within_texts.unflatten(0, usual.shape)  # (P, r, k)
     phases = len(maps)
     return {
         "mean": mean,
         "into": gain * rotation.into,
         "layers": torch.tensor(evenly(phases, config.layers)),
-        "sizes": torch.full((phases,), len(table)),
+        "sizes": torch.full((phases,), len(codewords)),
         # A one behind each codeword, so that the last row of a map takes off what is usual.
-        "codewords": torch.cat([table, torch.ones(len(table), 1)], 1),
+        "codewords": torch.cat([codewords, torch.ones(len(codewords), 1)], 1),
         "maps": torch.cat([maps, -usual[:, None] @ maps], 1).flatten(0, 1),
     }
+
+
+def _codewords(vocabulary: Vocabulary, maps_to_y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Codewords (V, r) of a vocabulary, and their maps to y (P * r, k) for tokens read by themselves.
+
+    maps_to_y: (P, F, k) those of its features. Over what is read, codewords have a standard deviation of about 1.
+    """
+    seen, times = vocabulary.read.unique(return_counts=True)  # a row for each of N * P would take gigabytes
+    metric = torch.einsum("pfk,pgk->fg", maps_to_y, maps_to_y)
+    components = principal_rotation(vocabulary.features[seen], metric, min(rank, len(metric)), times)
+    projected = (vocabulary.features - components.mean) @ components.into  # (V, r)
+    least = projected.abs().amax(0) / LARGEST  # in directions in which only unread tokens differ
+    size = projected[vocabulary.read].flatten(0, 1).std(0).maximum(least).clamp(min=1e-6)
+    return projected / size, ((components.back * size[:, None]) @ maps_to_y).flatten(0, 1)
+
+
+def _within_texts(x: Tensor, y: Tensor, alone: Tensor) -> Tensor:
+    """(P * r, k) the map from codewords x (N, P * r) to y (N, k): by least squares, with a ridge on its difference from
+    that of tokens read by themselves, brought to scale."""
+    predicted = x @ alone
+    start = alone * ((predicted * y).sum() / predicted.square().sum())
+    gram = (x.T @ x).double()
+    ridge = RIDGE * len(gram) / len(x) * gram.diagonal().mean()
+    missing = (x.T @ (y - x @ start)).double()
+    change = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), missing)
+    return start + change.float()
