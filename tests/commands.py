@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,31 @@ def arguments(folder: Path, **more: object) -> list[str]:
         "tuned_cache": folder / "cache",
     } | more
     return [*(word for key, value in flags.items() for word in (f"--{key}", str(value))), "--use_deep_prefix"]
+
+
+def on_tiny_models(
+    config: Path, models: Path, out: Path, receivers: Mapping[str, str], more: Mapping[str, Any] | None = None
+) -> list[str]:
+    """A configuration's run in `out`, as it stands but for the models, their sizes, the evaluation's, and `more` keys.
+
+    models: a folder of tiny models; receivers: the name there of each receiver's.
+    """
+    overrides: dict[str, Any] = {
+        "model.receivers": {name: str(models / model) for name, model in receivers.items()},
+        "model.dtype": "float32",
+        "encoder.model": str(models / "llama"),
+        "encoder.layers": [0, 2],
+        "encoder.d_z": 16,
+        "data.max_context_tokens": 400,
+        "evaluation.samples": 6,
+        "evaluation.max_new_tokens": 3,
+    }
+    return ["--config", str(config), "--out_dir", str(out), *override_words(overrides | dict(more or {}))]
+
+
+def override_words(values: Mapping[str, Any]) -> list[str]:
+    """The words that give dotted keys of a configuration other values."""
+    return [word for key, value in values.items() for word in ("--override", f"{key}={json.dumps(value)}")]
 
 
 def fails(main: Callable[[list[str]], Any], words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from latentwire.core.errors import ConfigError, TrainingError
 from latentwire.core.json_files import write_json
 from tests import ROOT
 from tests.artifacts import measured, results
+from tests.commands import on_tiny_models
 from tests.tiny import save_tiny
 
 
@@ -153,27 +153,9 @@ def test_the_sample_runs_on_real_stages(tmp_path: Path) -> None:
     """configs/ablation/sample_ablation.json on tiny models, all four runs, each a training run of its own."""
     for family in ("llama", "gemma3"):
         save_tiny(family, tmp_path / family)
-    overrides: dict[str, Any] = {
-        "model.receivers": {"a": str(tmp_path / "llama"), "b": str(tmp_path / "gemma3")},
-        "encoder.model": str(tmp_path / "llama"),
-        "encoder.layers": [0, 2],
-        "encoder.d_z": 16,
-        "data.samples": 48,
-        "data.max_context_tokens": 400,
-        "curriculum.closed_form.passages": 6,
-        "curriculum.closed_form.held_out": 2,
-        "evaluation.samples": 6,
-        "evaluation.max_new_tokens": 3,
-        "model.dtype": "float32",
-    }
-    words = [
-        "--config",
-        str(ROOT / "configs" / "ablation" / "sample_ablation.json"),
-        "--out_dir",
-        str(tmp_path / "out"),
-    ]
-    words += [word for key, value in overrides.items() for word in ("--override", f"{key}={json.dumps(value)}")]
-    table = main(words)
+    config = ROOT / "configs" / "ablation" / "sample_ablation.json"
+    short = {"data.samples": 48, "curriculum.closed_form.passages": 6, "curriculum.closed_form.held_out": 2}
+    table = main(on_tiny_models(config, tmp_path, tmp_path / "out", {"a": "llama", "b": "gemma3"}, short))
     assert [run["run"] for run in table["runs"]] == [
         f"{form}_window={w}" for form in ("embedding", "slots") for w in (4, 8)
     ]

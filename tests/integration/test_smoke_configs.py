@@ -15,33 +15,26 @@ from latentwire.eval import main as eval_main
 from latentwire.features import FEATURES
 from latentwire.train import main as train_main
 from tests import ROOT
+from tests.commands import on_tiny_models, override_words
 
 CONFIGS = sorted((ROOT / "configs" / "smoke").glob("*.json"))
 
 
-def on_tiny_models(config: Path, models: Path, run: Path) -> list[str]:
-    """The training command for a configuration, as it stands but for the models, their sizes and the evaluation's."""
-    overrides: dict[str, Any] = {
-        "model.receivers": {"llama": str(models / "llama"), "gemma": str(models / "gemma3")},
-        "model.dtype": "float32",
-        "encoder.model": str(models / "llama"),
-        "encoder.layers": [0, 2],
-        "encoder.d_z": 16,
-        "data.max_context_tokens": 400,
-        "evaluation.samples": 6,
-        "evaluation.max_new_tokens": 3,
-        "checkpoint.tuned_cache": str(run.parent / "tuned"),
-    }
+def training_of(config: Path, models: Path, run: Path) -> list[str]:
+    """The training command for a configuration, with a companion where it has one."""
+    more: dict[str, Any] = {"checkpoint.tuned_cache": str(run.parent / "tuned")}
     if load_config(config).encoder.companion:
-        companion = {"companion": str(models / "gemma3"), "companion_layers": [1, 2], "companion_d_z": 6}
-        overrides |= {f"encoder.{key}": value for key, value in companion.items()}
-    words = [word for key, value in overrides.items() for word in ("--override", f"{key}={json.dumps(value)}")]
-    return ["--config", str(config), "--out_dir", str(run), *words]
+        more |= {
+            "encoder.companion": str(models / "gemma3"),
+            "encoder.companion_layers": [1, 2],
+            "encoder.companion_d_z": 6,
+        }
+    return on_tiny_models(config, models, run, {"llama": "llama", "gemma": "gemma3"}, more)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_smoke_configuration_trains_and_evaluates(path: Path, models: Path, tmp_path: Path) -> None:
-    words = on_tiny_models(path, models, tmp_path / "run")
+    words = training_of(path, models, tmp_path / "run")
     config = load_config(path)
     dry = train_main([*words, "--dry-run"])
     assert dry["config"]["features"] == config.features.model_dump() and not (tmp_path / "run").exists()
@@ -82,10 +75,9 @@ def test_frozen_receivers_are_a_track_of_their_own(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """configs/frozen.json: no LoRA on receivers; closed form and end to end train sender and generators."""
-    words = on_tiny_models(ROOT / "configs" / "frozen.json", models, tmp_path / "run")
+    words = training_of(ROOT / "configs" / "frozen.json", models, tmp_path / "run")
     short = {"data.dataset": "facts", "data.samples": 40, "curriculum.closed_form.held_out": 2}
-    words += [word for key, value in short.items() for word in ("--override", f"{key}={json.dumps(value)}")]
-    trained = train_main(words)
+    trained = train_main([*words, *override_words(short)])
     shown = capsys.readouterr().out
     assert shown.count("latent (no LoRA)") == 2 and "text_tuned" not in shown
     for own in trained["evaluation"]["receivers"].values():
