@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 from latentwire.cli.extras import extras
 from latentwire.cli.options import Checkpoint, OnlyReceivers, Overrides, names_of, output_folder
 from latentwire.cli.run import command_line, invoke, run_and_exit
+from latentwire.config import Config, some_receivers
 from latentwire.config.load import parse_overrides
 from latentwire.config.sections.inputs import Dataset
 from latentwire.core.atomic import make_folder
@@ -83,15 +85,14 @@ def command(
         "--context_fields": context_fields,
     }
     of_data = {"--dataset": dataset, "--samples": samples, "--rivals": rivals}
-    for flag, value in (of_data if suite else of_suite).items():
-        if value is not None:
-            instead = "; --limit takes so many documents of each task" if flag == "--samples" else ""
-            raise ConfigError(f"{flag}: does nothing {'with' if suite else 'without'} --suite{instead}")
-    if suite and not names_of(tasks):
-        raise ConfigError("--suite: needs --tasks")
+    if suite:
+        _refuse(of_data, "with --suite")
+        if not names_of(tasks):
+            raise ConfigError("--suite: needs --tasks")
+    else:
+        _refuse(of_suite, "without --suite")
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
     from latentwire.checkpoint.tensors import read_info
-    from latentwire.config import some_receivers
     from latentwire.evaluation.run import evaluate_system, held_out, known_results
     from latentwire.model.pretrained import load_checkpoint
 
@@ -99,20 +100,8 @@ def command(
     if not out_dir and not Path(ckpt).is_dir():
         raise ConfigError(f"--out: {ckpt} is on the Hub, so the results need a folder here")
     trained, files = load_config_of(folder), read_info(folder)["files"]
-    changes: dict[str, Any] = parse_overrides(overrides)
-    for key in sorted(key for key in changes if key.startswith(OF_TRAINING)):
-        raise ConfigError(f"--override {key}: does nothing here; --data_path and --samples say what is evaluated")
-    if dataset:
-        changes["data.dataset"] = dataset
-        if dataset != trained.data.dataset:
-            changes.setdefault("data.eval_path", None)
-    if data_path and not suite:
-        changes["data.eval_path"] = data_path
-    if samples:
-        changes["evaluation.samples"] = samples
-    if rivals:
-        changes["evaluation.rivals"] = names_of(rivals)
-    config = load_config_of(folder, changes)
+    eval_path = None if suite else data_path  # which the tasks of a suite read by themselves
+    config = load_config_of(folder, _changes(trained, overrides, dataset, eval_path, samples, rivals))
     wanted = list(some_receivers(config.model.chosen, names_of(*(receivers or ())), f"--receivers: {folder}"))
     out = Path(out_dir or ckpt)
     if suite:
@@ -148,6 +137,39 @@ def command(
         quiet=quiet,
         passages=passages,
     )
+
+
+def _refuse(flags: Mapping[str, object], where: str) -> None:
+    """ConfigError for a flag that was given where it does nothing."""
+    for flag, value in flags.items():
+        if value is not None:
+            instead = "; --limit takes so many documents of each task" if flag == "--samples" else ""
+            raise ConfigError(f"{flag}: does nothing {where}{instead}")
+
+
+def _changes(
+    trained: Config,
+    overrides: Sequence[str] | None,
+    dataset: Dataset | None,
+    eval_path: str | None,
+    samples: int | None,
+    rivals: str | None,
+) -> dict[str, Any]:
+    """Dotted keys in which a checkpoint's configuration changes by flags, which count more than overrides."""
+    changes: dict[str, Any] = parse_overrides(overrides)
+    for key in sorted(key for key in changes if key.startswith(OF_TRAINING)):
+        raise ConfigError(f"--override {key}: does nothing here; --data_path and --samples say what is evaluated")
+    if dataset:
+        changes["data.dataset"] = dataset
+        if dataset != trained.data.dataset:
+            changes.setdefault("data.eval_path", None)
+    if eval_path:
+        changes["data.eval_path"] = eval_path
+    if samples:
+        changes["evaluation.samples"] = samples
+    if rivals:
+        changes["evaluation.rivals"] = names_of(rivals)
+    return changes
 
 
 def main(args: list[str] | None = None) -> dict[str, Any]:
