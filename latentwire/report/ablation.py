@@ -22,6 +22,7 @@ from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.intervals import with_interval
 from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
+from latentwire.diagnostics.log import once
 from latentwire.report.paired import paired_differences
 from latentwire.report.plots import around, as_png
 
@@ -73,7 +74,7 @@ def collect(folder: Path, planned: dict[str, Any], configs: Mapping[str, Any]) -
     row |= {"commit": made["git"] and made["git"]["commit"], "cpu": made["cpu"]}
     compared = against is not None and is_evaluated(folder / against, configs[against])
     apart = paired_differences(run, folder / str(against)) if compared else {}
-    steps = [r for r in _lines(run / LOG) if r.get("stage") == STAGE and "skipped" not in r]
+    steps = [r for r in _log(run) if r.get("stage") == STAGE and "skipped" not in r]
     for name, receiver in results["receivers"].items():
         seconds = [r["seconds"] for r in steps if name in r.get("receiver", "").split("+")]
         row["receivers"][name] = {
@@ -98,12 +99,12 @@ def trained_parameters(run: Path, receiver: str) -> int | None:
 def history(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     """The diagnostics of all runs, each line with the name of its run."""
     for name in names:
-        for row in _lines(folder / name / LOG):
+        for row in _log(folder / name):
             yield {"run": name} | row
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.is_file() else []
+def _log(run: Path) -> list[dict[str, Any]]:
+    return once(read_jsonl(run / LOG)) if (run / LOG).is_file() else []
 
 
 def as_csv(table: dict[str, Any]) -> str:

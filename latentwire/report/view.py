@@ -9,6 +9,7 @@ from typing import Any
 
 from latentwire.core.measures import ADAPTER_OF, SIZES, baseline_of, mode_label
 from latentwire.core.names import LOG, PASSAGES, PREDICTIONS, RESULTS
+from latentwire.diagnostics.log import once
 from latentwire.report.artifacts import RunFiles, answers_in
 from latentwire.report.results import checked
 
@@ -89,12 +90,9 @@ def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
     for run in runs:
         with checked(run.folder / LOG):
             steps: dict[tuple[str, str], list[Row]] = {}
-            for record in run.log:
+            for record in once(run.log):
                 if "step" in record and "receiver" in record:
-                    own = steps.setdefault((stage_of(record), record["receiver"]), [])
-                    while own and own[-1]["step"] >= record["step"]:  # a resumed run did these steps again
-                        own.pop()
-                    own.append(record)
+                    steps.setdefault((stage_of(record), record["receiver"]), []).append(record)
             for (stage, name), own in steps.items():
                 found = stages.setdefault(stage, [])
                 if (curve := _curve(run.name, name, own))["loss"]:

@@ -102,6 +102,16 @@ def test_the_history_names_the_run_of_every_line(folder: Path) -> None:
     ]
 
 
+def test_steps_that_a_resumed_run_did_again_count_once(folder: Path) -> None:
+    log = folder / "wide" / "diagnostics.jsonl"
+    steps = [{"stage": "end_to_end", "receiver": "a", "step": n, "seconds": 2.0 * n} for n in (1, 3, 5, 3, 5, 7)]
+    write(log, *steps)
+    table = write_report(folder)
+    assert table["runs"][0]["receivers"]["a"]["step_s"] == 8.0  # of 2, 6, 10 and 14
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["run"] == "wide"] == [1, 3, 5, 7]
+
+
 def test_the_plot_is_a_picture_and_is_left_out_where_nothing_is_done(folder: Path, tmp_path: Path) -> None:
     write_report(folder)
     first = (folder / "plot.png").read_bytes()
