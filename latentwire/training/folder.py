@@ -126,7 +126,7 @@ class RunFolder:
         if changed:
             raise ConfigError(
                 f"{self.path / CONFIG}: this run was started with another value of {changed[0]}"
-                f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another --tag, or --fresh"
+                f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}; choose another folder, or --fresh"
             )
 
     def _remember(self, inputs: dict[str, str]) -> None:

@@ -256,7 +256,7 @@ def test_a_mistake_that_shows_late_may_be_put_right_in_the_same_folder(
     assert not (tmp_path / "run" / "origin.json").exists()
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert kept["curriculum"]["closed_form"]["held_out"] == 2
-    assert "another value of curriculum.closed_form.held_out" in fails(
+    assert "another value of curriculum.closed_form.held_out; choose another folder, or --fresh" in fails(
         train_main, [*words, "--closed_form_held_out", "3"], capsys
     )
 

@@ -222,6 +222,12 @@ def test_the_tokens_of_a_text_in_a_message_are_limited_where_it_is_read(ends: En
         assert reply.status_code == 413 and "wire: 21 latents; at most 20 are taken" in reply.json()["error"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_body_that_is_not_marked_as_json_is_told_so(client: httpx2.Client, headers: dict[str, str]) -> None:
+    reply = client.post("/v1/answer", content=json.dumps(body(Wire.of(text="a"))), headers=headers)
+    assert reply.status_code == 422 and reply.json()["error"] == "content-type: application/json is expected"
+
+
 @pytest.mark.parametrize("given", ['"questions": ["\\ud800"]', '"questions": ["?"], "\\ud800": 1'])
 def test_half_a_character_is_refused(client: httpx2.Client, given: str) -> None:
     reply = client.post("/v1/answer", content=f'{{"wire": "", {given}}}', headers={"content-type": "application/json"})
