@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,15 @@ from latentwire.core.intervals import bootstrap_ci
 from latentwire.core.names import LATENT, PREDICTION_KEYS, TEXT, TOKEN_BUDGET
 from latentwire.evaluation import efficiency
 from latentwire.evaluation import evaluate as evaluation
-from latentwire.evaluation.answering import answer_batch, encode_items, given_to, rescore
+from latentwire.evaluation.answering import Answer, Item, answer_batch, encode_items, given_to, rescore
 from latentwire.evaluation.efficiency import message_bytes
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
-from latentwire.evaluation.rates import FLOAT, rate, sent_again
+from latentwire.evaluation.rates import FLOAT, Rates, rate, sent_again
 from latentwire.evaluation.table import print_table
+from latentwire.model.pretrained import save_checkpoint
 from latentwire.training.stages.slot_tuning import SlotTuning
 from tests.features.test_matrix import system_with
 from tests.losses.test_objective import shake
@@ -140,6 +142,8 @@ def test_answers_may_be_the_consensus_of_several_candidates() -> None:
         (row, _) = rate(system, answers.items, "fp16", config, None)
         assert row["f1"] == results["receivers"]["a"]["latent"]["f1"]
         found[count] = answers.by_mode["a"]
+        known = answered(answers.items, found[count]["latent"])
+        assert next(rate(system, known, "fp16", config, None))["em"] == 1
     for mode in ("text", "latent"):
         greedy, chosen = found[1][mode], found[4][mode]
         assert [a.prediction for a in greedy] != [a.prediction for a in chosen]
@@ -224,7 +228,11 @@ def test_each_mode_is_read_with_its_own_adapter() -> None:
 def test_the_joint_answer_is_the_one_that_all_receivers_together_find_likeliest() -> None:
     system = small_system(small_config())
     receivers, items = list(system.receivers.values()), encode_items(system, small_passages(3), "fp16")
-    candidates = [["Talden", "7", "Orlin", "", "on the hill", ""], ["the river", "2", "red lamps", "3", "Edda", ""]]
+    # Either receiver alone would take the other one of the second or third pair.
+    candidates = [
+        ["Talden", "red lamps", "Orlin", "", "on the hill", ""],
+        ["the river", "Veyra", "Mira", "3", "Edda", ""],
+    ]
     questions = [question for item in items for question in item.passage.questions]
     wanted = []
     for i, question in enumerate(questions):
@@ -278,6 +286,15 @@ def test_what_is_timed_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
     assert sent == [(passages[i].context, "int8") for i in (0, 0, 1, 2)]
 
 
+def answered(items: Sequence[Item], answers: Sequence[Answer]) -> list[Item]:
+    """Items on whose questions these very answers are right, too."""
+    given, out = iter(answers), []
+    for item in items:
+        asked = [replace(q, answers=(*q.answers, next(given).prediction)) for q in item.passage.questions]
+        out.append(replace(item, passage=replace(item.passage, questions=tuple(asked))))
+    return out
+
+
 def test_an_evaluation_has_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals draw whole passages, as often as asked; answers are as long, and so many questions are timed."""
     own = SMALL | {"modes": ["text", "latent"], "latency_samples": 2, "max_new_tokens": 3, "attention_examples": 0}
@@ -298,6 +315,11 @@ def test_an_evaluation_has_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
         interval = bootstrap_ci(nll, answers.clusters, tokens, resamples=50)
         assert results["receivers"]["a"][mode]["nll_per_token_ci"] == list(interval)
     assert timed == [("text", 2), ("latent", 2)] and longest == [3]
+    rows = answers.by_mode["a"]["latent"]
+    known = [*answered(answers.items[:2], rows), *answers.items[2:]]
+    (row,) = rate(system, known, "fp16", config, None)
+    interval = bootstrap_ci([1.0] * 4 + [a.em for a in rows[4:]], answers.clusters, resamples=50)
+    assert row["em_ci"] == list(interval)
 
 
 def test_rates_are_of_what_the_sender_itself_would_send() -> None:
@@ -305,6 +327,16 @@ def test_rates_are_of_what_the_sender_itself_would_send() -> None:
     system.sender.fingerprint = b"a sender"
     again = sent_again(system, encode_items(system, passages, FLOAT), "int8")
     assert [item.message for item in again] == [system.sender.encode(p.context, "int8").to_bytes() for p in passages]
+
+
+def test_rates_are_known_by_the_questions_themselves_not_by_how_many_they_are(tmp_path: Path) -> None:
+    config = small_config()
+    save_checkpoint(tmp_path, small_system(config, ("llama",)))
+    first, second = small_passages(2)
+    one, same, other = (
+        Rates(tmp_path / "rates.json", tmp_path, config, [passage], False).same for passage in (first, first, second)
+    )
+    assert one == same and one["made_with"] != other["made_with"] and one["samples"] == other["samples"]
 
 
 def test_a_question_and_its_answer_have_to_fit_before_anything_is_answered() -> None:
