@@ -27,6 +27,7 @@ from latentwire.serving.build_index import build_index, recipe
 from latentwire.serving.index import Index, answer_from
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import Wire
+from latentwire.wire.samples import sample_codebook
 from scripts.measure_index import app as measure_index
 from tests.commands import fails
 from tests.systems import saved_run, small_config, small_passages, small_system
@@ -390,6 +391,16 @@ def test_messages_depend_on_all_that_makes_the_sender(tmp_path: Path) -> None:
         "codec": str(parse_codec("int8:group=16")),
         "text": "beside",
     }
+
+
+def test_messages_depend_on_the_codebook_that_they_are_written_with(tmp_path: Path) -> None:
+    system, made = small_system(small_config()), []
+    for number, seed in enumerate((0, 0, 1)):
+        system.sender.codebooks["rvq"] = sample_codebook("rvq", 16, 5, [4, 4], seed)
+        save_checkpoint(tmp_path / str(number), system)
+        made.append([recipe(tmp_path / str(number), codec) for codec in ("rvq", "rvq:layers=1", "fp16")])
+    assert made[0] == made[1]
+    assert [one == other for one, other in zip(made[0], made[2], strict=True)] == [False, False, True]
 
 
 def test_the_figures_of_an_index(tmp_path: Path) -> None:

@@ -38,3 +38,31 @@ def test_what_a_checkpoint_was_trained_with_cannot_be_changed(
     changed = sections | {section: sections.get(section, {}) | {key: value}}
     with pytest.raises(ConfigError, match=rf"{tmp_path} was trained with {dotted} = .*, not "):
         Origin.of(small_config(**changed, **start))
+
+
+def test_some_options_are_free_where_nothing_that_stays_hangs_on_them(tmp_path: Path) -> None:
+    one, two = ({"receivers": {name: "tiny-llama" for name in names}} for names in ("a", "ab"))
+    kept, lora = {"model": one, "encoder": {"keep": 2}}, {"model": two, "features": {"use_lora": True}}
+    asked = {"model": one, "anchor": {"question": " {question}"}}
+    for folder, sections in ((tmp_path / "all", {"model": one}), (tmp_path / "kept", kept)):
+        save_checkpoint(folder, small_system(small_config(**sections), ("llama",)))
+
+    def only(*names: str) -> dict[str, Any]:
+        return {"curriculum": {"train_only": list(names)}}
+
+    free: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("all", asked),
+        ("all", lora | only("b")),
+        ("kept", kept | {"encoder": {"keep": 2, "window": 8}}),
+    )
+    refused: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("anchor.question", asked | only("a")),
+        ("features.use_lora", lora | only("a", "b")),
+        ("encoder.window", {"model": one, "encoder": {"window": 8}}),
+    )
+    for name, sections in free:
+        assert Origin.of(small_config(**sections, checkpoint={"init_from": str(tmp_path / name)})) is not None
+    start = {"checkpoint": {"init_from": str(tmp_path / "all")}}
+    for dotted, sections in refused:
+        with pytest.raises(ConfigError, match=rf"all was trained with {dotted} = "):
+            Origin.of(small_config(**sections, **start))
