@@ -198,6 +198,20 @@ def test_latents_that_do_not_fit_are_refused_where_there_is_no_text(system: Late
         receiver.answer(Wire.of(text="word " * 900), QUESTION)
 
 
+@pytest.mark.parametrize("message", ["latents", "text"])
+def test_what_is_checked_beforehand_is_what_an_answer_takes(message: str) -> None:
+    system = small_system(small_config(), ("llama",))
+    receiver, questions = system.receivers["a"], ["Who?", QUESTION]
+    wire = system.sender.encode(TEXTS[0]) if message == "latents" else Wire.of(text=TEXTS[0])
+    read = len(wire.latents) if message == "latents" else len(receiver.lm.tokenize_with_offsets(TEXTS[0])[0])
+    needed = len(receiver.prompt.head) + read + len(receiver.prompt.tail(QUESTION))
+    receiver.lm.anatomy = replace(receiver.lm.anatomy, max_positions=needed)
+    assert receiver.check([wire], questions) == (0 if message == "latents" else read)
+    receiver.lm.anatomy = replace(receiver.lm.anatomy, max_positions=needed - 1)
+    with pytest.raises(ModelError, match=f"{needed} tokens of passage and question"):
+        receiver.check([wire], questions)
+
+
 # ---- from a checkpoint --------------------------------------------------------------------------------------------
 
 

@@ -515,6 +515,21 @@ def test_what_tokens_add_is_found_from_their_features_and_from_latents() -> None
     assert narrow["codewords"].shape == (tokens, 3) and narrow["maps"].shape == (phases * 3, d_z)
 
 
+def test_a_writer_looks_for_tokens_in_latents_that_vary_as_much_as_what_they_add() -> None:
+    torch.manual_seed(0)
+    features, maps, read = torch.randn(40, 6), torch.randn(2, 6, 12), torch.randint(40, (1000, 2))
+    z = sum((features[read[:, p]] @ maps[p] for p in range(2)), 2.0 * torch.randn(1000, 12))
+    rotation, arrays = principal_rotation(z, torch.eye(12), 12).stored()
+    config = small_config(codec={"learned": ["aq"], "rank": 6, "layers": 2}).codec
+    made, found = fit_aq(z, Vocabulary(features, maps, read), rotation, config), []
+    for into in (made["into"], rotation.into):
+        writer = CODECS["aq"]
+        assert isinstance(writer, LearnedCodec)
+        book = build_codebook(writer, arrays | made | {"into": into}, z, np.arange(1000) % 20 == 0)
+        found.append((writer.codes(book, writer.with_book(book).rotated(z.numpy())) == read.numpy()).mean())
+    assert found[0] > 1.1 * found[1]
+
+
 def test_codewords_of_tokens_that_were_never_read_stay_in_range() -> None:
     """Fewer tokens are read than features have dimensions, so that the others stand far out in some."""
     torch.manual_seed(0)
