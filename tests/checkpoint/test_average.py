@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentwire.checkpoint.export import lineage
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.cli.export import main as export_main
@@ -51,6 +52,19 @@ def test_each_file_is_the_mean_of_its_versions(one: Path, tmp_path: Path) -> Non
     system = load_checkpoint(tmp_path / "mean")
     wire = system.sender.encode("Mira lives in Orlin.")
     assert system.receivers["a"].answer(wire, "Who?").source == "latents"
+
+
+def test_what_a_run_started_from_is_known_as_long_as_it_is_what_it_was(one: Path, tmp_path: Path) -> None:
+    before, run = (moved(one, "receivers/a", tmp_path / name, 0.5) / "last" for name in ("before", "run"))
+    index, note = run / "checkpoint.json", run.parent / "origin.json"
+    info = json.loads(index.read_text())
+    info["config"]["checkpoint"]["init_from"] = str(before)
+    index.write_text(json.dumps(info))
+    assert lineage(run) == [run]
+    note.write_text(json.dumps(read_info(before)["files"]))
+    assert lineage(run) == [before, run]
+    note.write_text(json.dumps(read_info(one)["files"]))  # as it was, before it was trained on
+    assert lineage(run) == [run]
 
 
 def test_an_average_knows_the_runs_that_it_is_made_of(one: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_the_closed_form_has_its_options(tmp_path: Path, monkeypatch: pytest.Mon
 
     def fitted(system: LatentWire, **options: Any) -> dict[str, float]:
         given.update(options)
+        options["state"].mkdir(parents=True)
         return {}
 
     monkeypatch.setattr(closed_form, "fit", fitted)
@@ -46,6 +47,7 @@ def test_the_closed_form_has_its_options(tmp_path: Path, monkeypatch: pytest.Mon
     solve_closed_form(work, work.system.receivers)
     assert (given["held_out"], given["ridge"]) == (2, 0.7)
     assert len(list(given["passages"])) == 3 + 2
+    assert not given["state"].exists()  # sums are for a fit that was stopped
     asked = [texts for _, texts in work.material.prepared[2:5]]  # none that is set aside
     assert given["options"] == closed_form.TargetOptions(band=None, asked=asked, importance_floor=0.4)
 
