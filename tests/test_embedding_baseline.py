@@ -21,7 +21,7 @@ from latentwire.training.loop import Trainer
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd
 from tests import ROOT
-from tests.integration.test_smoke_configs import on_tiny_models
+from tests.integration.test_smoke_configs import training_of
 from tests.systems import small_config, small_passages, small_system
 from tests.tiny import FAMILIES
 
@@ -96,7 +96,7 @@ def test_the_adapter_learns_to_stand_for_the_text(family: str, tmp_path: Path) -
 
 def test_the_configuration_measures_all_three(models: Path, tmp_path: Path) -> None:
     path = ROOT / "configs" / "baseline" / "embedding_baselines.json"
-    results = train_main(on_tiny_models(path, models, tmp_path / "run"))["evaluation"]
+    results = train_main(training_of(path, models, tmp_path / "run"))["evaluation"]
     for own in results["receivers"].values():
         for key in ("f1", "em", "first_token_acc", "nll_per_token"):
             assert own["embedding_replay"][key] == pytest.approx(own["text"][key], rel=1e-4)
