@@ -297,7 +297,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = "" if first["type"] == "json_invalid" else ".".join(str(part) for part in first["loc"][1:])
     what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
-    if not where and "json" not in request.headers.get("content-type", ""):  # then it was not read as JSON
+    if not where and isinstance(error.body, bytes):  # then FastAPI did not read it as JSON
         where, what = "content-type", "application/json is expected"
     return JSONResponse({"error": f"{where or 'body'}: {what}"}, 422)
 

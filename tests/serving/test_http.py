@@ -228,6 +228,17 @@ def test_a_body_that_is_not_marked_as_json_is_told_so(client: httpx2.Client, hea
     assert reply.status_code == 422 and reply.json()["error"] == "content-type: application/json is expected"
 
 
+@pytest.mark.parametrize(
+    ("content", "marked", "wrong"), [("[]", "Application/JSON", "valid dictionary"), ("", "", "Field required")]
+)
+def test_a_body_that_is_read_or_missing_is_not_a_matter_of_its_type(
+    client: httpx2.Client, content: str, marked: str, wrong: str
+) -> None:
+    reply = client.post("/v1/answer", content=content, headers={"content-type": marked} if marked else {})
+    error = reply.json()["error"]
+    assert reply.status_code == 422 and error.startswith("body: ") and wrong in error
+
+
 @pytest.mark.parametrize("given", ['"questions": ["\\ud800"]', '"questions": ["?"], "\\ud800": 1'])
 def test_half_a_character_is_refused(client: httpx2.Client, given: str) -> None:
     reply = client.post("/v1/answer", content=f'{{"wire": "", {given}}}', headers={"content-type": "application/json"})
