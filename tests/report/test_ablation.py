@@ -110,6 +110,10 @@ def test_steps_that_a_resumed_run_did_again_count_once(folder: Path) -> None:
     assert table["runs"][0]["receivers"]["a"]["step_s"] == 8.0  # of 2, 6, 10 and 14
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["run"] == "wide"] == [1, 3, 5, 7]
+    write(log, *steps[:3], *(steps[1] | {"receiver": "b", "step": n} for n in (6, 4)))  # receivers take turns
+    write_report(folder)
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["run"] == "wide"] == [1, 3, 4]
 
 
 def test_the_plot_is_a_picture_and_is_left_out_where_nothing_is_done(folder: Path, tmp_path: Path) -> None:
