@@ -286,10 +286,14 @@ class ContextReader:
         """
         if candidates > 1:
             return [consensus(found) for found in self.candidates(context, tails, max_new_tokens, candidates)]
-        return Generation(self.lm, self.prompt, self.reading).greedy(context, tails, max_new_tokens, watch)
+        return self._generation.greedy(context, tails, max_new_tokens, watch)
 
     def candidates(
         self, context: Context, tails: Sequence[list[int]], max_new_tokens: int, count: int
     ) -> list[list[Candidate]]:
         """See `Generation.candidates`."""
-        return Generation(self.lm, self.prompt, self.reading).candidates(context, tails, max_new_tokens, count)
+        return self._generation.candidates(context, tails, max_new_tokens, count)
+
+    @property
+    def _generation(self) -> Generation:
+        return Generation(self.lm, self.prompt, self.reading)

@@ -12,6 +12,7 @@ import pytest
 
 from latentwire.config.ablation import load_ablation
 from latentwire.core.errors import ConfigError
+from tests import ROOT
 
 
 def write(folder: Path, **values: Any) -> Path:
@@ -127,10 +128,9 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, values: Any, overrides: 
 
 
 def test_the_example_of_the_documentation_gives_the_runs_that_it_names(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    page = (root / "docs" / "ablation.md").read_text()
+    page = (ROOT / "docs" / "ablation.md").read_text()
     (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
-    shutil.copytree(root / "configs" / "smoke", tmp_path / "smoke")
+    shutil.copytree(ROOT / "configs" / "smoke", tmp_path / "smoke")
     (tmp_path / "ablation").mkdir()
     (tmp_path / "ablation" / "example.json").write_text(example)
     for run in load_ablation(tmp_path / "ablation" / "example.json").runs:

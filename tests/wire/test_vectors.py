@@ -4,7 +4,6 @@ those that it must refuse: wire_refused.json."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from latentwire.core.errors import WireError
 from latentwire.wire.codebook import Codebook, recall, remember
 from latentwire.wire.codecs import CODECS, LearnedCodec, parse_codec
 from latentwire.wire.message import Wire
+from tests import ROOT
 from tests.wire import reference
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = ROOT / "tests" / "data"
 V1: list[dict[str, Any]] = json.loads((DATA / "wire_v1.json").read_text())
 V2: list[dict[str, Any]] = json.loads((DATA / "wire_v2.json").read_text())
 REFUSED: list[dict[str, str]] = json.loads((DATA / "wire_refused.json").read_text())
