@@ -99,7 +99,7 @@ def _changes(text: str, names: Names, rng: random.Random) -> Callable[[str], str
 
 def _another_number(mention: str, rng: random.Random) -> str:
     """A number of as many digits, or a year nearby; with it another month, where it is a date."""
-    with_month = re.sub("|".join(MONTHS), lambda _: rng.choice(MONTHS), mention)
+    with_month = re.sub(rf"\b(?:{'|'.join(MONTHS)})\b", lambda _: rng.choice(MONTHS), mention)
     return re.sub(r"\d+", lambda digits: _other_digits(digits[0], rng), with_month)
 
 

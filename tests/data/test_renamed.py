@@ -63,6 +63,33 @@ def test_a_question_whose_answer_is_lost_goes() -> None:
     assert renamed(passage(("What leans?", "it"), text="it leans"), names_in(OTHERS), random.Random(0)) is None
 
 
+@pytest.mark.usefixtures("all_change")
+def test_a_question_that_holds_its_answer_goes() -> None:
+    asked = passage(("Who is edith calloway?", "Edith Calloway"), ("Who built it?", "Edith Calloway"))
+    asked_of_others = passage(("Who is Edith Calloway?", "Edith Calloway"), ("Who built it?", "Edith Calloway"))
+    for given, left in ((asked, 2), (asked_of_others, 1)):
+        made = renamed(given, names_in(OTHERS), random.Random(0))
+        assert made is not None and len(made.questions) == left
+
+
+@pytest.mark.usefixtures("all_change")
+def test_a_name_that_begins_as_a_month_does_is_none() -> None:
+    text = "It stands at 12 Marchand, and 3 Mayors saw it on 12 May 1902."
+    for seed in range(20):
+        made = renamed(passage(("Where?", "12 Marchand"), text=text), names_in(OTHERS), random.Random(seed))
+        assert made is not None
+        assert re.fullmatch(r"It stands at \d\d Marchand, and \d Mayors saw it on \d\d \w+ \d{4}\.", made.context)
+
+
+def test_numbers_stay_as_long_and_years_stay_years() -> None:
+    rng = random.Random(0)
+    for digits in ("7", "42", "12345", "1003", "2098"):
+        made = {module._other_digits(digits, rng) for _ in range(300)}
+        assert {len(one) for one in made} == {len(digits)} and not any(one.startswith("0") for one in made)
+        if len(digits) == 4:
+            assert all(int(one) in module.YEARS and abs(int(one) - int(digits)) <= module.FAR for one in made)
+
+
 def test_not_every_name_changes() -> None:
     made = [renamed(passage(("Who?", "Edith Calloway")), names_in(OTHERS), random.Random(n)) for n in range(200)]
     same = [m is None or "Edith Calloway" in m.context for m in made]
