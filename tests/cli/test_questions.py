@@ -36,6 +36,8 @@ def test_candidates_are_names_numbers_and_phrases() -> None:
     assert {len(some) for some in few} == {3} and len({tuple(some) for some in few}) > 1
     assert all(len({"1871", "Edith Calloway"} & set(some)) == 2 for some in few)  # phrases take no more than a share
     assert likely_answers("It leans.", 5, random.Random(0)) == []
+    names = "Ada Byron, Tom Reed, Ann Lee, Joe Hill and Edith Calloway met the keeper of lamps."
+    assert all("keeper of lamps" in likely_answers(names, 4, random.Random(n)) for n in range(20))  # nor none of them
 
 
 def test_what_the_reader_does_not_expect_is_not_kept() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError, DataError
-from latentwire.data import load_passages, load_texts
+from latentwire.data import data_fingerprint, facts, load_passages, load_texts
 from latentwire.data.cloze import cloze_questions
 from latentwire.data.facts import make_facts, split_of
 from latentwire.data.hotpot import parse_hotpot
@@ -66,15 +68,18 @@ def test_hotpot_keeps_the_paragraphs_that_the_answer_needs() -> None:
     assert passage.questions[0].answers == ("Orlin",)
     (whole,) = parse_hotpot(HOTPOT, "all")
     assert whole.context == "A: One. Two.\nB: No.\nC: Three." and whole.questions == passage.questions
+    assert parse_hotpot([HOTPOT[0] | {"answer": " "}]) == []  # nothing to train on or to compare with
 
 
 def test_hub_rows_become_the_same_passages() -> None:
     rows = [
-        {"id": "1", "context": "X is a city.", "question": "What is X?", "answers": {"text": ["a city"]}},
-        {"id": "2", "context": "X is a city.", "question": "What is a city?", "answers": {"text": ["X"]}},
+        {"id": "1", "context": "X is a city.", "question": " What is X?", "answers": {"text": ["a city"]}},
+        {"id": "2", "context": "X is a city. ", "question": "What is a city?", "answers": {"text": ["X"]}},
         {"id": "3", "context": "X is a city.", "question": "Why?", "answers": {"text": [" "]}},
     ]
-    assert [len(p.questions) for p in rows_to_passages("squad", rows)] == [2]
+    (passage,) = rows_to_passages("squad", rows)
+    assert passage.context == "X is a city."
+    assert [question.text for question in passage.questions] == ["What is X?", "What is a city?"]
     assert rows_to_passages("squad_v2", rows)[0].questions[2].answers == ("unanswerable",)
     hub: dict[str, Any] = {
         "id": "7",
@@ -97,6 +102,14 @@ def test_facts_are_the_same_for_a_seed_and_answers_stand_in_the_text_once() -> N
             assert question.answers[0] not in question.text
 
 
+def test_no_value_of_facts_is_part_of_another() -> None:
+    """Else it would stand in the text twice, or a part of the right answer would be one."""
+    names = facts._Names(random.Random(0), "train")
+    found = iter(["48", "148", "4", "48", "71", "7", "1"])
+    names.kinds["number"] = lambda: next(found)
+    assert [names.value("number"), names.value("number")] == ["48", "71"]
+
+
 def test_the_splits_of_facts_share_no_name() -> None:
     invented = re.compile(r"\b[A-Z][a-z]{4,}\b")
     train, held_out = (
@@ -109,6 +122,19 @@ def test_the_splits_of_facts_share_no_name() -> None:
     assert all(split_of(word) == "train" for word in train & made_up)
     names = {q.text for p in make_facts(0, "train", 1500) for q in p.questions}
     assert not names & {q.text for p in make_facts(0, "validation", 1500) for q in p.questions}
+
+
+def test_passages_are_known_by_all_that_is_asked_and_accepted() -> None:
+    (passage,) = parse_squad(SQUAD)
+    (question,) = passage.questions
+    others = [
+        replace(passage, context="Mira lives in Orlin."),
+        replace(passage, questions=(replace(question, text="Who lives there?"),)),
+        replace(passage, questions=(replace(question, answers=("Mira", "She")),)),
+        replace(passage, questions=(question, question)),
+    ]
+    assert len({data_fingerprint([one]) for one in (passage, *others)}) == 5
+    assert data_fingerprint([replace(passage, id="another")]) == data_fingerprint([passage])
 
 
 def config(**data: Any) -> Any:
@@ -140,6 +166,11 @@ def test_files_and_limits(tmp_path: Path) -> None:
         (
             "squad",
             json.dumps(SQUAD).replace("?", "\\ud800?"),
+            r"set\.json: passage '0-0' is not valid Unicode: surrogates not allowed",
+        ),
+        (
+            "squad",
+            json.dumps(SQUAD).replace('"Mira"', '"Mira \\ud800"'),
             r"set\.json: passage '0-0' is not valid Unicode: surrogates not allowed",
         ),
     ],
@@ -252,6 +283,14 @@ def test_the_anchor_and_bos_stand_where_they_are_asked_for(family: str) -> None:
     after = prompt(bos="after", text=" In short:")
     assert after.head == [] and after.tail("Who?") == [2, *anchored.tail("Who?")]
     assert after.span() == [2, *anchored.span()]
+
+
+def test_white_space_between_a_text_and_its_continuation_is_the_continuation_s() -> None:
+    """Tokens begin with it: cut before it, both sides are as they are in the whole."""
+    prompt = PromptFormat(tiny_tokenizer("llama"), Config().anchor, 2)
+    spaced, plain = prompt.rest_and("Who? \n", "Mira"), prompt.rest_and("Who?", " \nMira")
+    assert spaced == plain and spaced[0] == prompt.rest("Who?")
+    assert spaced[0] + spaced[1] == prompt.rest("Who? \nMira")
 
 
 def test_an_answer_ends_with_its_line_also_where_that_is_no_token_of_its_own() -> None:

@@ -315,20 +315,22 @@ def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> 
     (folder / "deep").mkdir(parents=True)
     (folder / "b.txt").write_bytes(b"one\r\ntwo\n")
     (folder / "deep" / "a.md").write_text("three\n\nfour")
+    (folder / "deep" / "c.TXT").write_text("five")
     (folder / "blank.txt").write_text(" \n")
     (folder / "image.png").write_bytes(b"\xff")
 
     def found(path: Path, **how: Any) -> list[tuple[str, str]]:
         return [(document.id, document.text) for document in read_documents(path, **how)]
 
-    assert found(folder) == [("b.txt", "one\r\ntwo\n"), ("deep/a.md", "three\n\nfour")]
+    assert found(folder) == [("b.txt", "one\r\ntwo\n"), ("deep/a.md", "three\n\nfour"), ("deep/c.TXT", "five")]
     assert found(folder, lines=True) == [
         ("b.txt:1", "one"), ("b.txt:2", "two"), ("deep/a.md:1", "three"), ("deep/a.md:3", "four"),
+        ("deep/c.TXT:1", "five"),
     ]  # fmt: skip
     assert found(folder / "b.txt", lines=True) == [("1", "one"), ("2", "two")]
-    rows = [{"id": "x", "text": "one"}, {"text": "two"}, {"id": 7, "text": "", "body": "three"}]
+    rows = [{"id": "x", "text": "one"}, {"text": "two"}, {"id": 7, "text": "", "body": "three"}, {"id": 0, "text": "0"}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert found(tmp_path / "d.jsonl") == [("x", "one"), ("2", "two")]
+    assert found(tmp_path / "d.jsonl") == [("x", "one"), ("2", "two"), ("0", "0")]
     parquet.write_table(pyarrow.table({"id": ["x", None], "body": ["one", "two"]}), tmp_path / "d.parquet")
     assert found(tmp_path / "d.parquet", text_key="body") == [("x", "one"), ("2", "two")]
 
