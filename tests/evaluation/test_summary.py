@@ -49,6 +49,12 @@ def test_receivers_together_are_compared_with_the_better_one() -> None:
         assert found["agreement"] == pytest.approx(1 / 4) and found["oracle_f1"] == found["oracle_em"] == 1.0
 
 
+def test_receivers_agree_where_their_answers_are_alike_after_normalisation() -> None:
+    own = {"a": ["The red lamp.", "one"], "b": ["red lamp", "two"]}
+    found = joint_measures(["red lamp", "one"], [["lamp"], ["one"]], own, [0, 1], 50)
+    assert found["agreement"] == 0.5
+
+
 def test_intervals_draw_whole_passages() -> None:
     """Questions on one passage are not independent: each interval is that of the clusters it was given."""
     rng = random.Random(0)
@@ -78,6 +84,18 @@ def test_the_mean_over_receivers_is_that_of_each_question() -> None:
         assert found is not None and found["f1"] == 0.5 and found["tuned"] is tuned
         assert found["f1_ci"] == list(bootstrap_ci([0.75, 0.25], [0, 1], resamples=50))
         assert found["em_ci"] == list(bootstrap_ci([0.5, 0.5], [0, 1], resamples=50))
+
+
+def test_of_what_has_no_value_a_question_the_receivers_own_means_are_averaged() -> None:
+    rows = {"a": [Scored(1.0, nll=2.0, first_correct=True)], "b": [Scored(1.0, nll=6.0)]}
+    answers = {name: {"text": own} for name, own in rows.items()}
+    own = {name: {"text": measure(one, [0], 50) | {"tuned": True}} for name, one in rows.items()}
+    found = mean_over_receivers(answers, own, "text", [0], 50)
+    assert found is not None and (found["first_token_acc"], found["nll_per_token"]) == (0.5, 2.0)
+    assert found["latency_s"] is None
+    own["a"]["text"]["latency_s"], own["b"]["text"]["latency_s"] = {"prefill": 1.0}, {"prefill": 4.0}
+    found = mean_over_receivers(answers, own, "text", [0], 50)
+    assert found is not None and found["latency_s"] == {"prefill": 2.5}
 
 
 def test_the_mean_over_receivers_draws_whole_passages() -> None:
