@@ -36,6 +36,8 @@ QUESTIONS = ["Where does Mira live?", "How many lamps?"]
 EXPECTED = b"expected"
 LONG = "".join(random.Random(0).choices(string.ascii_letters, k=1000)) * 25
 """It shrinks to less than the longest body here."""
+WIDE = LONG[:12_000].translate({ord(letter): ord(letter) + 0x100 for letter in string.ascii_letters})
+"""Two bytes a character: it has fewer characters than the longest body has bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,8 @@ def test_a_longer_text_takes_several_messages(
     ((*parts,),) = read_texts(io.BytesIO(sent.content))
     assert sent.headers["x-latentwire-messages"] == str(len(parts)) and len(parts) > 2
     assert texts_of(client.post("/v1/answer", json=body(sent.content))) == answers(ends.receivers["a"], parts)
+    most = [Wire.of(text="a", more=n < 39).to_bytes() for n in range(40)]
+    assert len(texts_of(client.post("/v1/answer", json=body(b"".join(most), ["?"] * 4)))) == 4  # all that is taken
 
 
 def test_the_text_in_a_message_is_read_where_its_latents_are_not_for_the_receiver(
@@ -170,6 +174,8 @@ def test_it_says_what_it_is_and_what_it_did(client: httpx2.Client, ends: Ends) -
     [
         ({"content": "x" * 20_001}, 413, "a body of more than 20000 bytes"),
         ({"content": iter([b"x" * 15_000] * 2)}, 413, "a body of more than 20000 bytes"),
+        ({"content": b" " * 20_000}, 400, "the text is empty"),
+        ({"content": iter([b" " * 10_000] * 2)}, 400, "the text is empty"),
         ({"content": "word " * 1000}, 413, "at most 900 are taken"),
         ({"content": b""}, 400, "the text is empty"),
         ({"content": b" \n"}, 400, "the text is empty"),
@@ -183,12 +189,14 @@ def test_it_says_what_it_is_and_what_it_did(client: httpx2.Client, ends: Ends) -
         ({"json": body(Wire.of(text="a", more=True))}, 400, "the stream ends inside a text"),
         ({"json": body(Wire.of(text="a", more=True).to_bytes() * 41)}, 413, "more than 40 messages"),
         ({"json": body(Wire.of(np.ones((2, 16)), text=LONG))}, 413, "a text of more than 20000 bytes"),
+        ({"json": body(Wire.of(np.ones((2, 16)), text=WIDE))}, 413, "a text of more than 20000 bytes"),
         ({"json": body(Wire.of(np.ones((2, 16)), sender=b"stranger"))}, 409, "comes from sender"),
         ({"json": body(Wire.of(np.ones((2, 8))))}, 409, "width 8; the reader expects 16, and carries no text"),
         ({"json": body(Wire.of(text="a"), receiver="c")}, 404, "receiver: 'c' is not here (there are: a, b)"),
         ({"json": body(Wire.of(text="a"), receiver=None)}, 404, "receiver: none is named (there are: a, b)"),
         ({"json": body(Wire.of(text="a"), ["?"] * 5)}, 413, "questions: 5; at most 4 are taken"),
         ({"json": body(Wire.of(text="a"), ["?" * 3001])}, 413, "questions: one of 3001 characters"),
+        ({"json": body(Wire.of(text="a"), ["?" * 3000])}, 422, "window of 512"),
         ({"json": body(Wire.of(text="a"), max_new_tokens=17)}, 413, "max_new_tokens: 17; at most 16 are made"),
         ({"json": body(Wire.of(text="a"), max_new_tokens=0)}, 422, "max_new_tokens: "),
         ({"json": body(Wire.of(text="a"), temperature=1)}, 422, "temperature: Extra inputs are not permitted"),
@@ -214,6 +222,11 @@ def test_what_cannot_be_done_is_said_in_one_line(
 def test_the_tokens_of_a_text_in_a_message_are_limited_where_it_is_read(ends: Ends) -> None:
     assert ends.sender is not None
     wire = ends.sender.encode(TEXTS[0], with_text=True)
+    tokens = len(ends.receivers["a"].lm.tokenize_with_offsets(TEXTS[0])[0])
+    for most, status in ((tokens, 200), (tokens - 1, 413)):
+        with running(engine_of(ends, text_tokens=most)) as client:
+            assert client.post("/v1/answer", json=body(Wire.of(text=TEXTS[0]))).status_code == status
+            assert client.post("/v1/answer", json=body(Wire.of(np.ones((most, 16))))).status_code == 200
     with running(engine_of(ends, text_tokens=20)) as client:
         assert client.post("/v1/answer", json=body(wire)).json()["answers"][0]["source"] == "latents"
         reply = client.post("/v1/answer", json=body(Wire.of(text=TEXTS[0])))
@@ -272,7 +285,8 @@ def test_a_token_opens_all_but_the_probes(ends: Ends) -> None:
     with running(engine_of(ends), token="sesame") as client:
         for path in ("/health", "/ready"):
             assert client.get(path).status_code == 200
-        for headers in ({}, {"authorization": "Bearer sesam"}, {"authorization": "Basic sesame"}):
+        for given in (None, "Bearer sesam", "Bearer sesame1", "Basic sesame", "sesame"):
+            headers = {} if given is None else {"authorization": given}
             for path in ("/metrics", "/v1/receivers", "/openapi.json", "/nothing"):
                 reply = client.get(path, headers=headers)
                 assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
@@ -280,6 +294,13 @@ def test_a_token_opens_all_but_the_probes(ends: Ends) -> None:
         client.headers["authorization"] = "bearer sesame"
         assert client.post("/v1/encode", content=TEXTS[0]).status_code == 200
         assert "sesame" not in client.get("/metrics").text
+
+
+def test_a_token_may_be_of_any_letters(ends: Ends) -> None:
+    with running(engine_of(ends), token="sésame") as client:
+        for token, status in (("sésame", 200), ("sesame", 401)):
+            headers = {"authorization": f"Bearer {token}".encode()}
+            assert client.get("/v1/receivers", headers=headers).status_code == status
 
 
 @pytest.mark.parametrize(("role", "missing"), [("sender", "/v1/answer"), ("receiver", "/v1/encode")])
@@ -487,18 +508,34 @@ def test_batches_keep_the_order_and_their_size() -> None:
     assert not batcher.alive
 
 
+def test_a_batcher_that_is_closed_waits_no_longer_than_it_is_told() -> None:
+    go = threading.Event()
+    batcher = Batcher(lambda: None, lambda task, items: [go.wait(10) for _ in items], 1)
+    under_way = batcher.submit("x", 0)
+    until(lambda: batcher.waiting == 0)
+    waiting = batcher.submit("x", 1)
+    batcher.close(0.1)
+    assert batcher.alive and waiting.cancelled() and not under_way.done()
+    go.set()
+    assert under_way.result(10) is True
+    batcher.close(10)
+    assert not batcher.alive
+
+
 def test_it_counts_what_it_made_and_read(ends: Ends) -> None:
-    with running(engine_of(ends)) as client:
+    with running(engine_of(ends, body=20_000)) as client:
         data = client.post("/v1/encode", content=TEXTS[0]).content
         text = Wire.of(text=TEXTS[0])
         for wire, questions in ((data, ["?", "Who?"]), (text, ["?"])):
             assert client.post("/v1/answer", json=body(wire, questions)).status_code == 200
+        assert client.post("/v1/answer", content="x" * 20_001).status_code == 413
         shown = client.get("/metrics").text.splitlines()
     for line in (
         f'latentwire_wire_bytes_total{{task="encode"}} {float(len(data))}',
         f'latentwire_wire_bytes_total{{task="a"}} {float(len(data) + len(text.to_bytes()))}',
         'latentwire_answers_total{receiver="a",source="latents"} 2.0',
         'latentwire_answers_total{receiver="a",source="text"} 1.0',
-        'latentwire_request_seconds_count{path="/v1/answer"} 2.0',
+        'latentwire_request_seconds_count{path="/v1/answer"} 2.0',  # what is refused takes none
+        'latentwire_batch_rows_sum{task="a"} 3.0',
     ):
         assert line in shown
