@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from latentwire import Receiver, Wire
 from latentwire.core.errors import CheckpointError, LatentWireError
 from latentwire.model.receiver import Reply
-from latentwire.serving import http
+from latentwire.serving import gate, http
 from latentwire.serving.batching import Batcher, Job
 from latentwire.serving.engine import Answer, Ask, Ends, Engine, Limits
 from latentwire.serving.http import FAILED
@@ -393,6 +393,53 @@ def test_a_stream_says_that_its_time_is_over(ends: Ends, monkeypatch: pytest.Mon
         seen = events(client.post("/v1/answer", json=body(Wire.of(text="a"), ["?"], stream=True)))
     assert seen[0] == ("delta", {"question": 0, "text": "Tal"})
     assert seen[-1] == ("error", {"error": "not answered within 0.5 seconds"})
+
+
+def test_work_ends_at_its_next_token_where_nobody_waits_for_it(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def slow(messages: Any, questions: Any, new: int, watch: Any) -> Any:
+        until(lambda: watch(0, 0, "Tal"))
+        ended.set()
+        return [[]]
+
+    monkeypatch.setattr(ends.receivers["a"], "answer_batch", slow)
+    with running(engine_of(ends, seconds=0.5)) as client:
+        assert client.post("/v1/answer", json=body(Wire.of(text="a"), ["?"])).status_code == 504
+        assert ended.wait(10)
+
+
+def test_a_stream_that_does_not_end_by_itself_is_cut_off(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    sent = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def ask() -> None:
+        scope = {"type": "http", "path": "/v1/answer", "headers": []}
+        await asyncio.wait_for(gated(scope, None, send), 10)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gate, "LAST_WORDS", 0.1)
+    gated = gate.Gate(stuck, engine_of(ends, seconds=0.1))
+    asyncio.run(ask())
+    assert sent == ["http.response.start"] and gated.accepted == 0
+
+
+def test_an_answer_that_begins_anew_takes_nothing_back(ends: Ends) -> None:
+    """As where a batch failed and its requests are done one by one."""
+
+    async def sent() -> list[str]:
+        engine = engine_of(ends)
+        answering = http.Answering(engine, Answer("a", 4), Ask([Wire.of(text="a")], ["?"]))
+        answering.stop()
+        pieces = [piece for text in ("Tal", "Tal", "T", "Other", "Talden") for piece in answering._deltas(0, text)]
+        return [json.loads(piece.decode().split("data: ")[1])["text"] for piece in pieces]
+
+    assert asyncio.run(sent()) == ["Tal", "den"]
 
 
 def test_a_client_that_leaves_is_not_worked_for(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
