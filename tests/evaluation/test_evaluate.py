@@ -3,10 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,12 @@ def test_everything_of_the_schema_is_measured_and_written(
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert all(row.keys() == {*PREDICTION_KEYS, *results["receivers"]} for row in rows)
     assert len(rows) == 8 and set(rows[0]["a"]) == set(MODES)
-    assert len(list(csv.reader((tmp_path / "eval.csv").open()))) == 1 + 2 * len(MODES)
+    assert [row["passage"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+    table = {(row["receiver"], row["mode"]): row for row in csv.DictReader((tmp_path / "eval.csv").open())}
+    assert len(table) == 2 * len(MODES)
+    saved = {mode: table["a", mode]["compression"] for mode in ("text", "latent", "token_budget", "no_context")}
+    whole = str(read["receivers"]["a"]["compression"])
+    assert saved == {"text": "1", "latent": whole, "token_budget": whole, "no_context": ""}
 
 
 def test_frozen_receivers_have_no_tuned_text() -> None:
@@ -125,7 +131,10 @@ def test_nothing_to_evaluate_and_a_passage_longer_than_the_window() -> None:
 def test_only_the_modes_that_are_asked_for_are_measured(tmp_path: Path) -> None:
     config = small_config(evaluation=SMALL | {"modes": ["latent", "no_context"]})
     results, answers = evaluate(small_system(config), small_passages(2), config, quiet=True)
+    results["receivers"]["a"]["latent"] |= {"f1": 0.5, "f1_ci": [0.25, 0.75]}
     write_results(tmp_path, results, answers)
+    row = next(csv.DictReader((tmp_path / "eval.csv").open()))
+    assert [row[key] for key in ("mode", "f1", "f1_low", "f1_high")] == ["latent", "0.5", "0.25", "0.75"]
     print_table(results)
     for receiver in results["receivers"].values():
         assert {mode for mode in MODES if receiver[mode]} == {"latent", "no_context"}
@@ -266,6 +275,35 @@ def test_the_token_budget_has_the_positions_that_features_add() -> None:
     text = items[0].texts["a"]
     tuning = SlotTuning(receiver, [text], system.config, TOKEN_BUDGET)
     assert len(tuning.row(text)) == text.head_len + text.latents + receiver.extra_positions
+
+
+def test_positions_are_those_of_a_mean_question() -> None:
+    system = system_with("llama", "prefix", lora=True)
+    receiver, items = system.receivers["a"], encode_items(system, small_passages(3), "fp16")
+    assert receiver.extra_positions > 0
+    found = efficiency.positions(receiver, items)
+    for mode, mean in found.items():
+        taken = [answer.positions for answer in answer_batch(receiver, MODES[mode], items, 1)]
+        assert mean == pytest.approx(sum(taken) / len(taken))
+
+
+def test_a_message_is_timed_from_its_bytes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(evaluation=SMALL)
+    system, timing, read = small_system(config, ("llama",)), [], []
+    receiver, items = system.receivers["a"], encode_items(system, small_passages(1), "fp16")
+
+    def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+        timing.append(True)
+        out = call()
+        timing.pop()
+        return out, 0.0
+
+    monkeypatch.setattr(efficiency, "timed", timed)
+    monkeypatch.setattr(efficiency, "given_to", lambda *given: (read.append(bool(timing)), given_to(*given))[1])
+    for mode, within in (("latent", True), ("text", False)):
+        read.clear()
+        efficiency.latency(system, receiver, MODES[mode], items, config.evaluation)
+        assert set(read) == {within}
 
 
 def test_what_is_timed_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
