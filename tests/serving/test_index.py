@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from latentwire.data.documents import Document, read_documents
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.model.system import LatentWire
 from latentwire.serving import index_files
-from latentwire.serving.build_index import build_index, recipe
+from latentwire.serving.build_index import Shard, build_index, recipe
 from latentwire.serving.index import Index, answer_from
 from latentwire.wire.codecs import parse_codec
 from latentwire.wire.message import Wire
@@ -75,6 +76,7 @@ def test_documents_are_found_by_their_words_and_answered_from_their_messages(
     best, *others = index.search("Where does Edda live, in Brannock?", 4)
     assert best.id == "d2" and best.message == index.document(2)[1]
     assert all(best.score > other.score for other in others)
+    assert [hit.id for hit in index.search("Edda", 6)] == ["d2"]  # no more than share a word
     assert index.search("Zanzibar") == [] == index.search("") and len(index.search("river", 50)) == 6
     receiver = system.receivers["a"]
     reply, hits = answer_from(index, receiver, "Where do Edda and Mira live?", 2, 6)
@@ -149,6 +151,24 @@ def test_what_fails_before_anything_is_encoded_leaves_the_index(system: LatentWi
     with pytest.raises(DataError, match="two documents have the id 'd5'"):  # the first part would be written anew
         build_index([Document("d0", "words"), *CORPUS[1:], CORPUS[5]], out, lambda: system.sender, MADE_WITH)
     assert state(out) == before and len(Index(out)) == 6
+
+
+def test_an_index_that_is_half_updated_is_none(system: LatentWire, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
+
+    def stopped(encode: Callable[[Shard], Shard], shards: Iterable[Shard]) -> Iterator[Shard]:
+        for shard in shards:
+            if shard.number:
+                raise KeyboardInterrupt
+            yield encode(shard)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(CORPUS[::-1], out, lambda: system.sender, MADE_WITH, engine=stopped)
+    with pytest.raises(DataError, match="no finished index"):
+        Index(out)
+    assert build_index(CORPUS[::-1], out, lambda: system.sender, MADE_WITH)["encoded"] <= 2
+    assert [Index(out).document(n)[0] for n in range(6)] == ["d5", "d4", "d3", "d2", "d1", "d0"]
 
 
 def test_word_statistics_that_are_gone_are_made_again(system: LatentWire, tmp_path: Path) -> None:
