@@ -9,7 +9,7 @@ import pytest
 
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.wire.codebook import Codebook, recall, refined, remember
-from latentwire.wire.codecs import parse_codec
+from latentwire.wire.codecs import aq, parse_codec
 from latentwire.wire.codecs.aq import AdditiveCodec
 from latentwire.wire.codecs.learned import MOST_LATENTS
 from latentwire.wire.entropy import Column, decode_columns, encode_columns
@@ -356,6 +356,16 @@ def test_without_into_it_is_the_inverse_of_back() -> None:
     rows[3] = rows[1] + rows[2]  # which an inversion in floating point lets pass
     with pytest.raises(CheckpointError, match="back has no inverse"):
         _ = Codebook("fsq", whole | {"back": rows, "scale": np.full(D_Z, 0.01)}).into
+
+
+@pytest.mark.parametrize("kind", ["rvq", "fsq", "aq"])
+def test_latents_have_the_same_codes_however_many_there_are(kind: str) -> None:
+    codec = small_codec(kind)
+    z = np.random.default_rng(0).standard_normal((aq.TOGETHER + 1, D_Z)).astype(np.float32)
+    assert codec.book is not None
+    y = codec.rotated(z)
+    parts = [codec.codes(codec.book, part) for part in (y[:100], y[100:])]
+    assert np.array_equal(codec.codes(codec.book, y), np.concatenate(parts))
 
 
 def test_what_is_far_away_is_told_as_the_end_that_it_lies_beyond() -> None:
