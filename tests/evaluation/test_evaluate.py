@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from latentwire.config import Config
 from latentwire.core.errors import DataError, ModelError
 from latentwire.core.intervals import bootstrap_ci
+from latentwire.core.json_files import write_json
 from latentwire.core.names import LATENT, PREDICTION_KEYS, TEXT, TOKEN_BUDGET
+from latentwire.data import data_fingerprint
 from latentwire.evaluation import efficiency
 from latentwire.evaluation import evaluate as evaluation
 from latentwire.evaluation.answering import Answer, Item, answer_batch, encode_items, given_to, rescore
@@ -24,6 +27,7 @@ from latentwire.evaluation.files import write_results
 from latentwire.evaluation.lossless import lm_bytes
 from latentwire.evaluation.modes import MODES
 from latentwire.evaluation.rates import FLOAT, Rates, rate, sent_again
+from latentwire.evaluation.run import known_results
 from latentwire.evaluation.table import print_table
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.training.stages.slot_tuning import SlotTuning
@@ -375,6 +379,27 @@ def test_rates_are_known_by_the_questions_themselves_not_by_how_many_they_are(tm
         Rates(tmp_path / "rates.json", tmp_path, config, [passage], False).same for passage in (first, first, second)
     )
     assert one == same and one["made_with"] != other["made_with"] and one["samples"] == other["samples"]
+
+
+def test_results_are_known_by_all_that_they_depend_on(tmp_path: Path) -> None:
+    passages = small_passages(2)
+
+    def config(**evaluation: Any) -> Config:
+        return small_config(evaluation=SMALL | evaluation)
+
+    def made(config: Config) -> dict[str, Any]:
+        manifest = {"config": config.model_dump(mode="json"), "checkpoint": {"reader": "1"}}
+        return {"receivers": {"a": {}, "b": {}}, "manifest": manifest | {"data": data_fingerprint(passages)}}
+
+    def known(own: Config, names: str = "ab", file: str = "1", count: int = 2) -> Any:
+        return known_results(tmp_path / "eval.json", own, list(names), {"reader": file}, passages[:count])
+
+    assert known(config()) is None
+    write_json(tmp_path / "eval.json", made(config(rivals=["llmlingua"])))
+    assert known(config()) == known(config(rivals=["llmlingua"])) == made(config(rivals=["llmlingua"]))
+    others = [known(config(rivals=["kvpress"])), known(config(max_new_tokens=5))]
+    others += [known(config(), "a"), known(config(), file="2"), known(config(), count=1)]
+    assert others == [None] * 5
 
 
 def test_a_question_and_its_answer_have_to_fit_before_anything_is_answered() -> None:
