@@ -379,6 +379,8 @@ def test_rates_are_known_by_the_questions_themselves_not_by_how_many_they_are(tm
         Rates(tmp_path / "rates.json", tmp_path, config, [passage], False).same for passage in (first, first, second)
     )
     assert one == same and one["made_with"] != other["made_with"] and one["samples"] == other["samples"]
+    lossless = Rates(tmp_path / "rates.json", tmp_path, config, [first], True).same  # rows have one column more
+    assert one["made_with"] != lossless["made_with"]
 
 
 def test_results_are_known_by_all_that_they_depend_on(tmp_path: Path) -> None:
