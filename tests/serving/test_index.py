@@ -409,6 +409,7 @@ def test_messages_depend_on_all_that_makes_the_sender(tmp_path: Path) -> None:
     made = [recipe(run, changes=one) for one in changes]
     assert len({one["encoder"] for one in [plain, *made]}) == 1 + len(changes)
     assert recipe(run, changes={"system.device": "cpu", "latent_refiner.heads": 2}) == plain
+    assert recipe(run, changes={"data.max_context_tokens": 7}) == plain | {"chunk": "7"}
     assert recipe(run, "int8:group=16", "beside") == plain | {
         "codec": str(parse_codec("int8:group=16")),
         "text": "beside",
