@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,14 +18,16 @@ UNSPACED = (
 """Chinese, Japanese and Korean scripts, where words are not told apart by spaces, or take endings."""
 WORD = rf"(?=[{UNSPACED}])\w|[^\W{UNSPACED}]{{2,}}|(?<!\w['\u2019])[^\W{UNSPACED}](?!['\u2019]\w)"
 """A word: one character of these scripts, or letters and digits of others, but not the s of "Mira's"."""
-VERSION = 2
+VERSION = 3
 """Of this way to take words; an index that was made with another one takes them anew."""
 
 
 def words_of(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text in lower case, without those that are in every English text."""
+    """The words of each text in lower case, however its characters are composed (NFKC), without those that are in every
+    English text."""
+    composed = [unicodedata.normalize("NFKC", text) for text in texts]
     found: list[list[str]] = bm25s.tokenize(
-        list(texts), token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False
+        composed, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False
     )
     return found
 

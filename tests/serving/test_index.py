@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def test_words_of_one_character_and_of_scripts_without_spaces_are_found(system: 
     assert [[hit.id for hit in index.search(one)] for one in asked] == [["0"], ["1"], ["2"], ["3"], ["3"], [], [], []]
 
 
+def test_words_are_found_however_their_characters_are_composed(system: LatentWire, tmp_path: Path) -> None:
+    corpus = [
+        Document("composed", "the café in Zürich"),
+        Document("apart", unicodedata.normalize("NFD", "la forêt 다리")),
+    ]
+    build_index(corpus, tmp_path / "x", lambda: system.sender, MADE_WITH)
+    index = Index(tmp_path / "x")
+    for word, found in {"Cafe\u0301": "composed", "Zürich": "composed", "forêt": "apart", "다리": "apart"}.items():
+        assert [hit.id for hit in index.search(word)] == [found]
+
+
 def test_words_that_were_taken_otherwise_are_taken_anew(system: LatentWire, tmp_path: Path) -> None:
     out = tmp_path / "x"
     build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
@@ -104,7 +116,7 @@ def test_words_that_were_taken_otherwise_are_taken_anew(system: LatentWire, tmp_
     (out / "index.json").write_text(json.dumps(about))
     assert len(Index(out).search("lamps", 6)) == 6
     info = build_index(CORPUS, out, lambda: system.sender, MADE_WITH)
-    assert (info["encoded"], Index(out).info["tokenizer"]) == (0, 2) and state(out / "bm25") != before
+    assert (info["encoded"], Index(out).info["tokenizer"]) == (0, 3) and state(out / "bm25") != before
 
 
 def test_texts_of_several_documents_do_not_run_into_each_other(
