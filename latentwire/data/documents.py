@@ -73,7 +73,7 @@ def _json_lines(file: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{file}: row {number}: not valid JSON: {error}") from None
+                raise DataError(f"{file}: line {number}: not valid JSON: {error}") from None
 
 
 def _parquet_rows(file: Path, *keys: str) -> Iterator[Any]:

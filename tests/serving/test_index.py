@@ -372,7 +372,7 @@ def test_documents_come_from_folders_lines_jsonl_and_parquet(tmp_path: Path) -> 
     [
         ("gone", None, "gone: no such file or folder"),
         ("x.txt", b"a\xff", "x.txt: not a UTF-8 text"),
-        ("x.jsonl", b'{"text": "a"}\n{', "x.jsonl: row 2: not valid JSON"),
+        ("x.jsonl", b'{"text": "a"}\n\n{', "x.jsonl: line 3: not valid JSON"),
         ("x.jsonl", b'{"text": "a"}\n[1]', "x.jsonl: row 2: no text under 'text'"),
         ("x.parquet", b"no parquet", "x.parquet: could not be read"),
         ("x.txt", b" \n", "x.txt: no text in it"),
