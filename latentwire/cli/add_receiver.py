@@ -10,7 +10,7 @@ import typer
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import parse_overrides
-from latentwire.config.sections.inputs import Dataset
+from latentwire.config.sections.inputs import Dataset, check_name
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import CurriculumConfig
 from latentwire.core.errors import ConfigError
@@ -48,6 +48,10 @@ def add_receiver(
     from latentwire.checkpoint.index import codebooks_of, find_checkpoint, load_config_of
     from latentwire.cli.train import train
 
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"--name: {error}") from None
     folder = find_checkpoint(ckpt)
     trained = load_config_of(folder)
     known = trained.model.chosen

@@ -241,7 +241,8 @@ def test_mistakes_end_in_one_line_and_write_nothing(
 
     assert "--name: " in (said := message(name="qwen"))
     assert "has a receiver 'qwen' already (it has: llama, qwen)" in said
-    assert "'a/b' is not a plain name" in message(name="a/b")
+    assert "--name: 'a/b' is not a plain name" in message(name="a/b")
+    assert "--name: 'id' is what a line of predictions.jsonl has" in message(name="id")
     assert "/no/such/model" in message(model="/no/such/model")
     shutil.copytree(models / "gemma3", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "config.json").read_text())

@@ -13,6 +13,14 @@ from latentwire.core.names import PREDICTION_KEYS, PREDICTIONS
 Dataset = Literal["squad", "squad_v2", "hotpot", "facts"]
 
 
+def check_name(name: str) -> None:
+    """ValueError where a receiver cannot be called so."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"{name!r} is not a plain name (letters, digits, '.', '_', '-')")
+    if name in PREDICTION_KEYS:
+        raise ValueError(f"{name!r} is what a line of {PREDICTIONS} has under that name; choose another one")
+
+
 class ModelConfig(Section):
     """The receivers and how they are loaded."""
 
@@ -38,10 +46,7 @@ class ModelConfig(Section):
         if not value:
             raise ValueError("at least one receiver is needed")
         for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                raise ValueError(f"{name!r} is not a plain name (letters, digits, '.', '_', '-')")
-            if name in PREDICTION_KEYS:
-                raise ValueError(f"{name!r} is what a line of {PREDICTIONS} has under that name; choose another one")
+            check_name(name)
         return value
 
     @property
