@@ -16,9 +16,9 @@ from latentwire.checkpoint.tensors import read_info
 from latentwire.config.flags import options
 from latentwire.config.load import config_from_dict, some_receivers
 from latentwire.core.errors import CheckpointError, ConfigError
-from latentwire.core.json_files import read_json, read_jsonl
+from latentwire.core.json_files import read_json
 from latentwire.core.names import ADAPTERS, CARD, CODEBOOKS, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
-from latentwire.diagnostics.log import once
+from latentwire.diagnostics.log import read_log
 
 HERE = {
     "checkpoint": ("runs_dir", "tuned_cache", "init_from", "every_steps"),
@@ -120,7 +120,7 @@ def training_log(runs: Sequence[Path], last: Path | None) -> list[dict[str, Any]
             fetch_beside(folder, EXPORTED_LOG)
         log = next((path for path in (folder / EXPORTED_LOG, folder.parent / LOG) if path.is_file()), None)
         number = known.index(history(folder)[-1]) + 1
-        for whole in once(read_jsonl(log)) if log else []:
+        for whole in read_log(log) if log else []:
             row = rounded(whole)
             named = row["stage"].startswith("run ")  # in an exported log, which others may hold as well
             if (key := (None if named else log, json.dumps(row))) in seen:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from latentwire.core.errors import LatentWireError
+from latentwire.core.json_files import read_jsonl
 
-def once(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without steps that a resumed run did again: of those the last ones count."""
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records without steps that a resumed run did again: of those the last ones count.
+
+    LatentWireError, in one line, for a record that no run writes.
+    """
     kept: list[dict[str, Any]] = []
-    first: dict[Any, float] = {}  # the earliest step of each stage so far, from the end on
-    for record in reversed(records):
+    first: dict[str, float] = {}  # the earliest step of each stage so far, from the end on
+    for record in reversed(read_jsonl(path)):
+        stage = record.get("stage")
+        if not isinstance(stage, str):
+            raise LatentWireError(f"{path}: a line whose stage is no text: {stage!r}")
         if "step" in record:
-            stage = record.get("stage")
+            if not isinstance(record["step"], int | float):
+                raise LatentWireError(f"{path}: a line of {stage} whose step is no number: {record['step']!r}")
             if record["step"] >= first.get(stage, math.inf):
                 continue
             first[stage] = record["step"]

@@ -20,9 +20,9 @@ from typing import Any
 from latentwire.config.load import same_config
 from latentwire.core.atomic import write_bytes, write_text
 from latentwire.core.intervals import with_interval
-from latentwire.core.json_files import mapping_at, read_json, read_jsonl, write_json, write_jsonl
+from latentwire.core.json_files import mapping_at, read_json, write_json, write_jsonl
 from latentwire.core.names import FAILED, INDEX, LOG, RESULTS
-from latentwire.diagnostics.log import once
+from latentwire.diagnostics.log import read_log
 from latentwire.report.paired import paired_differences
 from latentwire.report.plots import around, as_png
 
@@ -104,7 +104,7 @@ def history(folder: Path, names: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
-    return once(read_jsonl(run / LOG)) if (run / LOG).is_file() else []
+    return read_log(run / LOG) if (run / LOG).is_file() else []
 
 
 def as_csv(table: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from latentwire.core.errors import LatentWireError
 from latentwire.core.json_files import read_json, read_jsonl, read_object
 from latentwire.core.names import CONFIG, EXPORTED_LOG, FAILED, LOG, MANIFEST, PASSAGES, PREDICTIONS, RESULTS
+from latentwire.diagnostics.log import read_log
 from latentwire.report.ablation import PLAN
 from latentwire.report.results import checked, read_results
 
@@ -35,6 +36,12 @@ class RunFiles:
     def receivers(self) -> dict[str, dict[str, Any]]:
         """What was measured of each receiver."""
         return self.results["receivers"] if self.results else {}
+
+    @property
+    def log_file(self) -> Path:
+        """Where its training log is; an exported checkpoint has it under another name."""
+        exported = self.folder / EXPORTED_LOG
+        return exported if exported.is_file() else self.folder / LOG
 
     @property
     def missing(self) -> list[str]:
@@ -102,9 +109,8 @@ def read_run(folder: Path, name: str) -> RunFiles:
         if path := there.get(f"{attribute}.json"):
             setattr(run, attribute, read_object(path))
     run.config = run.config or run.manifest.get("config") or {}
-    for file in (LOG, EXPORTED_LOG):
-        if path := there.get(file):
-            run.log = read_jsonl(path)
+    if run.log_file.is_file():
+        run.log = read_log(run.log_file)
     if path := there.get(PREDICTIONS):
         run.answers = read_jsonl(path)
     if path := there.get(PASSAGES):

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from latentwire.core.measures import ADAPTER_OF, SIZES, baseline_of, mode_label
-from latentwire.core.names import LOG, PASSAGES, PREDICTIONS, RESULTS
-from latentwire.diagnostics.log import once
+from latentwire.core.names import PASSAGES, PREDICTIONS, RESULTS
 from latentwire.report.artifacts import RunFiles, answers_in
 from latentwire.report.results import checked
 
@@ -88,9 +87,9 @@ def curves(runs: Sequence[RunFiles]) -> dict[str, list[Row]]:
     """stage -> the curves of every run and receiver: (step, value) of loss, its running mean, and first accuracy."""
     stages: dict[str, list[Row]] = {}
     for run in runs:
-        with checked(run.folder / LOG):
+        with checked(run.log_file):
             steps: dict[tuple[str, str], list[Row]] = {}
-            for record in once(run.log):
+            for record in run.log:
                 if "step" in record and "receiver" in record:
                     steps.setdefault((stage_of(record), record["receiver"]), []).append(record)
             for (stage, name), own in steps.items():
@@ -138,7 +137,7 @@ def closed_forms(runs: Sequence[RunFiles]) -> list[Row]:
     """Held-out R² of each receiver's slots after the closed form; a companion's, of what they still missed."""
     rows = []
     for run in runs:
-        with checked(run.folder / LOG):
+        with checked(run.log_file):
             for record in run.log:
                 by = (
                     " (by the companion, of what was missed)" if str(record.get("stage")).endswith("/companion") else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from latentwire.core.errors import LatentWireError
 from latentwire.core.intervals import bootstrap_ci
 from latentwire.report.ablation import write_report
 from latentwire.report.paired import _difference
@@ -114,6 +115,21 @@ def test_steps_that_a_resumed_run_did_again_count_once(folder: Path) -> None:
     write_report(folder)
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["run"] == "wide"] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"stage": "end_to_end", "step": "4"}, "a line of end_to_end whose step is no number: '4'"),
+        ({"stage": ["end_to_end"], "step": 4}, r"a line whose stage is no text: \['end_to_end'\]"),
+        ({"step": 4}, "a line whose stage is no text: None"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_named_with_its_log(folder: Path, line: dict[str, Any], said: str) -> None:
+    log = folder / "wide" / "diagnostics.jsonl"
+    write(log, {"stage": "end_to_end", "step": 3}, line, {"stage": "end_to_end", "step": 5})
+    with pytest.raises(LatentWireError, match=f"diagnostics.jsonl: {said}"):
+        write_report(folder)
 
 
 def test_the_plot_is_a_picture_and_is_left_out_where_nothing_is_done(folder: Path, tmp_path: Path) -> None:

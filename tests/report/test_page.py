@@ -181,6 +181,12 @@ def test_the_markdown_says_the_same(tmp_path: Path) -> None:
         ("passages.jsonl", '{"context": 3, "windows": [[0, 1]]}\n', r"passages\.jsonl: not in the form"),
         ("passages.jsonl", "", None),
         ("diagnostics.jsonl", "[]\n", r"diagnostics\.jsonl: line 1: not a JSON object"),
+        (
+            "diagnostics.jsonl",
+            '{"stage": "x", "step": "1"}\n',
+            r"diagnostics\.jsonl: a line of x whose step is no number",
+        ),
+        ("training.jsonl", '{"stage": "closed_form", "r2": 1}\n', r"training\.jsonl: not in the form"),
         ("config.json", "[]", r"config\.json: not a JSON object"),
         ("eval.json", json.dumps(results(a={"latent": measured(0.1) | {"f1": None}})), r"run: not in the form"),
     ],
