@@ -10,10 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from latentwire.cli.files import label, text_of
-from latentwire.cli.options import names_of
+from latentwire.cli.options import LENGTH, changes_of, names_of
 from latentwire.cli.run import plural
 from latentwire.config import some_receivers
-from latentwire.config.load import parse_overrides
 from latentwire.core.errors import DataError, ModelError
 from latentwire.core.unicode import utf8
 
@@ -32,7 +31,7 @@ def open_checkpoint(ckpt: str, names: Sequence[str], overrides: Sequence[str]) -
     from latentwire.checkpoint.index import find_checkpoint, load_config_of
 
     folder = find_checkpoint(ckpt)
-    config = load_config_of(folder, parse_overrides(overrides))
+    config = load_config_of(folder, changes_of(overrides, LENGTH))
     chosen = some_receivers(config.model.chosen, names_of(*names), f"--receiver: {folder}")
     if sys.stderr.isatty():
         print("loading the models", file=sys.stderr, flush=True)

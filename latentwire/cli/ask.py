@@ -24,16 +24,17 @@ from latentwire.cli.extras import extras
 from latentwire.cli.files import label
 from latentwire.cli.options import (
     DEFAULT_CHECKPOINT,
+    LENGTH,
     Checkpoint,
     Json,
     MaxNewTokens,
     OnlyReceivers,
     Overrides,
     TextToo,
+    changes_of,
     names_of,
 )
 from latentwire.config import some_receivers
-from latentwire.config.load import parse_overrides
 from latentwire.core.errors import ConfigError, DataError, ModelError, WireError
 from latentwire.core.json_files import dump_json
 
@@ -127,7 +128,7 @@ def _ask_index(
     index = Index(folder)
     from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 
-    checkpoint, changes = find_checkpoint(ckpt), parse_overrides(overrides)
+    checkpoint, changes = find_checkpoint(ckpt), changes_of(overrides, LENGTH)
     chosen = some_receivers(
         load_config_of(checkpoint, changes).model.chosen, names_of(*names), f"--receiver: {checkpoint}"
     )

@@ -11,8 +11,7 @@ import typer
 
 from latentwire.cli.answers import check_questions, printable
 from latentwire.cli.files import opened
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, MaxNewTokens, Overrides
-from latentwire.config.load import parse_overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, LENGTH, Checkpoint, Json, MaxNewTokens, Overrides, changes_of
 from latentwire.core.errors import WireError
 from latentwire.wire.message import Wire, read_texts
 
@@ -34,7 +33,7 @@ def decode(
     Example: latentwire decode story.lw --receiver gemma3-270m --question "Who is the keeper?"
     """
     check_questions(question)
-    changes = parse_overrides(overrides)
+    changes = changes_of(overrides, LENGTH | {"evaluation.candidates": "--candidates"})
     out = []
     with opened(file) as stream:
         texts = read_texts(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 from typer.main import get_command
 
 from latentwire.cli.run import as_program
+from latentwire.config.load import parse_overrides
+from latentwire.core.errors import ConfigError
 
 HERE = Path(__file__).resolve().parents[2]
 ROOT = HERE if (HERE / "pyproject.toml").is_file() else Path.cwd()
@@ -49,6 +52,17 @@ def with_debug(verb: Any) -> Any:
 def output_folder(help: str) -> Any:
     """The option that names the folder which a verb writes."""
     return typer.Option("-o", "--out_dir", "--out", metavar="DIR", help=help)
+
+
+LENGTH = {"evaluation.max_new_tokens": "--max_new_tokens"}
+
+
+def changes_of(overrides: Sequence[str] | None, said: Mapping[str, str]) -> dict[str, Any]:
+    """What --override changes, by dotted key; ConfigError for a key that an option of the verb says."""
+    changes = parse_overrides(overrides)
+    for key in sorted(changes.keys() & said.keys()):
+        raise ConfigError(f"--override {key}: {said[key]} says that here")
+    return changes
 
 
 def names_of(*words: str | None) -> list[str]:

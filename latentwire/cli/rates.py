@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.files import codec_of
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides
-from latentwire.config.load import parse_overrides
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Json, Overrides, changes_of
 from latentwire.core.atomic import write_bytes
-from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.errors import DataError
 from latentwire.core.json_files import dump_json
 
 
@@ -47,11 +46,9 @@ def rates(
     folder, path = find_checkpoint(ckpt), Path(out)
     for spec in codec or []:
         codec_of(spec, folder)
-    changes = parse_overrides(overrides)
+    said = {"evaluation.samples": "--samples"} | ({"data.eval_path": "--data_path"} if data_path else {})
+    changes = changes_of(overrides, said)
     own = {"evaluation.samples": samples} | ({"data.eval_path": data_path} if data_path else {})
-    for key in sorted(changes.keys() & own):
-        option = "--samples" if key == "evaluation.samples" else "--data_path"
-        raise ConfigError(f"--override {key}: {option} says that here")
     config = load_config_of(folder, changes | own)
     found = Rates(path, folder, config, load_passages(config.data, "validation", samples), lm_bytes)
     words = ["latentwire", "rates", "--ckpt", Path(ckpt).name if Path(ckpt).is_absolute() else ckpt]

@@ -213,6 +213,12 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         (["decode", __file__, "--receiver", "a", "--question", "?"], "test_main.py: not a LatentWire message"),
         (["decode", "{text}", "--receiver", "a", "--question", "?", "--ckpt", "gone"], "gone: no checkpoint there"),
         (["decode", "{text}"], "receiver"),
+        (
+            ["decode", "{text}", "--receiver", "a", "--question", "?", "--override", "evaluation.candidates=4"],
+            "--override evaluation.candidates: --candidates says that here",
+        ),
+        (["ask", __file__, "?", "--override", "evaluation.max_new_tokens=4"], "--max_new_tokens says that here"),
+        (["chat", __file__, "--override", "evaluation.max_new_tokens=4"], "--max_new_tokens says that here"),
         (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
         (["codecs", "--latents", "65535", "--d_z", "65535"], "--latents, --d_z: 4,294,836,225 numbers are more than"),
         (["no_such_verb"], "no_such_verb"),
