@@ -51,6 +51,8 @@ def questions(
     from latentwire.training.questioner import MadeQuestion, Questioner, kept
 
     folder, out = find_checkpoint(ckpt), Path(out_dir)
+    if out.is_file():
+        raise ConfigError(f"--out_dir: {out} is a file; questions go into a folder")
     of_data = {"data.dataset": "squad", "data.data_path": names_of(data_path), "data.text_path": None}
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
     changes |= parse_overrides(overrides)

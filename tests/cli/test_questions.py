@@ -173,6 +173,8 @@ def test_an_asker_goes_on_for_its_own_checkpoint_alone(
 def test_what_cannot_be_asked_is_said(trained: dict[str, Any], files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.text_path: .*gone: no such file$"):
         questions_main(words(trained, files | {"text_path": tmp_path / "gone"}))
+    with pytest.raises(ConfigError, match=r"^--out_dir: .* is a file; questions go into a folder$"):
+        questions_main(words(trained, files | {"out_dir": files["text_path"]}))
     with pytest.raises(ConfigError, match=r"^--receiver: .* has no receiver 'x' \(it has: llama, "):
         questions_main(words(trained, files, "--receiver", "x"))
     short = ("--override", "data.max_context_tokens=2")
