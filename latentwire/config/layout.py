@@ -30,6 +30,12 @@ class LatentLayout:
         """How many of a message's latents one receiver reads."""
         return self.shared + self.private if self.private else made
 
+    def places(self, made: int) -> list[int]:
+        """For each latent of a message, its place among those that a receiver of it reads."""
+        if not self.private:
+            return [*range(made)]
+        return [i if i < self.shared else self.shared + (i - self.shared) % self.private for i in range(made)]
+
     def own(self, name: str) -> list[int] | None:
         """Indices of the latents that a receiver reads; None for all of a message."""
         if not self.private:

@@ -100,13 +100,15 @@ class QueryPooler(nn.Module):
 
     A receiver reads the i-th latent where the i-th of M windows would be, so the i-th query leans towards that window:
     attention falls with the distance from it, by a slope of its own in each head (ALiBi, Press et al. 2022, arXiv
-    2108.12409). What lies further away stays within reach, above all for the last heads.
+    2108.12409). What lies further away stays within reach, above all for the last heads. Private latents stand behind
+    the shared ones for every receiver, and their queries lean there.
     """
 
     def __init__(self, d_memory: int, config: Config):
         super().__init__()
         section = config.queries
         self.heads = section.heads
+        self.layout = config.latent_layout
         self.queries = bank_of(config)
         self.memory = nn.Linear(d_memory, section.width)
         self.blocks = query_blocks(section.width, section.heads, section.layers)
@@ -123,8 +125,9 @@ class QueryPooler(nn.Module):
 
     def _bias(self, lengths: Sequence[int], counts: Sequence[int]) -> Tensor:
         """What is added to the attention of each query to each state: (batch * heads, M, T)."""
-        size = torch.tensor(lengths) / torch.tensor(counts)  # states a window
-        centres = (torch.arange(max(counts)) + 0.5) * size[:, None]
+        read = [self.layout.read_of(count) for count in counts]
+        size = torch.tensor(lengths) / torch.tensor(read)  # states a window
+        centres = (torch.tensor(self.layout.places(max(counts))) + 0.5) * size[:, None]
         distance = (centres[:, :, None] - torch.arange(max(lengths)) - 0.5).abs() / size[:, None, None]
         slopes = 4.0 * 2.0 ** -torch.arange(self.heads)
         bias = -slopes[:, None, None] * distance[:, None]

@@ -52,6 +52,17 @@ def test_a_receiver_sees_its_own_slice_and_not_the_other_s() -> None:
             assert torch.equal(nll(receiver, changed), before[name]) != (name in seen_by), (place, name)
 
 
+@pytest.mark.parametrize("kind", ["stq", "byte"])
+def test_queries_lean_to_where_a_receiver_reads_their_latents(kind: str) -> None:
+    """That is behind the shared ones, for every receiver: not behind the private ones of another."""
+    system, own = system_of(kind), [list(range(5)), [0, 1, 2, 5, 6]]
+    assert [receiver.own for receiver in system.receivers.values()] == own
+    bias = system.sender.encoder.pooler._bias([10], [7])  # type: ignore[operator, union-attr]
+    plain = small_system(small_config(encoder={"type": kind, "latent_len": 5})).sender.encoder.pooler
+    for index in own:
+        assert torch.equal(bias[:, index], plain._bias([10], [5]))  # type: ignore[operator, union-attr]
+
+
 def test_a_checkpoint_is_not_read_with_some_of_its_receivers_as_if_these_were_all(tmp_path: Path) -> None:
     models = {}
     for name, family in (("a", "llama"), ("b", "qwen3")):
