@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from latentwire.backbone.anatomy import decoder_layers
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import ConfigError
 from latentwire.model.system import LatentWire
@@ -68,6 +69,17 @@ def test_what_is_hard_to_predict_is_measured_as_ever() -> None:
     texts = [system.sender.prepare(text) for text in TEXTS]
     system.sender.features(texts)
     assert [text.chosen for text in texts] == [plain.sender.prepare(text).chosen for text in TEXTS]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_no_more_layers_run_than_are_read_once_tokens_are_chosen(lora: bool) -> None:
+    system = system_with(keep=2, lora=lora, layers=[0, 1])
+    texts, ran = [system.sender.prepare(text) for text in TEXTS], set[int]()
+    assert all(text.chosen for text in texts)
+    for index, block in enumerate(decoder_layers(system.sender.encoder.lm.model)):  # type: ignore[union-attr, arg-type]
+        block.register_forward_pre_hook(lambda *_, index=index: ran.add(index))
+    system.sender.latents_of(texts)
+    assert ran == {0}
 
 
 def test_every_tensor_is_trained() -> None:
