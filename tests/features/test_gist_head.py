@@ -67,6 +67,16 @@ def test_only_the_first_tokens_are_rebuilt_and_padding_is_none_of_them() -> None
     assert not torch.allclose(both, loss_of(system, [[*long[:3], 11], short]))
 
 
+def test_a_longer_text_beside_it_does_not_change_what_is_rebuilt() -> None:
+    system, made = system_with("llama", "gist_head", mask_ratio=1.0), []
+    receiver, head = system.receivers["a"], head_of(system)
+    head.out.register_forward_pre_hook(lambda _, args: made.append(args[0]))
+    z, counts = latents(system)
+    for texts, rows in (([[3, 7, 9, 4, 12, 5], [6, 2]], slice(None)), ([[6, 2]], slice(1, None))):
+        head.loss(receiver.lm, receiver.read_latents(z[rows], counts[rows]), texts)
+    torch.testing.assert_close(made[0][1, :2], made[1][0])
+
+
 def test_in_training_it_rebuilds_the_text_and_not_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
     system, given = system_with("llama", "gist_head"), []
     module, head = module_of(system), head_of(system)
@@ -91,6 +101,19 @@ def test_what_is_shown_helps_and_at_least_one_token_is_hidden() -> None:
     shown = head_of(system).shown.weight
     loss_of(system, [[3, 7, 9, 4, 12, 5], [4, 5, 6, 7, 8, 9]]).backward()
     assert shown.grad is not None and shown.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("ratio", [1e-9, 0.25, 0.75])
+def test_a_share_of_a_text_is_hidden_and_where_that_is_nothing_one_token(ratio: float) -> None:
+    system = system_with("llama", "gist_head", mask_ratio=ratio, target_len=100)
+    given: list[Tensor] = []
+    head_of(system).shown.register_forward_pre_hook(lambda _, args: given.append(args[0]))  # type: ignore[union-attr]
+    loss_of(system, [list(range(5, 105)), [5, 6, 7]])
+    hidden = (given[0] == 0).all(-1)
+    if ratio < 1e-6:
+        assert hidden[0].sum() == 1 == hidden[1, :3].sum()
+    else:
+        assert hidden[0].float().mean().item() == pytest.approx(ratio, abs=0.15)
 
 
 def test_gradients_reach_the_sender_through_the_latents() -> None:

@@ -42,8 +42,8 @@ class GistHead(ReadingFeature):
         ids, real = pad_right([row[: self.section.target_len] for row in texts], lm.pad_id, latents.device)
         with torch.no_grad():
             truth = lm.embed(ids).float()  # (batch, tokens, hidden_size)
-        hidden = torch.rand(ids.shape, device=ids.device) < self.section.mask_ratio
-        hidden |= ~(hidden & real).any(1, keepdim=True)  # at least one target a text
+        drawn = torch.rand(ids.shape, device=ids.device).masked_fill(~real, torch.inf)
+        hidden = (drawn < self.section.mask_ratio) | (drawn == drawn.amin(1, keepdim=True))  # at least one a text
         queries = self.queries[: ids.shape[1]].expand(*ids.shape, -1)
         if self.shown is not None:
             queries = queries + self.shown(truth * ~hidden[..., None])
@@ -53,6 +53,5 @@ class GistHead(ReadingFeature):
             tgt_key_padding_mask=~real,
             memory_key_padding_mask=~latent_mask,
         )
-        chosen = hidden & real
-        error = (self.out(found)[chosen] - truth[chosen]).pow(2).mean()
-        return error / truth[chosen].pow(2).mean()
+        error = (self.out(found)[hidden] - truth[hidden]).pow(2).mean()
+        return error / truth[hidden].pow(2).mean()
