@@ -30,6 +30,8 @@ SAME_FORM = (
 """What checkpoints must agree on to be averaged, and a checkpoint and a run that starts from it."""
 
 
+NOT_KEPT = {"features.use_gist_head"}
+"""What only training has: no checkpoint has tensors of it."""
 MAY_CHANGE = {
     *(f"checkpoint.{key}" for key in ("runs_dir", "every_steps", "keep", "tuned_cache")),
     *(f"system.{key}" for key in ("threads", "require_cuda", "device_map", "sequential_models", "grad_ckpt")),
@@ -59,7 +61,7 @@ def unlike_forms(one: Config, other: Config) -> Iterator[tuple[str, Any, Any]]:
     for dotted in sorted({".".join(key.split(".")[:2]) for key in unlike}):
         if dotted == "encoder.model" or (dotted == "encoder.companion" and both_have_one):
             continue  # the same model may lie elsewhere
-        if dotted.endswith(".dropout") or (dotted.startswith("lora.") and not has_lora):
+        if dotted in NOT_KEPT or dotted.endswith(".dropout") or (dotted.startswith("lora.") and not has_lora):
             continue  # no tensor means anything else by it
         if any(dotted == key or dotted.startswith(f"{key}.") for key in SAME_FORM):
             section, key = dotted.split(".")

@@ -87,6 +87,9 @@ def test_state_round_trip_and_misfits() -> None:
         state = {k: v for k, v in list(first.state_dict().items())[1:]}
         with pytest.raises(CheckpointError, match="do not fit"):
             second.load_state_dict(state)
+        state = {k: v[:1] if k.endswith("lora_A") else v[:, :1] for k, v in first.state_dict().items()}
+        with pytest.raises(CheckpointError, match=r"lora_A has shape \(1, 48\), not \(2, 48\)"):
+            second.load_state_dict(state)
 
 
 def test_first_n_and_targets_limit_what_is_tuned() -> None:
@@ -115,6 +118,8 @@ def test_dropout_works_where_gradients_are_on_and_nowhere_else() -> None:
         with lora.active():
             assert not torch.equal(logits(model), logits(model))
         with torch.no_grad(), lora.active():
+            assert torch.equal(logits(model), logits(model))
+        with lora.active(dropout=False):
             assert torch.equal(logits(model), logits(model))
 
 

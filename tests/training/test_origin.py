@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from latentwire.config.form import NOT_KEPT
 from latentwire.core.errors import ConfigError
+from latentwire.features import FEATURES
 from latentwire.model.pretrained import save_checkpoint
 from latentwire.training.origin import Origin
 from tests.systems import small_config, small_system
@@ -38,6 +40,17 @@ def test_what_a_checkpoint_was_trained_with_cannot_be_changed(
     changed = sections | {section: sections.get(section, {}) | {key: value}}
     with pytest.raises(ConfigError, match=rf"{tmp_path} was trained with {dotted} = .*, not "):
         Origin.of(small_config(**changed, **start))
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_what_only_training_has_may_be_left_out_later(on: bool, tmp_path: Path) -> None:
+    """A gist head is in no checkpoint: there is nothing to keep of it."""
+    one, other = ({"features": {"use_gist_head": head}} for head in (on, not on))
+    save_checkpoint(tmp_path, small_system(small_config(**one)))
+    start = {"checkpoint": {"init_from": str(tmp_path)}}
+    assert Origin.of(small_config(**other, **start)) is not None
+    assert Origin.of(small_config(**other, **start, curriculum={"train_only": ["a"]})) is not None
+    assert {f"features.use_{name}" for name, kind in FEATURES.items() if kind.train_only} == NOT_KEPT
 
 
 def test_some_options_are_free_where_nothing_that_stays_hangs_on_them(tmp_path: Path) -> None:
