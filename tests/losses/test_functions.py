@@ -50,6 +50,7 @@ def test_alignment_looks_for_the_closest_real_position_in_each_head() -> None:
     assert float(answer_alignment(parts, mask, answers, ~asked)) == pytest.approx(0.5)  # x is in the first head only
     alone = torch.tensor([[True, False]])
     assert float(answer_alignment(parts, alone, answers, asked)) == pytest.approx(0.5)
+    assert float(answer_alignment(-parts, ~alone, answers, asked)) == pytest.approx(2.0)  # as far as can be
 
 
 def test_statistics_are_compared_in_units_of_the_known_ones() -> None:
