@@ -13,6 +13,7 @@ from latentwire.core.errors import ModelError
 from latentwire.model.system import LatentWire
 from latentwire.reader.base import behind_head
 from latentwire.reader.color import Color
+from latentwire.reader.generator import Generator
 from latentwire.reader.slots import phase_table
 from latentwire.training.stages.closed_form import fit
 from latentwire.training.stages.end_to_end import EndToEnd
@@ -166,6 +167,17 @@ def test_calibration_and_gain_set_the_size_of_what_is_read(calibration: str, gai
         "train_stats": targets.pow(2).mean().sqrt().expand(2, 5),
     }[calibration]
     torch.testing.assert_close(seen["rms"], gain * expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_generator_makes_its_mean_of_the_mean_latent() -> None:
+    generator, counts = Generator(4, 6, hidden=3), torch.tensor([2])
+    for tensor in (generator.centre, generator.shift, generator.scale):
+        torch.nn.init.normal_(tensor)
+    centre, away = generator.centre.expand(1, 2, 4), torch.randn(1, 2, 4)
+    torch.testing.assert_close(generator(centre, counts), generator.shift.expand(1, 2, 6))
+    made = (away @ generator.linear) * generator.scale + generator.shift
+    torch.testing.assert_close(generator(centre + away, counts), made)
 
 
 def embedding_system(**adapter: object) -> LatentWire:
