@@ -54,6 +54,16 @@ def test_it_reads_the_tokens_that_the_receiver_of_its_kind_writes_its_slots_from
     assert [places[p :: len(own["b"].phase_tokens)] for p in range(len(own["b"].phase_tokens))] == own["b"].phase_tokens
 
 
+@torch.no_grad()
+def test_its_part_of_latents_has_a_mean_of_zero_as_fitted() -> None:
+    companion = fitted(system_with(), 8).sender.encoder.companion  # type: ignore[union-attr]
+    texts = [system_with().sender.prepare(p.context) for p in small_passages(8)[4:]]
+    seen = torch.cat(companion.window_features(texts))  # what is left when held-out passages are set aside
+    assert seen.mean(0).abs().max() > 0.1
+    made = companion(seen)
+    assert (made.mean(0).abs() < 1e-3 * made.std(0)).all()
+
+
 @pytest.mark.parametrize("keep", [None, 2])
 @pytest.mark.parametrize("lora", [False, True])
 def test_company_in_a_batch_does_not_change_latents(keep: int | None, lora: bool) -> None:
