@@ -254,6 +254,17 @@ def test_weights_and_k_go_over_the_stage() -> None:
     assert "first_token_ce" not in outs[4].terms
 
 
+def test_the_teacher_looks_at_as_many_first_tokens_as_the_receiver_does_by_then() -> None:
+    module = stage({"kd_weight": 1.0, "state_kd_weight": 1.0, "k_tokens": 1, "k_tokens_end": 3})
+    module.total_batches = 5
+    receiver, batch = module.system.receivers["a"], module.batch(4)
+    texts = [module.passages[i][1]["a"] for i in batch.chosen]
+    teacher = receiver.teach(texts, batch.block, batch.progress)
+    assert teacher is not None and teacher.logits is not None
+    assert len(teacher.logits) == batch.block.early(3).sum() > batch.block.early(1).sum()
+    assert module.forward(batch).metrics["kd"] > 0
+
+
 def test_a_single_token_or_the_content_of_an_answer_is_what_is_aligned() -> None:
     """Answers of 1 and 3 tokens: what ends the longer one does not count."""
     block = pack_questions([[([5, 6], [7]), ([5], [8, 9, 3])]], 0, spans=[[([4], [8, 8])]])
