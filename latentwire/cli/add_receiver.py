@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, names_of, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, changes_of, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
-from latentwire.config.load import parse_overrides
 from latentwire.config.sections.inputs import Dataset, check_name
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import CurriculumConfig
@@ -66,13 +65,18 @@ def add_receiver(
         "curriculum.closed_form.companion_for": None,
         "curriculum.end_to_end.max_steps": steps,
         "losses.latent_scale_weight": 0.0,  # a matter of the sender
+        "features.use_gist_head": False,  # the same
         "codec.learned": [kind for kind in trained.codec.learned if kind in codebooks_of(folder)],
     }
     if dataset and dataset != trained.data.dataset:
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
     if dataset or data_path:  # the texts beside the checkpoint's own data do not belong to these
         changes |= {"data.text_path": None, "data.cloze": 0}
-    own, usual = parse_overrides(overrides), CurriculumConfig()
+    given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
+    given |= {"text_path": text_path, "samples": samples}
+    said = {f"data.{key}": f"--{key}" for key, value in given.items() if value is not None}
+    own = changes_of(overrides, said | {"curriculum.end_to_end.max_steps": "--steps"})
+    usual = CurriculumConfig()
     for stage in ("slot_tuning", "baselines"):  # the run that made it took its own over from an earlier one
         if getattr(trained.curriculum, stage).max_steps == 0 and f"curriculum.{stage}.epochs" not in own:
             changes[f"curriculum.{stage}.max_steps"] = getattr(usual, stage).max_steps
@@ -84,9 +88,12 @@ def add_receiver(
         changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | own)
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
-    given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
-    given |= {"text_path": text_path, "samples": samples, "steps": steps}
-    words += [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
+    words += [
+        word
+        for key, value in (given | {"steps": steps}).items()
+        if value is not None
+        for word in (f"--{key}", str(value))
+    ]
     words += [word for change in overrides or [] for word in ("--override", change)] + ["--fresh"] * fresh
     asked = bool(config.data.eval_path) or config.data.dataset == "facts" or "evaluation.samples" in own
     measured = bool(config.evaluation.samples) and asked

@@ -126,9 +126,5 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def run() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script and of `python -m latentwire`."""
     run_and_exit(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, names_of, output_folder
+from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, changes_of, names_of, output_folder
 from latentwire.cli.run import invoke, run_and_exit
-from latentwire.config.load import parse_overrides, some_receivers
+from latentwire.config.load import some_receivers
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
 
@@ -55,7 +55,8 @@ def questions(
         raise ConfigError(f"--out_dir: {out} is a file; questions go into a folder")
     of_data = {"data.dataset": "squad", "data.data_path": names_of(data_path), "data.text_path": None}
     changes: dict[str, Any] = of_data | {"data.cloze": 0, "data.renamed": 0.0, "data.samples": None}
-    changes |= parse_overrides(overrides)
+    said = {"data.dataset": "--data_path", "data.data_path": "--data_path", "data.text_path": "--text_path"}
+    changes |= changes_of(overrides, said)
     config = load_config_of(folder, changes)
     name = next(iter(some_receivers(config.model.chosen, [receiver] if receiver else [], f"--receiver: {folder}")))
     texts = list(dict.fromkeys(load_texts(text_path)))[:limit]

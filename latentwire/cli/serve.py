@@ -15,8 +15,16 @@ from typing import Annotated, Literal
 import typer
 
 from latentwire.cli.extras import extras
-from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, MaxNewTokens, OnlyReceivers, Overrides, names_of
-from latentwire.config.load import parse_overrides
+from latentwire.cli.options import (
+    DEFAULT_CHECKPOINT,
+    LENGTH,
+    Checkpoint,
+    MaxNewTokens,
+    OnlyReceivers,
+    Overrides,
+    changes_of,
+    names_of,
+)
 from latentwire.core.errors import DataError, LatentWireError
 from latentwire.core.unicode import reading
 
@@ -63,7 +71,7 @@ def serve(
 
         from latentwire.serving.engine import Engine, Limits, ends_of
         from latentwire.serving.http import create_app
-    load = ends_of(ckpt, role, names_of(*(receiver or ())), parse_overrides(overrides))
+    load = ends_of(ckpt, role, names_of(*(receiver or ())), changes_of(overrides, LENGTH))
     limits = Limits(queue, batch, timeout, max_body, max_text_tokens, max_question, max_new_tokens)
     listener = _listen(host, port)
     engine = Engine(load, limits, role)

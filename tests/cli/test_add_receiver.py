@@ -15,6 +15,7 @@ from latentwire.checkpoint.tensors import load_folder, read_info
 from latentwire.cli.add_receiver import add_receiver, main
 from latentwire.cli.export import main as export_main
 from latentwire.cli.main import main as latentwire
+from latentwire.config import Config
 from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender
 from latentwire.train import main as train_main
@@ -259,7 +260,25 @@ def test_mistakes_end_in_one_line_and_write_nothing(
     assert "encoder.window = 4, not 2" in message("--override", "encoder.window=2")
     assert "features.use_prefix = False, not True" in message("--override", "features.use_prefix=true")
     assert "lora.r = 8, not 4" in message("--override", "lora.r=4")
+    assert "--override data.samples: --samples says that here" in message("--override", "data.samples=1", samples=2)
+    assert ": --steps says that here" in message("--override", "curriculum.end_to_end.max_steps=1")
     assert not out.exists()
+
+
+def test_what_is_a_matter_of_the_sender_is_left_out(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models / "run" / "last", tmp_path / "gist")
+    index = tmp_path / "gist" / "checkpoint.json"
+    info = json.loads(index.read_text())
+    info["config"]["features"]["use_gist_head"] = True
+    info["config"]["losses"]["latent_scale_weight"] = 0.5
+    index.write_text(json.dumps(info))
+    asked: list[Config] = []
+    monkeypatch.setattr("latentwire.cli.train.train", lambda config, *more, **options: asked.append(config))
+    main(words(models, tmp_path / "out", ckpt=tmp_path / "gist"))
+    (config,) = asked
+    assert not config.features.use_gist_head and config.losses.latent_scale_weight == 0.0
 
 
 def test_training_some_receivers_by_configuration(

@@ -172,7 +172,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
     words = ["decode", "--ckpt", str(tmp_path / "run"), "--receiver", "qwen", "--question", "Where?", "--json"]
     words += ["--override", "encoder.model=/no/such/model"]
     done = subprocess.run(
-        [sys.executable, "-m", "latentwire.cli.main", *words], cwd=ROOT, input=out.read_bytes(), capture_output=True
+        [sys.executable, "-m", "latentwire", *words], cwd=ROOT, input=out.read_bytes(), capture_output=True
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["answers"][0]["source"] == "latents"
@@ -219,6 +219,11 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         ),
         (["ask", __file__, "?", "--override", "evaluation.max_new_tokens=4"], "--max_new_tokens says that here"),
         (["chat", __file__, "--override", "evaluation.max_new_tokens=4"], "--max_new_tokens says that here"),
+        (["serve", "--override", "evaluation.max_new_tokens=4"], "--max_new_tokens says that here"),
+        (
+            ["questions", "--text_path", "a", "--data_path", "b", "--out", "c", "--override", "data.data_path=d"],
+            "--override data.data_path: --data_path says that here",
+        ),
         (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
         (["codecs", "--latents", "65535", "--d_z", "65535"], "--latents, --d_z: 4,294,836,225 numbers are more than"),
         (["no_such_verb"], "no_such_verb"),
@@ -426,7 +431,7 @@ def test_a_full_device_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("words", [["--version"], ["validate", "configs/default.json"], ["compare", "--help"]])
 def test_output_that_nobody_takes(words: list[str]) -> None:
-    program = [sys.executable, "-m", "latentwire.cli.main", *words]
+    program = [sys.executable, "-m", "latentwire", *words]
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as pipe:
@@ -443,7 +448,7 @@ def test_output_that_nobody_takes(words: list[str]) -> None:
 def test_a_terminal_of_another_encoding_shows_escapes_and_its_input_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "ö.json").write_text("{}")
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii:strict"}
-    words = [sys.executable, "-m", "latentwire.cli.main"]
+    words = [sys.executable, "-m", "latentwire"]
     for more in (["validate", "ö.json"], ["validate", "ü.json"]):
         done = subprocess.run([*words, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert r"\x" in done.stdout + done.stderr and "Traceback" not in done.stderr
@@ -453,7 +458,7 @@ def test_a_terminal_of_another_encoding_shows_escapes_and_its_input_ends_nothing
 
 
 def test_a_closed_input_is_an_empty_one(tmp_path: Path) -> None:
-    words = ["-m", "latentwire.cli.main", "encode", "--text", "only", "-o", "x.lw"]
+    words = ["-m", "latentwire", "encode", "--text", "only", "-o", "x.lw"]
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
     command = ["sh", "-c", '"$@" <&-', "sh", sys.executable, *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

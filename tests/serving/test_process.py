@@ -52,7 +52,7 @@ def state(folder: Path) -> dict[str, str]:
 @contextmanager
 def process(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
     """The verb in a process of its own, once it is ready."""
-    command = [sys.executable, "-m", "latentwire.cli.main", "serve", "--ckpt", str(run), "--port", "0", *words]
+    command = [sys.executable, "-m", "latentwire", "serve", "--ckpt", str(run), "--port", "0", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
