@@ -10,6 +10,7 @@ from latentwire.cli.options import ConfigFile, Json, Overrides
 from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config import load_config
 from latentwire.config.flags import schema_options
+from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import dump_json
 
 
@@ -31,7 +32,10 @@ def command(
     """
     from latentwire.training.speed import training_speed
 
-    result = training_speed(load_config(config_path, overrides, flags), steps)
+    config = load_config(config_path, overrides, flags)
+    if config.checkpoint.init_from:
+        raise ConfigError("checkpoint.init_from: leave it out; what is timed are untrained weights of the same shape")
+    result = training_speed(config, steps)
     print(dump_json(result) if as_json else table(result), end="")
     return result
 

@@ -77,8 +77,12 @@ def _equal(group: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bo
     )
 
 
-def load_checkpoint(folder: Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
-    """Build the system that a checkpoint describes, or only some of its receivers, and take up its state."""
+def load_checkpoint(folder: str | Path, config: Config | None = None, only: Sequence[str] | None = None) -> LatentWire:
+    """Build the system that a checkpoint describes, or only some of its receivers, and take up its state.
+
+    folder: as in `Sender.from_pretrained`.
+    """
+    folder = find_checkpoint(folder)
     config = config or load_config_of(folder)
     check_devices(config)
     state = load_folder(folder, _stems_of(folder, only))

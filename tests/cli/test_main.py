@@ -226,6 +226,7 @@ def test_a_receiver_needs_neither_the_sender_s_weights_nor_its_model(
         ),
         (["codecs", "--codec", "int9"], "codec 'int9' is unknown"),
         (["codecs", "--latents", "65535", "--d_z", "65535"], "--latents, --d_z: 4,294,836,225 numbers are more than"),
+        (["bench", "--init_from", "gone"], "checkpoint.init_from: leave it out; what is timed are untrained weights"),
         (["no_such_verb"], "no_such_verb"),
         (["encode", "{text}", "--text", "only", "-o", "./text"], "--out: ./text is a text that is read"),
         (["encode", "{text}", "--ckpt", "gone", "-o", "."], "--out: . is a folder; the messages go into a file"),

@@ -216,7 +216,7 @@ def test_what_is_checked_beforehand_is_what_an_answer_takes(message: str) -> Non
 
 
 def test_each_end_loads_only_its_own_part(checkpoint: Path) -> None:
-    system = load_checkpoint(checkpoint / "last")
+    system = load_checkpoint(str(checkpoint))  # a run, by its name: its last one
     sender = Sender.from_pretrained(checkpoint)
     wire = sender.encode(TEXTS[0])
     assert wire == system.sender.encode(TEXTS[0]) and wire.frame.sender == sender_fingerprint(checkpoint / "last")
