@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.checkpoint.training_state import prune_states
 from latentwire.config import Config
@@ -86,6 +88,7 @@ class Questioner:
             for (text, _), own, nlls in zip(batch, sound, known, strict=True):
                 yield text, [MadeQuestion(*pair, nll) for pair, nll in zip(own, nlls, strict=True)]
 
+    @torch.no_grad()
     def _questions(self, batch: Sequence[tuple[str, list[str]]]) -> list[list[str]]:
         prompt, counts = self.receiver.prompt, [len(answers) for _, answers in batch]
         with self.receiver.using(ASKING):
@@ -94,6 +97,7 @@ class Questioner:
             made = iter(self.receiver.generate(context, tails, LONGEST))
         return [[next(made) for _ in range(count)] for count in counts]
 
+    @torch.no_grad()
     def _expected(self, texts: Sequence[str], pairs: Sequence[Sequence[tuple[str, str]]]) -> list[list[float]]:
         """How far the reader of the text expects each answer, in nats a token."""
         read, counts = [self._read(text, own) for text, own in zip(texts, pairs, strict=True)], list(map(len, pairs))

@@ -201,3 +201,17 @@ def test_an_answer_is_expected_by_the_reader_of_the_text_token_by_token(tmp_path
                 float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer))), rel=1e-4
             )
     assert len(found) == 2 and all(len(answer) > 1 for _, answer in text.questions)
+
+
+def test_asking_and_expecting_is_without_dropout(tmp_path: Path) -> None:
+    config = small_config(features={"use_lora": True}, lora={"r": 4, "alpha": 8, "dropout": 0.5})
+    receiver, passage = small_system(config, ("llama",)).receivers["a"], small_passages(1)[0]
+    for name in (TEXT, ASKING):
+        shake(receiver, name)
+    questioner = Questioner(receiver, config, tmp_path)
+    pairs = [(question.text, question.answers[0]) for question in passage.questions]
+    with torch.no_grad():
+        asked = questioner._questions([(passage.context, ["red lamps", "river"])])
+        expected = questioner._expected([passage.context], [pairs])
+    assert questioner._questions([(passage.context, ["red lamps", "river"])]) == asked
+    assert questioner._expected([passage.context], [pairs]) == expected
