@@ -192,6 +192,11 @@ def test_receivers_by_shorthand_and_by_name() -> None:
         load_config(None, ['model.receivers={"question": "y"}'])
 
 
+def test_a_receiver_s_name_in_a_key_may_have_dots() -> None:
+    config = load_config(None, ['model.receivers={"a": "x"}', "model.receivers.q2.5=y", "deep_prefix.ranked.q2.5=2"])
+    assert config.model.receivers == {"a": "x", "q2.5": "y"} and config.deep_prefix.ranked == {"q2.5": 2}
+
+
 def test_every_key_has_one_flag_and_no_two_share_one() -> None:
     flags = [option.flag for option in options() if option.flag]
     assert len(flags) == len(set(flags))
