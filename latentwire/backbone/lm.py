@@ -320,8 +320,9 @@ class LanguageModel(TextTokenizer):
     def first_values(self, ids: Tensor) -> Tensor:
         """Values of tokens (n,) in the first layer, which depend on nothing else: (n, kv_heads, head_dim)."""
         block: Any = decoder_layers(self.model)[0]
+        embeddings = self.embed(ids).to(self.layer_device(0))  # only whole blocks fetch their inputs themselves
         with self.autocast():
-            values = getattr(block.self_attn, self.anatomy.source.value)(block.input_layernorm(self.embed(ids)))
+            values = getattr(block.self_attn, self.anatomy.source.value)(block.input_layernorm(embeddings))
         return values.view(len(ids), self.anatomy.kv_heads, self.anatomy.head_dim).to(self.device)
 
     def rope(self, positions: Tensor) -> list[tuple[Tensor, Tensor]]:

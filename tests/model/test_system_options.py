@@ -249,6 +249,19 @@ def test_slots_are_put_where_their_layer_computes() -> None:
     assert [layer.values.device.type for layer in context.repeat([2, 1]).cache.layers] == ["cpu", "meta", "cpu"]
 
 
+def test_the_first_layer_s_values_are_made_where_it_computes() -> None:
+    lm, seen = small_system(small_config(), ("llama",)).receivers["a"].lm, []
+    block: Any = decoder_layers(lm.model)[0]
+    add_hook_to_module(block, AlignDevicesHook(execution_device=torch.device("meta")))  # the embedding is elsewhere
+
+    def norm(module: nn.Module, args: Any) -> Any:
+        seen.append(args[0].device.type)
+        return torch.zeros(args[0].shape)
+
+    block.input_layernorm.register_forward_pre_hook(norm)
+    assert lm.first_values(torch.tensor([5, 6])).shape == (2, 2, 16) and seen == ["meta"]
+
+
 def test_a_device_map_that_cannot_be_met_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"system\.device_map: 'disk' is no device"):
         LatentWire.build(file_config(tmp_path, device_map={"": "disk"}))
