@@ -46,13 +46,12 @@ def tune(work: Work, receiver: Receiver, reads: str) -> None:
     if not work.steps(epoch_batches(texts, work.config.optimizer.batch_size), stage):
         return
     key = _key_of(work, receiver, texts, reads)
-    kept = cached_folder(work.cache, key)
+    kept, done = cached_folder(work.cache, key), work.folder.is_done(tuning_name(receiver, reads))
     if work.processes.agreed((kept / INDEX).is_file()):  # another run may finish it while the processes look
         print(f"{kind} of {receiver.name}, {reads}: taken from {kept}", flush=True)
         load_tuned(kept, receiver, reads)
-    elif kind in work.stages or work.folder.is_done(tuning_name(receiver, reads)):
+    elif kind in work.stages or done:
         # Only now, so that no adapter is there that was never trained.
-        done = work.folder.is_done(tuning_name(receiver, reads))
         fit(work, SlotTuning(receiver, texts, work.config, reads), stage)
         if work.processes.is_main and not done:  # what was done before may have been done on another machine
             save_tuned(kept, receiver, reads, key)
