@@ -18,7 +18,7 @@ from latentwire.core.errors import ConfigError
 from latentwire.core.json_files import read_object
 
 T = TypeVar("T")
-BY_RECEIVER = ("model.receivers.", "deep_prefix.ranked.")
+_BY_RECEIVER = ("model.receivers.", "deep_prefix.ranked.")
 """What comes behind these is a receiver's name, which may have dots."""
 SHOWN = 200
 """Characters of a wrong value that an error quotes."""
@@ -128,7 +128,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any], path: str = "") -> dict[s
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any, where: str) -> None:
-    *sections, last = dotted.split(".", 2) if dotted.startswith(BY_RECEIVER) else dotted.split(".")
+    *sections, last = dotted.split(".", 2) if dotted.startswith(_BY_RECEIVER) else dotted.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
