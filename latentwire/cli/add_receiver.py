@@ -72,28 +72,22 @@ def add_receiver(
         changes |= {"data.dataset": dataset, "data.data_path": None, "data.eval_path": None}
     if dataset or data_path:  # the texts beside the checkpoint's own data do not belong to these
         changes |= {"data.text_path": None, "data.cloze": 0}
-    given: dict[str, object] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
-    given |= {"text_path": text_path, "samples": samples}
-    said = {f"data.{key}": f"--{key}" for key, value in given.items() if value is not None}
+    of_data: dict[str, Any] = {"dataset": dataset, "data_path": data_path, "eval_path": eval_path}
+    of_data |= {"text_path": text_path, "samples": samples}
+    given = {key: value for key, value in of_data.items() if value is not None}
+    said = {f"data.{key}": f"--{key}" for key in given}
     own = changes_of(overrides, said | {"curriculum.end_to_end.max_steps": "--steps"})
     usual = CurriculumConfig()
     for stage in ("slot_tuning", "baselines"):  # the run that made it took its own over from an earlier one
         if getattr(trained.curriculum, stage).max_steps == 0 and f"curriculum.{stage}.epochs" not in own:
             changes[f"curriculum.{stage}.max_steps"] = getattr(usual, stage).max_steps
-    of_data: dict[str, Any] = {"data.data_path": names_of(data_path), "data.eval_path": eval_path}
-    of_data |= {"data.text_path": text_path, "data.samples": samples}
-    changes |= {key: value for key, value in of_data.items() if value}
+    changes |= {f"data.{key}": value for key, value in (given | {"data_path": names_of(data_path)}).items() if value}
     facts = (dataset or trained.data.dataset) == "facts"
     if (eval_path or facts) and not trained.evaluation.samples:  # the run that made it left evaluation out
         changes["evaluation.samples"] = EvaluationConfig().samples
     config = load_config_of(folder, changes | own)
     words = ["latentwire", "add-receiver", "--ckpt", ckpt, "--name", name, "--model", model, "--out_dir", out_dir]
-    words += [
-        word
-        for key, value in (given | {"steps": steps}).items()
-        if value is not None
-        for word in (f"--{key}", str(value))
-    ]
+    words += [word for key, value in (given | {"steps": steps}).items() for word in (f"--{key}", str(value))]
     words += [word for change in overrides or [] for word in ("--override", change)] + ["--fresh"] * fresh
     asked = bool(config.data.eval_path) or config.data.dataset == "facts" or "evaluation.samples" in own
     measured = bool(config.evaluation.samples) and asked

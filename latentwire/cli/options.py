@@ -55,6 +55,7 @@ def output_folder(help: str) -> Any:
 
 
 LENGTH = {"evaluation.max_new_tokens": "--max_new_tokens"}
+"""For `changes_of`, in verbs that have the option."""
 
 
 def changes_of(overrides: Sequence[str] | None, said: Mapping[str, str]) -> dict[str, Any]:

@@ -28,8 +28,6 @@ SAME_FORM = (
     "coprocessor",
 )
 """What checkpoints must agree on to be averaged, and a checkpoint and a run that starts from it."""
-
-
 NOT_KEPT = {"features.use_gist_head"}
 """What only training has: no checkpoint has tensors of it."""
 MAY_CHANGE = {
