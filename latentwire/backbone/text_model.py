@@ -41,7 +41,18 @@ class TextTokenizer:
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        return _frame(self.tokenizer)
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        framed = self.tokenizer("a")["input_ids"]
+        start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer splits a text otherwise with special tokens around it"
+            )
+        before, behind = framed[:start], framed[start + len(bare) :]
+        if not before:
+            first = bos_of(self.tokenizer)
+            before = [] if first is None else [first]
+        return before, behind
 
     @classmethod
     def load(cls, name: str) -> TextTokenizer:
@@ -94,14 +105,3 @@ class TextModel(TextTokenizer):
         states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         before, behind = map(len, self.frame)
         return [state[before : len(row) - behind] for state, row in zip(states, rows, strict=True)]
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    framed = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    before, behind = framed[:start], framed[start + len(bare) :]
-    if not before:
-        first = bos_of(tokenizer)
-        before = [] if first is None else [first]
-    return before, behind

@@ -32,7 +32,7 @@ def codecs(
     ckpt: Annotated[
         str | None, typer.Option(metavar="DIR", help="Learned codecs with the codebooks of this checkpoint.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time spent on each codec, each way.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.0, max=3600.0, help="Time spent on each codec, each way.")] = 1.0,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Measure encoding and decoding of whole messages, frame and checksum included.
@@ -51,8 +51,7 @@ def codecs(
     usual = [name for name in CODECS if name not in KINDS or (name in there and latents <= MOST_LATENTS)]
     z = np.random.default_rng(0).standard_normal((latents, d_z)).astype(np.float32)
     rows = []
-    for spec in codec or usual:
-        chosen = parse_codec(spec)
+    for chosen in list(map(parse_codec, codec or usual)):  # what is wrong with the last one is said before the first
         if books is not None and isinstance(chosen, LearnedCodec):
             chosen = chosen.with_book(books.get(chosen.name))
         chosen = with_sample_book(chosen, d_z)

@@ -50,7 +50,9 @@ class PromptFormat:
             rendered = tokenizer.apply_chat_template(
                 [{"role": "user", "content": CONTENT_MARK}], tokenize=False, add_generation_prompt=True
             )
-            before, self.after = rendered.split(CONTENT_MARK)
+            before, shown, self.after = rendered.partition(CONTENT_MARK)
+            if not shown or CONTENT_MARK in self.after:
+                raise ConfigError("anchor.chat_template: a receiver's template does not show the user's turn just once")
             self.head, self.behind = self._ids(before, template=True), self._ids(self.after, template=True)
             first = self._ids(self.after.lstrip() or "\n", template=True)[0]
             ends = first in tokenizer.all_special_ids or first in tokenizer.get_added_vocab().values()

@@ -27,7 +27,8 @@ from latentwire.model.receiver import Reply
 from latentwire.serving.engine import Answer, Ask, Encode, Engine, TooLarge
 from latentwire.serving.gate import DEADLINE, Gate
 from latentwire.wire.codecs import parse_codec
-from latentwire.wire.message import by_text, read_wires
+from latentwire.wire.frame import Frame, read_frames
+from latentwire.wire.message import Wire, by_text
 
 T = TypeVar("T")
 NEW_TOKENS = 24
@@ -170,17 +171,20 @@ def _check(body: Questions, engine: Engine) -> tuple[Answer, Ask]:
     new_tokens = body.max_new_tokens or min(NEW_TOKENS, limits.new_tokens)
     if new_tokens > limits.new_tokens:
         raise TooLarge(f"max_new_tokens: {new_tokens}; at most {limits.new_tokens} are made")
-    wires = list(islice(read_wires(io.BytesIO(body.wire)), limits.messages + 1))
+    wires = list(map(Wire, map(Frame.unpack, islice(read_frames(io.BytesIO(body.wire)), limits.messages + 1))))
     if len(wires) > limits.messages:
         raise TooLarge(f"wire: more than {limits.messages} messages")
     texts = list(by_text(wires))
     if len(texts) != 1:
         raise WireError(f"wire: messages of {len(texts)} texts; a request has those of one")
-    if sum(len((wire.text or "").encode()) for wire in wires) > limits.body:
+    # Before anything is decoded: a byte may stand for 64 of a text, or for many numbers.
+    if sum(wire.text_size for wire in wires) > limits.body:
         raise TooLarge(f"wire: a text of more than {limits.body} bytes")
     latents = sum(wire.latent_count for wire in wires)
-    if latents > limits.text_tokens:  # before they are decoded: a byte of a learned codec may stand for many numbers
+    if latents > limits.text_tokens:
         raise TooLarge(f"wire: {latents} latents; at most {limits.text_tokens} are taken")
+    for wire in wires:
+        wire.check()
     try:
         known[name].why_text(texts[0])
     except WireError as error:  # a sound message, but not for this receiver

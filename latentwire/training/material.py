@@ -34,7 +34,7 @@ class Material:
         self.system = system
         self.config = config
         self.texts = texts
-        fitting = [(passage, self._prepare(passage)) for passage in passages]
+        fitting = [(passage, prepare_fitting(system, config, passage)) for passage in passages]
         asked = [(passage, prepared) for passage, prepared in fitting if prepared is not None and passage.questions]
         print(
             f"data: {len(asked)} of {len(passages)} training passages have at most "
@@ -114,18 +114,19 @@ class Material:
     def _plain(self) -> Iterator[Prepared]:
         asked = {sent.text for sent, _ in self.prepared}  # with data.cloze the same texts may be both
         for text in self.texts:
-            prepared = None if text in asked else self._prepare(Passage("", text, ()))
+            prepared = None if text in asked else prepare_fitting(self.system, self.config, Passage("", text, ()))
             if prepared is not None and len(prepared[0].ids) > TOO_SHORT:
                 yield prepared
 
-    def _prepare(self, passage: Passage) -> Prepared | None:
-        """A passage as token ids, or None where it is longer than what is trained on."""
-        sent = self.system.sender.tokenize(passage.context)
-        if sent.tokens > self.config.data.max_context_tokens or self.system.sender.refusal(sent):
-            return None
-        _, texts = prepared = self.system.prepare(passage, sent)
-        fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in self.system.receivers.items())
-        return prepared if fits else None
+
+def prepare_fitting(system: LatentWire, config: Config, passage: Passage) -> Prepared | None:
+    """A passage as token ids, or None where it is longer than what is trained on, or than a receiver's window."""
+    sent = system.sender.tokenize(passage.context)
+    if sent.tokens > config.data.max_context_tokens or system.sender.refusal(sent):
+        return None
+    _, texts = prepared = system.prepare(passage, sent)
+    fits = all(texts[name].positions <= r.lm.anatomy.max_positions for name, r in system.receivers.items())
+    return prepared if fits else None
 
 
 def _origin(passage: Passage) -> str:

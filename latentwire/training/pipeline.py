@@ -6,7 +6,7 @@ the accumulation of all of them, which could go on with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import begin_adapter
 from latentwire.training.tuning import baselines_of, keep_baseline, tune
 from latentwire.training.work import Work
+from latentwire.wire.codebook import Codebook
 from latentwire.wire.codecs import LearnedCodec
 from latentwire.wire.default import default_codec
 
@@ -161,16 +162,22 @@ class Run:
 
     def _check_codec(self, origin: Origin | None) -> None:
         """ConfigError where the codec to evaluate with is a learned one that there will be no codebook of."""
-        codec, own = default_codec(self.config), self.config.codec
+        own = self.config.codec
         if origin and self.config.curriculum.train_only:  # its codebooks stay, and there are no others
             for kind in own.learned:
                 if kind not in origin.codebooks:
                     raise ConfigError(f"codec.learned: {origin.folder} has no codebook of {kind!r}")
-            books = load_codebooks(origin.folder)
-            layers = {name: len(book.layers) for name, book in books.items()}
+            self._check_layers(_layers_of(load_codebooks(origin.folder)))
+        elif not self.fresh and self.folder.is_done("codebooks"):
+            self._check_layers(_layers_of(load_codebooks(self.folder.done("codebooks"))))
         else:
-            made = "codec" in self.stages or (not self.fresh and self.folder.is_done("codebooks"))
-            layers = {name: most_layers(name, own, self.config.encoder.read) for name in own.learned if made}
+            made = own.learned if "codec" in self.stages else ()
+            self._check_layers({name: most_layers(name, own, self.config.encoder.read) for name in made})
+
+    def _check_layers(self, layers: Mapping[str, int]) -> None:
+        """ConfigError where the codec to evaluate with has no codebook among those of so many layers, or more layers
+        than its own."""
+        codec = default_codec(self.config)
         if not self.evaluates or not isinstance(codec, LearnedCodec):
             return
         if codec.name not in layers:
@@ -222,10 +229,15 @@ class Run:
         own = not self.config.curriculum.train_only  # else the codebooks came with the sender
         if own:
             self.processes.main_first(partial(find_codebooks, work))
+            self._check_layers(_layers_of(work.system.sender.codebooks))  # may be fewer than were asked for
         if asked or self.folder.is_done(CodecTuning.name):
             fit(work, CodecTuning(work.system, work.material.prepared, self.config), self.config.curriculum.codec)
         if own and self.folder.is_done(CodecTuning.name):
             self.processes.main_first(partial(recount_codes, work))
+
+
+def _layers_of(books: Mapping[str, Codebook]) -> dict[str, int]:
+    return {name: len(book.layers) for name, book in books.items()}
 
 
 class EpochCheckpoints(Callback):

@@ -19,6 +19,7 @@ from latentwire.core.seeds import seed_everything
 from latentwire.data import load_passages
 from latentwire.diagnostics.timing import timed
 from latentwire.model.system import LatentWire
+from latentwire.training.material import prepare_fitting
 from latentwire.training.stages.end_to_end import EndToEnd
 from latentwire.training.stages.slot_tuning import SlotTuning
 
@@ -44,10 +45,12 @@ def training_speed(config: Config, steps: int) -> dict[str, Any]:
     seed_everything(config.system.seed)
     passages = load_passages(config.data, "train", config.data.samples or 2000)
     system = LatentWire.build(config)
-    short = [p for p in passages if system.sender.tokenize(p.context).tokens <= config.data.max_context_tokens]
-    if not short:
-        raise DataError(f"data.max_context_tokens: no passage has at most {config.data.max_context_tokens} tokens")
-    prepared = [system.prepare(p) for p in short]
+    prepared = [p for p in (prepare_fitting(system, config, passage) for passage in passages) if p is not None]
+    if not prepared:
+        raise DataError(
+            f"data.max_context_tokens: no passage has at most {config.data.max_context_tokens} tokens and fits sender "
+            "and receivers"
+        )
     dtype = next(iter(system.receivers.values())).lm.dtype
     rate = gemm_rate(dtype, config.system.device)
     rows = []

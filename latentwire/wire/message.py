@@ -12,7 +12,7 @@ import numpy as np
 from latentwire.core.errors import WireError
 from latentwire.wire.codecs import Array, Codec, codec_of_frame, parse_codec
 from latentwire.wire.frame import Frame, LatentSection, read_frames
-from latentwire.wire.text import pack_text, unpack_text
+from latentwire.wire.text import pack_text, text_size, unpack_text
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ class Wire:
         for, since a reader without it may still use the text.
         """
         wire = cls(Frame.unpack(bytes(data)))
-        section, codec, _ = wire.frame.latents, wire.codec, wire.text
+        wire.check()
+        return wire
+
+    def check(self) -> None:
+        """Decode what its frame holds, as `from_bytes` does of a frame that it has parsed."""
+        section, codec, _ = self.frame.latents, self.codec, self.text
         if section is not None and codec is not None:
             codec.check(section.layers, section.count)
-        if wire.frame.codebook is None:
-            _ = wire.latents
-        return wire
+        if self.frame.codebook is None:
+            _ = self.latents
 
     @cached_property
     def codec(self) -> Codec | None:
@@ -97,6 +101,11 @@ class Wire:
         if not np.isfinite(z).all():
             raise WireError("message holds NaN or inf")
         return z
+
+    @property
+    def text_size(self) -> int:
+        """The bytes of its text in UTF-8, which are known without unpacking it; 0 in a message without text."""
+        return 0 if self.frame.text is None else text_size(self.frame.text)
 
     @cached_property
     def text(self) -> str | None:

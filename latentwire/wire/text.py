@@ -26,27 +26,35 @@ def pack_text(text: str) -> bytes:
     return bytes([PLAIN]) + raw
 
 
-def unpack_text(data: bytes) -> str:
-    """The text; WireError where it is not one, before more than MOST_EXPANSION times its bytes are allocated."""
+def text_size(data: bytes) -> int:
+    """The bytes of the text in UTF-8, told by its packed form, which is not unpacked; WireError where it is none, or
+    more than MOST_EXPANSION times as long."""
     kind, content = data[:1], data[1:]
     if not content:
         raise WireError("message with an empty text")
-    if kind == bytes([ZSTD]):
-        content = _decompress(content)
-    elif kind != bytes([PLAIN]):
+    if kind == bytes([PLAIN]):
+        return len(content)
+    if kind != bytes([ZSTD]):
         raise WireError(f"message with a text of unknown form {kind[0]}")
+    try:
+        size: int = zstandard.get_frame_parameters(content).content_size
+    except zstandard.ZstdError as error:
+        raise WireError(f"message with a damaged text: {error}") from None
+    if not 0 < size <= MOST_EXPANSION * len(content):
+        raise WireError(f"message with a text of {size:,} bytes in {len(content)}: refused")
+    return size
+
+
+def unpack_text(data: bytes) -> str:
+    """The text; WireError where it is not one, before more than `text_size` is allocated."""
+    text_size(data)
+    content = data[1:]
+    if data[0] == ZSTD:
+        try:
+            content = zstandard.ZstdDecompressor().decompress(content, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise WireError(f"message with a damaged text: {error}") from None
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise WireError(f"message with a text that is not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-def _decompress(packed: bytes) -> bytes:
-    try:
-        size = zstandard.get_frame_parameters(packed).content_size
-        if not 0 < size <= MOST_EXPANSION * len(packed):
-            raise WireError(f"message with a text of {size:,} bytes in {len(packed)}: refused")
-        raw: bytes = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise WireError(f"message with a damaged text: {error}") from None
-    return raw

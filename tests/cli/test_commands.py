@@ -404,6 +404,18 @@ def test_the_benchmark_measures_every_stage(
         assert sum(row[part] for part in ("data", "forward", "backward", "optimizer")) == pytest.approx(1)
 
 
+def test_the_benchmark_leaves_out_what_a_receiver_cannot_read(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latentwire.cli.bench import main as bench_main
+
+    shutil.copytree(models / "qwen3", tmp_path / "short")
+    file = tmp_path / "short" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 40}))
+    reason = "error: data.max_context_tokens: no passage has at most 400 tokens and fits sender and receivers"
+    assert reason in fails(bench_main, arguments(models, qwen_id=tmp_path / "short"), capsys)
+
+
 def test_working_on_other_stages_keeps_the_trained_checkpoint(models: Path, trained: dict[str, Any]) -> None:
     index = models / "run" / "last" / "checkpoint.json"
     before = json.loads(index.read_text())["files"]

@@ -530,7 +530,7 @@ def test_without_a_verb_there_is_help_alone(capsys: pytest.CaptureFixture[str]) 
     assert stop.value.code == 2 and "inspect" in shown.out + shown.err and "Error" not in shown.err
 
 
-def test_codecs_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_codecs_are_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     result = latentwire(["codecs", "--seconds", "0", "--latents", "4", "--d_z", "64", "--json"])
     assert json.loads(capsys.readouterr().out) == result
     assert [row["codec"].split(":")[0] for row in result["codecs"]] == list(CODECS)
@@ -541,6 +541,9 @@ def test_codecs_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["bits_per_dimension"] == 8 * row["bytes"] / 256
     latentwire(["codecs", "--seconds", "0", "--codec", "int4:group=128"])
     assert "int4:group=128,scale_bits=8" in capsys.readouterr().out
+    monkeypatch.setattr("latentwire.cli.codecs._per_second", lambda *_: pytest.fail("measured"))
+    assert "codec 'int9' is unknown" in fails(latentwire, ["codecs", "--codec", "int8", "--codec", "int9"], capsys)
+    assert "should be less than or equal to 3600" in fails(latentwire, ["codecs", "--seconds", "inf"], capsys)
 
 
 def test_fuzz_reports_what_it_tried(capsys: pytest.CaptureFixture[str]) -> None:

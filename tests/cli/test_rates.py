@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from latentwire.cli.main import main as latentwire
 from latentwire.core.errors import ConfigError, DataError, WireError
 from latentwire.evaluation import rates as evaluated
 from latentwire.train import main as train_main
+from latentwire.training import pipeline
 from tests.commands import STORY, arguments
 
 OWN = {
@@ -131,7 +133,7 @@ def test_codebooks_that_are_to_be_removed_do_not_count(coded: Path, models: Path
     assert (coded / "stages" / "codebooks" / "done").is_dir()
 
 
-def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = arguments(models, out_dir=tmp_path / "run", learned_codecs="rvq", end_to_end_max_steps=0)
     with pytest.raises(ConfigError, match="codec needs end_to_end, which was not done"):
         train_main([*words, "--stages", "slot_tuning,closed_form,codec"])
@@ -143,6 +145,15 @@ def test_what_is_missing_is_said(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"fsq:layers=5 has more than the 4 layers of its codebook"):
         train_main([*words, "--learned_codecs", "fsq", "--codec", "fsq:layers=5"])
     few = ["--codec_bits", "6", "--codec_index_bits", "3", "--codec", "rvq:layers=3"]  # two indices
+    with pytest.raises(ConfigError, match=r"rvq:layers=3 has more than the 2 layers of its codebook"):
+        train_main([*words, "--learned_codecs", "rvq", *few])
+    with monkeypatch.context() as patched:  # as if as many as were asked for might still be found
+        patched.setattr(pipeline, "most_layers", lambda *_: 3)
+        with pytest.raises(ConfigError, match=r"rvq:layers=3 has more than the 2 layers of its codebook"):
+            train_main([*words, "--learned_codecs", "rvq", *few])
+    stages = tmp_path / "other" / "stages"
+    assert (stages / "codebooks" / "done").is_dir() and not (stages / "codec").exists()
+    shutil.rmtree(stages / "end_to_end")  # with which the codebooks are begun anew, if it comes to that
     with pytest.raises(ConfigError, match=r"rvq:layers=3 has more than the 2 layers of its codebook"):
         train_main([*words, "--learned_codecs", "rvq", *few])
     with pytest.raises(ConfigError, match="names a codec twice"):

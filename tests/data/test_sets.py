@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.backbone.text_model import TextTokenizer
 from latentwire.config import Config
 from latentwire.config.load import config_from_dict
-from latentwire.core.errors import ConfigError, DataError
+from latentwire.core.errors import ConfigError, DataError, ModelError
 from latentwire.data import data_fingerprint, facts, load_passages, load_texts
 from latentwire.data.cloze import cloze_questions
 from latentwire.data.facts import make_facts, split_of
@@ -320,6 +320,16 @@ def test_special_tokens_that_a_text_spells_out_are_text() -> None:
     assert not special & set(tiny_lm("llama").tokenize_with_offsets("a<eos>b")[0])
 
 
+def test_a_tokenizer_that_cuts_a_framed_text_otherwise_is_refused() -> None:
+    class Cutting(PreTrainedTokenizerFast):
+        def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+            return {"input_ids": [1, 6, 7] if add_special_tokens else [5]}
+
+    tokenizer = Cutting(tokenizer_object=tiny_tokenizer("llama").backend_tokenizer)
+    with pytest.raises(ModelError, match="model 'odd': its tokenizer splits a text otherwise with special tokens"):
+        _ = TextTokenizer("odd", tokenizer).frame
+
+
 def test_a_chat_template_stands_around_the_context() -> None:
     tokenizer = tiny_tokenizer("llama")
     config = Config.model_validate({"anchor": {"chat_template": True}}).anchor
@@ -329,6 +339,12 @@ def test_a_chat_template_stands_around_the_context() -> None:
         "{% for m in messages %}<bos>[user] {{ m['content'] }} [end]{% endfor %}"
         "{% if add_generation_prompt %} [model]{% endif %}"
     )
+    kept = tokenizer.chat_template
+    for odd in (kept.replace("m['content']", "m['role']"), kept.replace("[user]", "{{ m['content'] }}")):
+        tokenizer.chat_template = odd
+        with pytest.raises(ConfigError, match=r"anchor\.chat_template: .* does not show the user's turn just once"):
+            PromptFormat(tokenizer, config, 2)
+    tokenizer.chat_template = kept
     prompt = PromptFormat(tokenizer, config, 2)
     assert tokenizer.decode(prompt.head) == "<bos>[user] " and prompt.head[0] == tokenizer.bos_token_id
     assert tokenizer.decode(prompt.tail("Who?")) == "\nQuestion: Who?\nAnswer: [end] [model]"

@@ -27,7 +27,9 @@ from latentwire.serving import gate, http
 from latentwire.serving.batching import Batcher, Job
 from latentwire.serving.engine import Answer, Ask, Ends, Engine, Limits
 from latentwire.serving.http import FAILED
+from latentwire.wire.frame import Frame
 from latentwire.wire.message import read_texts
+from latentwire.wire.text import pack_text
 from tests.serving.running import Held, engine_of, running
 from tests.systems import small_config, small_passages, small_system
 
@@ -38,6 +40,8 @@ LONG = "".join(random.Random(0).choices(string.ascii_letters, k=1000)) * 25
 """It shrinks to less than the longest body here."""
 WIDE = LONG[:12_000].translate({ord(letter): ord(letter) + 0x100 for letter in string.ascii_letters})
 """Two bytes a character: it has fewer characters than the longest body has bytes."""
+DAMAGED = pack_text(LONG)[:-40] + bytes(40)
+"""Packed, it still tells how long the text was, but cannot be unpacked."""
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,8 @@ def test_it_says_what_it_is_and_what_it_did(client: httpx2.Client, ends: Ends) -
         ({"json": body(Wire.of(text="a", more=True).to_bytes() * 41)}, 413, "more than 40 messages"),
         ({"json": body(Wire.of(np.ones((2, 16)), text=LONG))}, 413, "a text of more than 20000 bytes"),
         ({"json": body(Wire.of(np.ones((2, 16)), text=WIDE))}, 413, "a text of more than 20000 bytes"),
+        ({"json": body(Wire(Frame(text=DAMAGED)))}, 413, "a text of more than 20000 bytes"),
+        ({"json": body(Wire(Frame(text=pack_text(LONG[:9000])[:-40] + bytes(40))))}, 400, "a damaged text"),
         ({"json": body(Wire.of(np.ones((2, 16)), sender=b"stranger"))}, 409, "comes from sender"),
         ({"json": body(Wire.of(np.ones((2, 8))))}, 409, "width 8; the reader expects 16, and carries no text"),
         ({"json": body(Wire.of(text="a"), receiver="c")}, 404, "receiver: 'c' is not here (there are: a, b)"),
