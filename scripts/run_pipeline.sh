@@ -17,7 +17,7 @@ held_out="${EVAL_PATH:-}"
 python -m latentwire.cli.train --config "$config" --out_dir "$run" ${held_out:+--eval_path "$held_out"} \
     ${args[@]+"${args[@]}"}
 case " ${args[*]-} " in *" --dry-run "*) exit ;; esac
-export=(python -m latentwire.cli.export --ckpt "$run" --out_dir "$out" ${DATA_LICENCE:+--data_licence "$DATA_LICENCE"})
+export=(python -m latentwire export --ckpt "$run" --out_dir "$out" ${DATA_LICENCE:+--data_licence "$DATA_LICENCE"})
 "${export[@]}"
 # An exported checkpoint knows nothing of this machine: where local models and the held-out file lie, and its devices.
 mapfile -t here < <(

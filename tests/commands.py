@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latentwire.cli.run import run_and_exit
+from latentwire.cli.run import invoke, run_and_exit
 from tests import ROOT
 
 STORY = "Mira lives in Orlin near the river. She sells red lamps on the hill.\n"
+
+
+add_receiver_main = partial(invoke, "add-receiver")
+bench_main = partial(invoke, "bench")
+demo_main = partial(invoke, "demo")
+export_main = partial(invoke, "export")
+questions_main = partial(invoke, "questions")
 
 
 def arguments(folder: Path, **more: object) -> list[str]:

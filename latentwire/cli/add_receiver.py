@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, changes_of, names_of, output_folder
-from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.sections.inputs import Dataset, check_name
 from latentwire.config.sections.running import EvaluationConfig
 from latentwire.config.sections.training import CurriculumConfig
@@ -92,13 +91,3 @@ def add_receiver(
     asked = bool(config.data.eval_path) or config.data.dataset == "facts" or "evaluation.samples" in own
     measured = bool(config.evaluation.samples) and asked
     return train(config, Path(out_dir), words=words, fresh=fresh, evaluates=measured)
-
-
-def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Add a receiver with command-line arguments; returns the run's folder, its checkpoint and its evaluation."""
-    result: dict[str, Any] = invoke("add-receiver", args)
-    return result
-
-
-if __name__ == "__main__":
-    run_and_exit(main)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.options import ConfigFile, Json, Overrides
-from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config import load_config
 from latentwire.config.flags import schema_options
 from latentwire.core.errors import ConfigError
@@ -54,13 +53,3 @@ def table(result: dict[str, Any]) -> str:
             f"{r['forward']:5.0%} {r['backward']:5.0%} {r['optimizer']:5.0%} {r['tflops']:8.2f} {r['gemm_share']:8.0%}"
         )
     return "".join(f"{line}\n" for line in lines)
-
-
-def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Run the benchmark; returns what --json prints."""
-    result: dict[str, Any] = invoke("bench", args)
-    return result
-
-
-if __name__ == "__main__":
-    run_and_exit(main)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.options import DEFAULT_CHECKPOINT, ROOT, Checkpoint, output_folder
-from latentwire.cli.run import command_line, invoke, run_and_exit
+from latentwire.cli.run import command_line
 from latentwire.core.errors import named
 
 FACTS = ROOT / "configs" / "demo_facts.json"
@@ -117,13 +117,3 @@ def train_on_facts(checkpoint: Path, folder: Path) -> dict[str, Any]:
     )
     evaluation: dict[str, Any] = result["evaluation"]
     return evaluation
-
-
-def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Run the demo; returns both evaluations."""
-    results: dict[str, Any] = invoke("demo", args)
-    return results
-
-
-if __name__ == "__main__":
-    run_and_exit(main)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.options import Checkpoint, OnlyReceivers, names_of, output_folder
-from latentwire.cli.run import invoke, run_and_exit
 from latentwire.core.atomic import atomic_dir, write_text
 from latentwire.core.errors import CheckpointError
 from latentwire.core.json_files import write_json, write_jsonl
@@ -83,13 +82,3 @@ def command(
     size = sum(file["bytes"] for file in info["files"].values())
     print(f"{out}: {len(info['files'])} files, {size / 1e6:.1f} MB")
     return info
-
-
-def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Export with command-line arguments; returns the exported checkpoint's index."""
-    info: dict[str, Any] = invoke("export", args)
-    return info
-
-
-if __name__ == "__main__":
-    run_and_exit(main)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from latentwire.cli.options import DEFAULT_CHECKPOINT, Checkpoint, Overrides, changes_of, names_of, output_folder
-from latentwire.cli.run import invoke, run_and_exit
 from latentwire.config.load import some_receivers
 from latentwire.core.errors import ConfigError, DataError
 from latentwire.core.json_files import append_jsonl, read_json, read_jsonl, write_json
@@ -84,13 +83,3 @@ def questions(
     counts = {"asked": sum(len(asked) for _, asked in rows), "kept": sum(len(p.questions) for p in good)}
     print(f"{out / RESULT}: {counts['kept']} of {counts['asked']} questions on {len(rows)} paragraphs are kept")
     return {"file": str(out / RESULT)} | counts
-
-
-def main(args: list[str] | None = None) -> dict[str, Any]:
-    """Ask with command-line arguments; returns the file, and how many questions were asked and kept."""
-    result: dict[str, Any] = invoke("questions", args)
-    return result
-
-
-if __name__ == "__main__":
-    run_and_exit(main)

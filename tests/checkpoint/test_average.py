@@ -12,12 +12,12 @@ import torch
 from latentwire.checkpoint.export import lineage
 from latentwire.checkpoint.index import load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
-from latentwire.cli.export import main as export_main
 from latentwire.cli.main import main as latentwire
 from latentwire.config.load import config_from_dict
 from latentwire.core.errors import CheckpointError, ConfigError, LatentWireError
 from latentwire.model.pretrained import load_checkpoint
 from latentwire.training.origin import Origin
+from tests.commands import export_main
 from tests.systems import saved_run
 
 

@@ -12,15 +12,14 @@ import pytest
 from latentwire.checkpoint.export import rounded, training_log
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder, read_info
-from latentwire.cli.add_receiver import add_receiver, main
-from latentwire.cli.export import main as export_main
+from latentwire.cli.add_receiver import add_receiver
 from latentwire.cli.main import main as latentwire
 from latentwire.config import Config
 from latentwire.eval import main as eval_main
 from latentwire.model.sender import Sender
 from latentwire.train import main as train_main
 from latentwire.training.stages.end_to_end import EndToEnd
-from tests.commands import STORY, arguments, fails
+from tests.commands import STORY, add_receiver_main, arguments, export_main, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -34,7 +33,7 @@ def files_of(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def added(models: Path, trained: dict[str, Any]) -> dict[str, Any]:
-    return main(words(models, models / "more"))
+    return add_receiver_main(words(models, models / "more"))
 
 
 def test_the_sender_and_the_other_receivers_stay_as_they_are(models: Path, added: dict[str, Any]) -> None:
@@ -75,14 +74,16 @@ def test_other_data_come_without_the_texts_beside_the_checkpoints_own(
         info["config"]["curriculum"][stage]["max_steps"] = 0
     info["config"]["evaluation"]["samples"] = 0
     (old / "checkpoint.json").write_text(json.dumps(info))
-    run = main(words(models, tmp_path / "new", ckpt=old, dataset="facts", samples=30, steps=1))
+    run = add_receiver_main(words(models, tmp_path / "new", ckpt=old, dataset="facts", samples=30, steps=1))
     used = load_config_of(Path(run["checkpoint"]))
     assert used.data.samples == 30
     assert (used.data.text_path, used.data.cloze) == (None, 0)
     assert (used.curriculum.slot_tuning.max_steps, used.curriculum.baselines.max_steps) == (300, 200)
     assert run["evaluation"]["samples"] == used.evaluation.samples > 0
     epochs = ["--override", "curriculum.baselines.epochs=2", "--override", "evaluation.samples=0"]
-    run = main([*words(models, tmp_path / "epochs", ckpt=old, dataset="facts", samples=30, steps=1), *epochs])
+    run = add_receiver_main(
+        [*words(models, tmp_path / "epochs", ckpt=old, dataset="facts", samples=30, steps=1), *epochs]
+    )
     used = load_config_of(Path(run["checkpoint"]))
     assert (used.curriculum.slot_tuning.max_steps, used.curriculum.baselines.max_steps) == (300, None)
 
@@ -155,10 +156,10 @@ def test_a_killed_run_goes_on_to_the_same_result(
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(EndToEnd, "forward", killed)
-        main(command)
+        add_receiver_main(command)
     assert (tmp_path / "run" / "stages" / "end_to_end" / "step_000001").is_dir()
     assert not (tmp_path / "run" / "last").exists()
-    main(command)
+    add_receiver_main(command)
     assert files_of(tmp_path / "run") == files_of(models / "more")
 
 
@@ -166,7 +167,7 @@ def test_a_frozen_receiver_beside_others_with_lora(
     models: Path, added: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frozen = ["--override", "features.use_lora=false"]
-    result = main([*words(models, tmp_path / "frozen"), *frozen])
+    result = add_receiver_main([*words(models, tmp_path / "frozen"), *frozen])
     kept = load_folder(tmp_path / "frozen" / "last")
     assert not any("lora" in key for key in kept["receivers/gemma"])
     assert any("lora" in key for key in kept["receivers/llama"]) and "baselines/gemma-text" not in kept
@@ -238,7 +239,7 @@ def test_mistakes_end_in_one_line_and_write_nothing(
     out = tmp_path / "out"
 
     def message(*more: str, **changes: object) -> str:
-        return fails(main, [*words(models, out, **changes), *more], capsys)
+        return fails(add_receiver_main, [*words(models, out, **changes), *more], capsys)
 
     assert "--name: " in (said := message(name="qwen"))
     assert "has a receiver 'qwen' already (it has: llama, qwen)" in said
@@ -276,7 +277,7 @@ def test_what_is_a_matter_of_the_sender_is_left_out(
     index.write_text(json.dumps(info))
     asked: list[Config] = []
     monkeypatch.setattr("latentwire.cli.train.train", lambda config, *more, **options: asked.append(config))
-    main(words(models, tmp_path / "out", ckpt=tmp_path / "gist"))
+    add_receiver_main(words(models, tmp_path / "out", ckpt=tmp_path / "gist"))
     (config,) = asked
     assert not config.features.use_gist_head and config.losses.latent_scale_weight == 0.0
 
@@ -328,8 +329,10 @@ def test_an_option_that_came_later_does_not_end_a_run_but_another_sender_does(
     config = json.loads(path.read_text())
     del config["data"]["hotpot_context"]
     path.write_text(json.dumps(config))
-    assert main(words(models, tmp_path / "run"))["evaluation"]["samples"] == 6
+    assert add_receiver_main(words(models, tmp_path / "run"))["evaluation"]["samples"] == 6
     origin = json.loads((tmp_path / "run" / "origin.json").read_text())
     origin["sender.safetensors"]["sha256"] = "0" * 64
     (tmp_path / "run" / "origin.json").write_text(json.dumps(origin))
-    assert "has changed since this run started from it" in fails(main, words(models, tmp_path / "run"), capsys)
+    assert "has changed since this run started from it" in fails(
+        add_receiver_main, words(models, tmp_path / "run"), capsys
+    )

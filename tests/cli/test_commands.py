@@ -21,7 +21,7 @@ from latentwire.eval import main as eval_main
 from latentwire.report.card import model_card
 from latentwire.train import main as train_main
 from tests import ROOT
-from tests.commands import arguments, fails
+from tests.commands import arguments, bench_main, demo_main, export_main, fails
 
 
 def test_train_writes_a_run_and_evaluates_it(models: Path, trained: dict[str, Any]) -> None:
@@ -369,8 +369,6 @@ def test_importance_is_weighed_also_where_all_passages_are_set_aside(models: Pat
 def test_the_demo_shows_one_message_and_writes_its_results(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentwire.cli.demo import main as demo_main
-
     words = ["--ckpt", str(models / "run"), "--samples", "4", "--no_train", "--out_dir", str(tmp_path)]
     results = demo_main([*words, "--data_path", str(ROOT / "examples" / "questions.json")])
     shown = capsys.readouterr().out
@@ -384,8 +382,6 @@ def test_the_demo_shows_one_message_and_writes_its_results(
 def test_the_benchmark_measures_every_stage(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentwire.cli.bench import main as bench_main
-
     flags = arguments(models)
     encoded, forward = [], BackboneEncoder.forward
 
@@ -407,8 +403,6 @@ def test_the_benchmark_measures_every_stage(
 def test_the_benchmark_leaves_out_what_a_receiver_cannot_read(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentwire.cli.bench import main as bench_main
-
     shutil.copytree(models / "qwen3", tmp_path / "short")
     file = tmp_path / "short" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 40}))
@@ -494,7 +488,6 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from latentwire.checkpoint.export import measured_on, portable
-    from latentwire.cli.export import main as export_main
 
     (tmp_path / "held.json").write_text(
         json.dumps(
@@ -574,7 +567,6 @@ def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from latentwire.checkpoint.export import only_some
-    from latentwire.cli.export import main as export_main
 
     words = ["--ckpt", str(models / "run"), "--out_dir", str(tmp_path / "one")]
     info = export_main([*words, "--receivers", "qwen"])
@@ -612,8 +604,6 @@ def test_an_export_of_some_receivers_is_a_checkpoint_of_its_own(
 def test_an_export_takes_the_place_of_an_earlier_one_alone(
     models: Path, trained: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from latentwire.cli.export import main as export_main
-
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(models / "run", run)
     for _ in range(2):

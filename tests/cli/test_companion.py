@@ -10,11 +10,10 @@ import pytest
 
 from latentwire.checkpoint.index import sender_fingerprint
 from latentwire.checkpoint.tensors import load_folder
-from latentwire.cli.add_receiver import main as add_receiver
 from latentwire.cli.main import main as latentwire
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.commands import arguments, fails
+from tests.commands import add_receiver_main, arguments, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -83,7 +82,7 @@ def test_later_beside_a_new_receiver(
     assert after["receivers/gemma"]["reader.generator.linear"][16:].any()
     assert after["receivers/llama"]["reader.generator.linear"].shape[0] == 22
     assert before["receivers/llama"]["reader.generator.linear"].shape[0] == 16
-    add_receiver(  # and a checkpoint that has one is a sender as any other
+    add_receiver_main(  # and a checkpoint that has one is a sender as any other
         [
             *("--ckpt", str(tmp_path / "run"), "--name", "qwen", "--model", str(models / "qwen3")),
             *("--steps", "1", "--out_dir", str(tmp_path / "more")),
@@ -99,7 +98,7 @@ def test_it_is_fitted_to_whom_it_is_asked_for(models: Path, trained: dict[str, A
     assert state["receivers/qwen"]["reader.generator.linear"][16:].any()
     assert not state["receivers/llama"]["reader.generator.linear"][16:].any()
     new = ["--name", "gemma", "--model", str(models / "gemma3"), "--steps", "1", "--out_dir", str(tmp_path / "more")]
-    add_receiver(["--ckpt", str(tmp_path / "run"), *new])  # which reads all of the latents, whomever a part was for
+    add_receiver_main(["--ckpt", str(tmp_path / "run"), *new])  # which reads all of them
     assert load_folder(tmp_path / "more" / "last")["receivers/gemma"]["reader.generator.linear"][16:].any()
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from latentwire.cli.export import main as export_main
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.commands import arguments, fails
+from tests.commands import arguments, export_main, fails
 from tests.tiny import save_tiny_bert
 
 KINDS = ["byte", "simple-st", "stq"]

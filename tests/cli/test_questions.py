@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from latentwire.checkpoint.tensors import load_folder, read_info, save_folder
-from latentwire.cli.questions import main as questions_main
 from latentwire.config import Config
 from latentwire.core.errors import ConfigError, DataError, TrainingError
 from latentwire.core.names import ASKING, TEXT
@@ -21,6 +20,7 @@ from latentwire.data.load import load_passages
 from latentwire.data.squad import parse_squad
 from latentwire.training import questioner as module
 from latentwire.training.questioner import MadeQuestion, Questioner, kept
+from tests.commands import questions_main
 from tests.losses.test_objective import shake
 from tests.systems import small_config, small_passages, small_system
 

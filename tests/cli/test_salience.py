@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from latentwire.checkpoint.tensors import load_folder
-from latentwire.cli.add_receiver import main as add_receiver
 from latentwire.eval import main as eval_main
 from latentwire.train import main as train_main
-from tests.commands import arguments, fails
+from tests.commands import add_receiver_main, arguments, fails
 
 
 def words(models: Path, out: Path, **more: object) -> list[str]:
@@ -58,7 +57,7 @@ def test_a_checkpoint_that_chose_otherwise_goes_on_with_it(models: Path, tmp_pat
     assert load_folder(tmp_path / "new" / "last")["sender"]["encoder.salience.weight"].any()
     train_main([*words(models, tmp_path / "more", init_from=tmp_path / "new"), "--stages", "end_to_end"])
     assert rows_of(tmp_path / "more")[0]["stage"] == "end_to_end"  # it was known
-    add_receiver(
+    add_receiver_main(
         [
             *(
                 "--ckpt",
