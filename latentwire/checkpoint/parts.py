@@ -69,11 +69,11 @@ def codebook_stems(folder: Path) -> list[str]:
 
 
 def load_codebooks(folder: Path) -> dict[str, Codebook]:
-    """`codebooks_in` a checkpoint, without its other files."""
-    return codebooks_in(load_folder(folder, codebook_stems(folder)))
+    """`register_codebooks` of a checkpoint, without reading its other files."""
+    return register_codebooks(load_folder(folder, codebook_stems(folder)))
 
 
-def codebooks_in(state: State) -> dict[str, Codebook]:
+def register_codebooks(state: State) -> dict[str, Codebook]:
     """The codebooks of a state, by codec; from now on messages that name them can be decoded in this process.
 
     CheckpointError where one is damaged.

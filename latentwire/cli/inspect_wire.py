@@ -24,14 +24,16 @@ def inspect(
     """
     rows = []
     with opened(file) as stream:
-        for data in read_frames(stream):
-            rows.append(describe(data))
-            if not as_json:
-                print(_plain(rows[-1]), flush=True)
+        try:
+            for data in read_frames(stream):
+                rows.append(describe(data))
+                if not as_json:
+                    print(_plain(rows[-1]), flush=True)
+        finally:  # what comes before a damaged message is shown
+            if as_json and rows:
+                print(dump_json(rows), end="")
         if not rows:
             raise WireError("no message in it")
-        if as_json:
-            print(dump_json(rows), end="")
         if rows[-1]["more"]:
             raise WireError("the stream ends inside a text: its last message goes on in one that is not there")
     return rows

@@ -18,7 +18,7 @@ import torch
 from latentwire.backbone.devices import check_devices, prepare_device
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.index import find_checkpoint, load_config_of, sender_fingerprint
-from latentwire.checkpoint.parts import adapter_stem, codebook_stems, codebooks_in, reader_stem, receiver_of
+from latentwire.checkpoint.parts import adapter_stem, codebook_stems, reader_stem, receiver_of, register_codebooks
 from latentwire.checkpoint.tensors import checked_file, load_folder, read_info, save_folder
 from latentwire.config import Config
 from latentwire.core.manifest import run_manifest
@@ -139,7 +139,7 @@ def load_receiver(
     config = load_config_of(folder, changes)
     name, model = receiver_of(folder, config, name)
     state = load_folder(folder, [*(adapter_stem(name, adapter) for adapter in (LATENT, TEXT)), *codebook_stems(folder)])
-    codebooks_in(state)
+    register_codebooks(state)
     receiver = Receiver(name, load_lm(model, config, prepare_device(config), turns), config)
     load_receiver_state(receiver, state)
     receiver.sender = sender_fingerprint(folder)

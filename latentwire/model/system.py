@@ -14,11 +14,11 @@ from latentwire.backbone.load import load_config
 from latentwire.backbone.turns import Turns
 from latentwire.checkpoint.parts import (
     adapter_stem,
-    codebooks_in,
     load_part,
     merge,
     part_of,
     reader_stem,
+    register_codebooks,
 )
 from latentwire.config import Config
 from latentwire.core.errors import CheckpointError, named
@@ -112,7 +112,7 @@ def load_sender_state(sender: Sender, state: dict[str, dict[str, Tensor]], *, st
         own = part_of(state[SENDER], name)
         if own or not start:
             load_part(part, own, f"sender: {name}")
-    sender.codebooks |= codebooks_in(state)
+    sender.codebooks |= register_codebooks(state)
 
 
 def load_receiver_state(receiver: Receiver, state: dict[str, dict[str, Tensor]], *, start: bool = False) -> None:

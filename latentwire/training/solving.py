@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.nn import Module
 
-from latentwire.checkpoint.parts import State, codebooks_in
+from latentwire.checkpoint.parts import State, register_codebooks
 from latentwire.checkpoint.tensors import load_folder, save_folder
 from latentwire.core.names import CODEBOOKS
 from latentwire.diagnostics.memory import peak_memory_mb, reset_peak
@@ -205,4 +205,4 @@ def _keep_codebooks(work: Work, stage: str, find: Callable[..., dict[str, dict[s
             print(f"{stage} of {name}: {bits:.1f} bits a latent{kept}", flush=True)
         return {stem: t for stem, t in system.state_dict().items() if stem.startswith(CODEBOOKS)}, scores
 
-    once(work, stage, lambda state: system.sender.codebooks.update(codebooks_in(state)), make)
+    once(work, stage, lambda state: system.sender.codebooks.update(register_codebooks(state)), make)

@@ -73,6 +73,9 @@ def test_a_text_goes_through_files(
     with pytest.raises(WireError):
         latentwire(["inspect", str(damaged)])
     assert capsys.readouterr().out.count("4 latents of 16") == 2  # what comes before the damage is shown
+    with pytest.raises(WireError):
+        latentwire(["inspect", str(damaged), "--json"])
+    assert [row["latents"]["count"] for row in json.loads(capsys.readouterr().out)] == [4, 4]
     (row,) = latentwire(["inspect", str(beside), "--json"])  # what the text takes is no part of it
     assert row["latents"]["bits_per_dimension"] == 8 * (row["bytes"] - row["text"]["bytes"]) / 64
     (part := story.with_suffix(".part.lw")).write_bytes(Wire.of(np.ones((4, 16)), "fp16", more=True).to_bytes())

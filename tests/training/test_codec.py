@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentwire.checkpoint.parts import codebooks_in
+from latentwire.checkpoint.parts import register_codebooks
 from latentwire.checkpoint.tensors import PACK_FROM, load_folder, save_folder
 from latentwire.core.errors import CheckpointError, WireError
 from latentwire.core.names import LATENT
@@ -352,13 +352,13 @@ def test_large_arrays_of_a_codebook_are_not_packed(tmp_path: Path) -> None:
         assert own.arrays[name].size >= PACK_FROM
         tensors = {key: torch.from_numpy(array) for key, array in own.arrays.items()}
         save_folder(tmp_path / name, {"codecs/rvq": tensors}, {"config": {}}, dtype=torch.bfloat16, pack=True)
-        assert codebooks_in(load_folder(tmp_path / name))["rvq"].same_as(own)
+        assert register_codebooks(load_folder(tmp_path / name))["rvq"].same_as(own)
     tensors = {name: torch.from_numpy(array) for name, array in book.arrays.items()}
     save_folder(tmp_path / "bad", {"codecs/rvq": tensors | {"mean": tensors["mean"].bfloat16()}}, {"config": {}})
     with pytest.raises(CheckpointError, match=r"mean is torch\.bfloat16"):
-        codebooks_in(load_folder(tmp_path / "bad"))
+        register_codebooks(load_folder(tmp_path / "bad"))
     save_folder(tmp_path / "more", {"codecs/rvq": tensors | {"x": tensors["mean"].bfloat16()}}, {"config": {}})
-    assert codebooks_in(load_folder(tmp_path / "more"))["rvq"].same_as(book)
+    assert register_codebooks(load_folder(tmp_path / "more"))["rvq"].same_as(book)
 
 
 def test_a_stage_that_was_stopped_goes_on_to_the_same(tmp_path: Path) -> None:
