@@ -144,6 +144,8 @@ def first_problem(error: ValidationError, model: type[BaseModel] = Config) -> st
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(dotted, [key for key, _ in leaves(model)], n=1)
         text = f"{dotted}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+        if close == [dotted]:
+            text = f"{dotted}: a key with dots; in a file each section is an object that holds its keys"
     elif first["type"] == "value_error":  # a check of a section, or of the whole, names its keys itself
         section: type[BaseModel] | None = model
         for part in first["loc"]:

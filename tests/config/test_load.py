@@ -43,6 +43,7 @@ def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> No
     ("values", "overrides", "message"),
     [
         ({"encoder": {"windw": 4}}, [], r"c\.json: encoder\.windw: unknown key \(did you mean encoder\.window\?\)"),
+        ({"data.samples": 5}, [], r"c\.json: data\.samples: a key with dots; in a file each section is an object"),
         ({"encoder": {"window": "four"}}, [], r"c\.json: encoder\.window: .*got 'four'"),
         ({"encoder": {"window": 0}}, [], r"encoder\.window: .*greater than 0"),
         ({"data": 3}, [], r"c\.json: data: "),
