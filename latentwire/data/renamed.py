@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from latentwire.data.asked import VERDICTS
 from latentwire.data.cloze import mentioned
 from latentwire.data.example import Passage, Question
 
@@ -44,13 +45,15 @@ def renamed_passages(passages: Sequence[Passage], share: float, seed: int) -> It
 def renamed(passage: Passage, names: Names, rng: random.Random) -> Passage | None:
     """A passage under other names; None where nothing changes or no question is left.
 
-    Answers go that no longer stand in the passage, and questions that are left without one or hold it.
+    Answers go that no longer stand in the passage, and questions that are left without one or hold it. So do verdicts
+    such as "no": other numbers may turn them round, and where they stand in a passage they are not meant.
     """
     change = _changes(passage.context, names, rng)
     context = change(passage.context)
     asked = []
     for question in passage.questions:
-        text, answers = change(question.text), tuple(a for a in map(change, question.answers) if a in context)
+        said = (change(answer) for answer in question.answers if answer not in VERDICTS)
+        text, answers = change(question.text), tuple(answer for answer in said if answer in context)
         if answers and answers[0].lower() not in text.lower():
             asked.append(Question(question.id, text, answers))
     if context == passage.context or not asked:

@@ -64,6 +64,15 @@ def test_a_question_whose_answer_is_lost_goes() -> None:
 
 
 @pytest.mark.usefixtures("all_change")
+def test_a_question_that_is_answered_by_a_verdict_goes() -> None:
+    kept, text = ("Who built the tower?", "Edith Calloway"), f"{TEXT} Nobody knows all eyes that saw it."
+    asked = passage(kept, ("Was it built after Talden?", "no"), ("Was it built?", "yes"), text=text)
+    made = renamed(asked, names_in(OTHERS), random.Random(0))
+    assert made is not None and "no" in made.context and "yes" in made.context
+    assert [q.text for q in made.questions] == [kept[0]]
+
+
+@pytest.mark.usefixtures("all_change")
 def test_a_question_that_holds_its_answer_goes() -> None:
     asked = passage(("Who is edith calloway?", "Edith Calloway"), ("Who built it?", "Edith Calloway"))
     asked_of_others = passage(("Who is Edith Calloway?", "Edith Calloway"), ("Who built it?", "Edith Calloway"))
