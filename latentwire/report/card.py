@@ -34,12 +34,12 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
     receivers = ModelConfig.model_validate(model).chosen
-    size = sum(file["bytes"] for file in files.values()) / 1e6
+    sender, size = _encoder(encoder, len(receivers)), sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
         *_metadata([encoder["model"], *filter(None, [encoder.get("companion")]), *receivers.values()], data),
         "# LatentWire checkpoint",
         "",
-        f"A sender on `{encoder['model']}` ({', '.join([_encoder(encoder), *_features(config, of_sender=True)])}) and "
+        f"A sender on `{encoder['model']}` ({', '.join([sender, *_features(config, of_sender=True)])}) and "
         f"readers ({', '.join(_features(config, of_sender=False)) or 'vectors at the input'}) for:",
         "",
         *(f"- `{name}`: {_model(value)}{_when(name, config['curriculum'])}" for name, value in receivers.items()),
@@ -100,15 +100,15 @@ def _features(config: dict[str, Any], *, of_sender: bool) -> list[str]:
     return [f"`{name}`" for name in on if (name in ("latent_refiner", "sender_lora")) == of_sender]
 
 
-def _encoder(encoder: dict[str, Any]) -> str:
-    kind = encoder.get("type", "backbone")
+def _encoder(encoder: dict[str, Any], receivers: int) -> str:
+    kind, private = encoder.get("type", "backbone"), encoder.get("latent_private_len") or 0
     parts = [f"windows of {encoder['window']} tokens{_chosen(encoder)}", f"d_z {encoder['d_z']}"]
-    if encoder["latent_len"]:
-        parts[0] = f"{encoder['latent_len']} latents"
+    if made := encoder["latent_len"] or (encoder.get("latent_shared_len") or 0) + receivers * private:
+        parts[0] = f"{made} latents"
     if encoder.get("companion"):
         parts[-1] += f", {encoder['companion_d_z']} of them by `{encoder['companion']}` {encoder['companion_layers']}"
-    if encoder.get("latent_private_len"):
-        parts.append(f"{encoder['latent_private_len']} latents private to each receiver")
+    if private:
+        parts.append(f"{private} latents private to each receiver")
     return ", ".join([*parts, f"hidden states {encoder['layers']}"] if kind == "backbone" else [f"type {kind}", *parts])
 
 

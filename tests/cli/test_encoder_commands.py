@@ -65,7 +65,11 @@ def test_a_checkpoint_is_exported_and_one_receiver_of_it_evaluated(
     kind = trained["kind"]
     export_main(["--ckpt", str(models / kind), "--out_dir", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"type {kind}" in card and "2 latents private to each receiver" in card and "latent_refiner" in card
+    assert (
+        f"type {kind}, 10 latents, d_z 16" in card
+        and "2 latents private to each receiver" in card
+        and "latent_refiner" in card
+    )
     sender = models / ("llama" if kind == "byte" else "bert")
     words = ["--samples", "6", "--quiet", "--override", f"encoder.model={sender}"]
     for key, model in (("llama_id", "llama"), ("qwen_id", "qwen3")):
