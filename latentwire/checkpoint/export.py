@@ -15,6 +15,7 @@ from latentwire.checkpoint.parts import State, adapter_stem, reader_stem
 from latentwire.checkpoint.tensors import read_info
 from latentwire.config.flags import options
 from latentwire.config.load import config_from_dict, some_receivers
+from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.errors import CheckpointError, ConfigError
 from latentwire.core.json_files import read_json
 from latentwire.core.names import ADAPTERS, CARD, CODEBOOKS, EXPORTED_LOG, INDEX, LOG, ORIGIN, RESULTS
@@ -138,9 +139,12 @@ def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
 def portable(info: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's index with file names in place of this machine's paths, and without the options in HERE.
 
-    The held-out file is left out: an evaluation names its own.
+    The held-out file is left out: an evaluation names its own. Receivers are all in model.receivers, where whoever uses
+    the checkpoint names models of their own.
     """
     config = _named(info["config"])
+    chosen = ModelConfig.model_validate(config["model"]).chosen
+    config["model"] |= {"receivers": chosen, "llama_id": None, "qwen_id": None}
     config["data"]["eval_path"] = None
     for section, keys in HERE.items():
         for key in keys:

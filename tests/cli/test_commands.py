@@ -498,9 +498,9 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
     words = ["--ckpt", str(models / "run"), "--out_dir", str(out)]
     export_main(words)
     measure = ["--dataset", "squad", "--data_path", str(tmp_path / "held.json"), "--quiet", "--fresh_eval"]
-    for key in ("llama_id", "qwen_id"):
-        measure += ["--override", f"model.{key}={models / key.replace('_id', '').replace('qwen', 'qwen3')}"]
-    measure += ["--override", f"encoder.model={models / 'llama'}"]
+    named = {"encoder.model": "llama", "model.receivers.llama": "llama", "model.receivers.qwen": "qwen3"}
+    for key, model in named.items():
+        measure += ["--override", f"{key}={models / model}"]
     eval_main(["--ckpt", str(out), *measure, "--out_dir", str(tmp_path / "measured")])
     export_main([*words, "--results", str(tmp_path / "measured" / "eval.json"), "--data_licence", "a story, CC0"])
     assert {"README.md", "training.jsonl", "eval.json", "checkpoint.json"} <= {p.name for p in out.iterdir()}
@@ -514,7 +514,8 @@ def test_an_exported_checkpoint_works_and_knows_no_path(
         assert str(tmp_path) not in text and str(models) not in text, name
     config = json.loads((out / "checkpoint.json").read_text())["config"]
     assert not {"device", "require_cuda"} & set(config["system"])
-    assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] == "llama"
+    assert "tuned_cache" not in config["checkpoint"] and config["model"]["llama_id"] is None
+    assert config["model"]["receivers"] == {"llama": "llama", "qwen": "qwen3"}
     info["manifest"]["command"] = [
         'data.data_path=["/a/one.json", "/a/two.json"]',
         'model.receivers={"a": "/a/llama", "b": "org/name"}',
