@@ -73,7 +73,7 @@ def fuzz(
                     _ = Wire.from_bytes(data).latents
                 valid += 1
             except WireError as error:
-                reasons[re.sub(r"(0x\w+|\b[\da-f]{8}\b|[\d,]+)", "#", str(error).split(":")[0])] += 1
+                reasons[re.sub(r"(0x\w+|\b[\da-f]{8}\b|\d+(,\d+)*)", "#", str(error).split(":")[0])] += 1
             except Exception as error:
                 raise LatentWireError(f"message {number} gave {type(error).__name__}: {error}: {data.hex()}") from error
             if traced:

@@ -553,6 +553,7 @@ def test_fuzz_reports_what_it_tried(capsys: pytest.CaptureFixture[str]) -> None:
     result = latentwire(["fuzz", "--messages", "600", "--seed", "3", "--json"])
     assert json.loads(capsys.readouterr().out) == result and result["messages"] == 600
     assert result["largest_parse_bytes"] > 0
+    assert "message of # bytes, not the # that it announces" in result["refused"]
     again = latentwire(["fuzz", "--messages", "600", "--seed", "3"])
     assert again["refused"] == result["refused"] and "600 messages in" in capsys.readouterr().out
 
