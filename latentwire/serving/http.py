@@ -126,7 +126,7 @@ def create_app(engine: Engine, token: str | None = None) -> Gate:
             """The messages of the UTF-8 text in the body, one behind the other."""
             task = Encode(None if codec is None else str(parse_codec(codec)), text == "beside")
             try:
-                content = (await request.body()).decode()
+                content = (await request.body()).decode("utf-8-sig")  # as the command line reads a file
             except UnicodeDecodeError as error:
                 raise HTTPException(400, f"the body is not a UTF-8 text: {error.reason}") from None
             if not content.strip():

@@ -99,6 +99,8 @@ def test_a_text_becomes_a_message_that_every_receiver_answers_from(client: httpx
     assert (sent.status_code, sent.headers["content-type"]) == (200, "application/octet-stream")
     wire = Wire.from_bytes(sent.content)
     assert ends.sender is not None and wire == ends.sender.encode(TEXTS[0], "int8", with_text=True)
+    marked = client.post("/v1/encode", params={"codec": "int8", "text": "beside"}, content=f"\ufeff{TEXTS[0]}")
+    assert marked.content == sent.content  # the mark at a file's beginning is none of its text
     assert str(Wire.from_bytes(client.post("/v1/encode", content=TEXTS[0]).content).codec) == "fp16"
     for name, receiver in ends.receivers.items():
         reply = client.post("/v1/answer", json=body(wire, receiver=name))
@@ -183,6 +185,7 @@ def test_it_says_what_it_is_and_what_it_did(client: httpx2.Client, ends: Ends) -
         ({"content": "word " * 1000}, 413, "at most 900 are taken"),
         ({"content": b""}, 400, "the text is empty"),
         ({"content": b" \n"}, 400, "the text is empty"),
+        ({"content": "\ufeff\n"}, 400, "the text is empty"),
         ({"content": b"a\xff"}, 400, "not a UTF-8 text"),
         ({"content": "a", "params": {"codecs": "int4"}}, 422, "codecs: there is no such parameter"),
         ({"content": "a", "params": {"codec": "int5"}}, 400, "codec 'int5' is unknown"),
