@@ -67,9 +67,13 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any], *, kep
     for dotted, value in lifting(changes).items():
         _set(values, dotted, value, where)
     try:
-        return Config.model_validate(values, context={KEPT: kept})
+        config = Config.model_validate(values, context={KEPT: kept})
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_problem(error)}") from None
+    for key in ("model.llama_id", "model.qwen_id") if any(key.startswith("model.receivers") for key in changes) else ():
+        if key not in changes and getattr(config.model, key.removeprefix("model.")):
+            raise ConfigError(f"{where}: model.receivers: does nothing beside {key}, which is set and replaces it")
+    return config
 
 
 def lifting(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,17 @@ def test_a_flag_wins_over_an_override_and_that_over_the_file(tmp_path: Path) -> 
     assert (config.data.samples, config.data.seed, config.lora.r) == (4, 5, 3)
 
 
+def test_receivers_are_not_changed_in_vain_beside_a_shorthand(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.json", {"model": {"llama_id": "x"}})
+    with pytest.raises(
+        ConfigError, match=r"c\.json: model\.receivers: does nothing beside model\.llama_id, which is set"
+    ):
+        load_config(path, ["model.receivers.llama=y"])
+    changed = ["model.receivers.llama=y", "model.llama_id=null"]
+    assert load_config(path, changed).model.chosen == {"llama": "y"}
+    assert load_config(None, ["model.receivers.a=y"], {"model.llama_id": "z"}).model.chosen == {"llama": "z"}
+
+
 def test_a_file_extends_another_and_replaces_its_receivers(tmp_path: Path) -> None:
     write(tmp_path / "base.json", {"data": {"samples": 1, "seed": 5}, "model": {"receivers": {"a": "x"}}})
     path = write(
