@@ -55,18 +55,22 @@ def only_some(state: State, info: dict[str, Any], names: list[str], where: str) 
     others = set(config.model.chosen) - set(chosen)
     gone = {adapter_stem(name, adapter) for name in others for adapter in ADAPTERS}
     kept = {stem: tensors for stem, tensors in state.items() if stem not in gone}
-    short = {"receivers": chosen, "llama_id": None, "qwen_id": None}
     has_lora = any(key.startswith("lora.") for name in chosen for key in kept[reader_stem(name)])
     curriculum = info["config"]["curriculum"]
     ranked = {name: count for name, count in config.deep_prefix.ranked.items() if name in chosen}
     changes = {
-        "model": info["config"]["model"] | short,
+        "model": _with_receivers(info["config"]["model"], chosen),
         "features": info["config"]["features"] | {"use_lora": has_lora},
         "curriculum": curriculum
         | {"train_only": None, "closed_form": curriculum["closed_form"] | {"companion_for": None}},
         "deep_prefix": info["config"]["deep_prefix"] | {"ranked": ranked},
     }
     return kept, info | {"config": info["config"] | changes}
+
+
+def _with_receivers(model: Mapping[str, Any], receivers: Mapping[str, str]) -> dict[str, Any]:
+    """The section `model` with these receivers, and no shorthand that would replace them."""
+    return {**model, "receivers": dict(receivers), "llama_id": None, "qwen_id": None}
 
 
 def check_target(out: Path, source: Path) -> None:
@@ -143,8 +147,7 @@ def portable(info: dict[str, Any]) -> dict[str, Any]:
     the checkpoint names models of their own.
     """
     config = _named(info["config"])
-    chosen = ModelConfig.model_validate(config["model"]).chosen
-    config["model"] |= {"receivers": chosen, "llama_id": None, "qwen_id": None}
+    config["model"] = _with_receivers(config["model"], ModelConfig.model_validate(config["model"]).chosen)
     config["data"]["eval_path"] = None
     for section, keys in HERE.items():
         for key in keys:

@@ -70,9 +70,12 @@ def config_from_dict(values: Any, where: str, changes: Mapping[str, Any], *, kep
         config = Config.model_validate(values, context={KEPT: kept})
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_problem(error)}") from None
-    for key in ("model.llama_id", "model.qwen_id") if any(key.startswith("model.receivers") for key in changes) else ():
-        if key not in changes and getattr(config.model, key.removeprefix("model.")):
-            raise ConfigError(f"{where}: model.receivers: does nothing beside {key}, which is set and replaces it")
+    if any(key.startswith("model.receivers") for key in changes):
+        for name in ("llama_id", "qwen_id"):
+            if getattr(config.model, name) and f"model.{name}" not in changes:
+                raise ConfigError(
+                    f"{where}: model.receivers: does nothing beside model.{name}, which is set and replaces it"
+                )
     return config
 
 

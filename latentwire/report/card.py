@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.backbone.aliases import ALIASES, hub_id
+from latentwire.config.layout import deal_out
 from latentwire.config.sections.inputs import ModelConfig
 from latentwire.core.intervals import with_interval
 from latentwire.core.measures import ADAPTER_OF, kept_in_words, mode_label
@@ -34,7 +35,7 @@ def model_card(info: dict[str, Any], results: dict[str, Any] | None) -> str:
     config, files = info["config"], info["files"]
     encoder, data, model = config["encoder"], config["data"], config["model"]
     receivers = ModelConfig.model_validate(model).chosen
-    sender, size = _encoder(encoder, len(receivers)), sum(file["bytes"] for file in files.values()) / 1e6
+    sender, size = _encoder(encoder, receivers), sum(file["bytes"] for file in files.values()) / 1e6
     lines = [
         *_metadata([encoder["model"], *filter(None, [encoder.get("companion")]), *receivers.values()], data),
         "# LatentWire checkpoint",
@@ -100,10 +101,11 @@ def _features(config: dict[str, Any], *, of_sender: bool) -> list[str]:
     return [f"`{name}`" for name in on if (name in ("latent_refiner", "sender_lora")) == of_sender]
 
 
-def _encoder(encoder: dict[str, Any], receivers: int) -> str:
+def _encoder(encoder: dict[str, Any], receivers: Iterable[str]) -> str:
     kind, private = encoder.get("type", "backbone"), encoder.get("latent_private_len") or 0
     parts = [f"windows of {encoder['window']} tokens{_chosen(encoder)}", f"d_z {encoder['d_z']}"]
-    if made := encoder["latent_len"] or (encoder.get("latent_shared_len") or 0) + receivers * private:
+    shared, fixed = encoder.get("latent_shared_len"), kind != "backbone"
+    if made := encoder["latent_len"] or deal_out(None, shared, private, receivers, fixed=fixed).total:
         parts[0] = f"{made} latents"
     if encoder.get("companion"):
         parts[-1] += f", {encoder['companion_d_z']} of them by `{encoder['companion']}` {encoder['companion_layers']}"
